@@ -1,0 +1,1 @@
+"""The engine process: torch lives here; no network and no codec."""

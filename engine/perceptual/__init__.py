@@ -1,0 +1,1 @@
+"""How the video looks: condition, renderer and autoencoder."""

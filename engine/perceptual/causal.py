@@ -1,0 +1,80 @@
+"""Convolutions over time that only look back, and the memory that carries them from one call to the next.
+
+Shapes: `B` batch, `C` channels, `T` frames (of any rate), `H` x `W` size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_KERNEL = 3  # in time, height and width
+_TAIL = _KERNEL - 1  # frames that a call leaves for the next one
+
+
+@dataclass(frozen=True, slots=True)
+class CausalState:
+    """The last frames that each convolution of one network has seen; as large after a day as after one call.
+
+    Owned by the video that is being coded. Tensors are made at the first call and changed in place afterwards.
+    """
+
+    tails: dict[int, Tensor] = field(default_factory=dict)  # of each convolution, [B, C, 2, H, W]
+
+    @property
+    def started(self) -> bool:
+        return bool(self.tails)
+
+
+class CausalConv(nn.Conv3d):
+    """3x3x3 convolution; before the first frame stands that frame itself (FACTS 4)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, _KERNEL, padding=(0, _KERNEL // 2, _KERNEL // 2))
+        self.slot = 0
+
+    def forward(self, x: Tensor, state: CausalState) -> Tensor:  # type: ignore[override]
+        """[B, inputs, T, H, W] -> [B, outputs, T, H, W]."""
+        tail = state.tails.get(self.slot)
+        before = x[:, :, :1].expand(-1, -1, _TAIL, -1, -1) if tail is None else tail
+        padded = torch.cat([before, x], dim=2)
+        if tail is None:
+            state.tails[self.slot] = padded[:, :, -_TAIL:].clone()
+        else:
+            tail.copy_(padded[:, :, -_TAIL:])
+        return super().forward(padded)
+
+
+def number_convolutions(network: nn.Module) -> None:
+    """Gives each causal convolution of a network its own place in that network's `CausalState`."""
+    convolutions = [module for module in network.modules() if isinstance(module, CausalConv)]
+    for slot, convolution in enumerate(convolutions):
+        convolution.slot = slot
+
+
+class CausalResidualBlock(nn.Module):
+    """Norm, SiLU and causal convolution, twice, beside a shortcut; `norm` makes a norm for a number of channels."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.norm1 = norm(inputs)
+        self.conv1 = CausalConv(inputs, outputs)
+        self.norm2 = norm(outputs)
+        self.conv2 = CausalConv(outputs, outputs)
+        self.shortcut = nn.Conv3d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, state: CausalState, *guide: Tensor) -> Tensor:
+        """[B, inputs, T, H, W] -> [B, outputs, T, H, W]; `guide` is what the norms take beside x."""
+        hidden = self.conv1(F.silu(self.norm1(x, *guide)), state)
+        output: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden, *guide)), state)
+        return output
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Applies a 2-D layer to every frame: [B, C, T, H, W] -> [B, C', T, H', W']."""
+    frames = layer(x.transpose(1, 2).flatten(0, 1))
+    return torch.unflatten(frames, 0, (x.shape[0], x.shape[2])).transpose(1, 2)

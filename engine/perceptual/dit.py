@@ -1,0 +1,221 @@
+"""The diffusion transformer's trunk, its position table, and the base network made of it.
+
+Shapes: `B` batch, `T` latent frames, `C` latent channels, `H` x `W` latent size, `L` text tokens, `K` text width,
+`N` tokens (text and image), `D` width, `Z` time embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.layers import sinusoid
+from engine.perceptual.block import Block, KeysValues, Layout, Segment
+from engine.perceptual.head import ConvHead, Frames, LinearHead
+
+PROMPT_TIME = 0.999  # the time condition of frames that are given, clean = 1 (PAPER 2.3)
+
+
+@dataclass(frozen=True, slots=True)
+class DiTConfig:
+    """Sizes of the trunk and its head; the defaults are the published ones (FACTS 3.2).
+
+    `frames`, `height` and `width` are the largest window in latents. `position_scale` divides rows and columns in the
+    position table. `time_scale` multiplies the time before the sinusoid: 1 where times are the published steps 0..999,
+    1000 where they run from 0 (noise) to 1 (clean).
+
+    `per_half_time` gives prompt frames the time condition `PROMPT_TIME`, as the paper says; the release has one time
+    for all frames (FACTS 7). `half_causal` further lets text and prompt frames attend to themselves only and gives the
+    text that time too, so that their keys and values are the same at every denoising step.
+
+    `head` is 'linear' as published, or 'conv' for small presets: `head_blocks` residual blocks of `head_width`
+    channels at latent resolution.
+    """
+
+    hidden: int = 1920
+    heads: int = 30
+    layers: int = 30
+    mlp_ratio: int = 4
+    patch: int = 2
+    frames: int = 13
+    height: int = 60
+    width: int = 90
+    channels: int = 16
+    time_dim: int = 512
+    time_scale: float = 1.0
+    text_length: int = 226
+    text_dim: int = 4096
+    position_scale: float = 1.875
+    per_half_time: bool = False
+    half_causal: bool = False
+    head: str = "linear"
+    head_width: int = 96
+    head_blocks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
+        if self.hidden % 16:
+            raise ValueError(f"hidden {self.hidden} is not a multiple of 16, which the position table needs")
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(f"latents of {self.height}x{self.width} cannot be cut into patches of {self.patch}")
+        if self.half_causal and not self.per_half_time:
+            raise ValueError("half_causal needs per_half_time: cached prompt frames must not know the step's time")
+        if self.head not in ("linear", "conv"):
+            raise ValueError(f"head {self.head!r} is neither 'linear' nor 'conv'")
+
+    @property
+    def frame_tokens(self) -> int:
+        return (self.height // self.patch) * (self.width // self.patch)
+
+
+def position_table(config: DiTConfig) -> Tensor:
+    """The fixed table [1, L + tokens of all frames, D] float32: zero for text, then [time | column | row] sines."""
+    rows, columns = config.height // config.patch, config.width // config.patch
+    quarter, rest = config.hidden // 4, config.hidden // 4 * 3 // 2
+    grid = (config.frames, rows, columns)
+    time = _sines(torch.arange(config.frames), quarter)[:, None, None].expand(*grid, quarter)
+    column = _sines(torch.arange(columns) / config.position_scale, rest)[None, None].expand(*grid, rest)
+    row = _sines(torch.arange(rows) / config.position_scale, rest)[None, :, None].expand(*grid, rest)
+    image = torch.cat([time, column, row], dim=-1).flatten(0, 2)
+    return torch.cat([torch.zeros(config.text_length, config.hidden), image])[None]
+
+
+def _sines(positions: Tensor, dim: int) -> Tensor:
+    """[N] -> [N, dim] float32, [sin | cos], computed in float64."""
+    exponents = torch.arange(dim // 2, dtype=torch.float64) / (dim / 2)
+    angles = positions.double()[:, None] / 10000**exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+class Trunk(nn.Module):
+    """Embeddings and layers that the base network and the control branch each have a copy of."""
+
+    positions: Tensor
+
+    def __init__(self, config: DiTConfig, layers: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("positions", position_table(config))
+        self.patch = nn.Conv2d(config.channels, config.hidden, config.patch, stride=config.patch)
+        self.text = nn.Linear(config.text_dim, config.hidden)
+        self.time = nn.Sequential(
+            nn.Linear(config.hidden, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
+        )
+        self.blocks = nn.ModuleList(
+            Block(config.hidden, config.heads, config.time_dim, config.mlp_ratio) for _ in range(layers)
+        )
+        self.final_norm = nn.LayerNorm(config.hidden, eps=1e-5)
+
+    def embed(self, text: Tensor, frames: Tensor) -> Tensor:
+        """[B, L, K] text and [B, T, C, H, W] frames from window position 0 on -> [B, N, D] tokens."""
+        config = self.config
+        if text.shape[1:] != (config.text_length, config.text_dim):
+            expected = (config.text_length, config.text_dim)
+            raise ValueError(f"text of {tuple(text.shape[1:])} (tokens, width) given, {expected} expected")
+        words = self.text(text) + self.positions[:, : config.text_length]
+        return torch.cat([words, self.embed_frames(frames, 0)], dim=1) if frames.shape[1] else words
+
+    def embed_frames(self, frames: Tensor, start: int) -> Tensor:
+        """[B, T, C, H, W] frames from window position `start` on -> [B, T tokens, D]."""
+        config = self.config
+        if start + frames.shape[1] > config.frames:
+            raise ValueError(f"frames {start}..{start + frames.shape[1] - 1} do not fit a window of {config.frames}")
+        if frames.shape[2:] != (config.channels, config.height, config.width):
+            expected = (config.channels, config.height, config.width)
+            raise ValueError(
+                f"latents of {tuple(frames.shape[2:])} (channels, rows, columns) given, {expected} expected"
+            )
+        patches = self.patch(frames.flatten(0, 1)).flatten(2).transpose(1, 2)
+        tokens: Tensor = patches.reshape(frames.shape[0], -1, config.hidden)
+        first = config.text_length + start * config.frame_tokens
+        return tokens + self.positions[:, first : first + tokens.shape[1]]
+
+    def layout(self, time: Tensor, frames: int, prompt_frames: int) -> Layout:
+        """Text and all `frames`, the first `prompt_frames` of them given; `time` [B] of the others."""
+        config = self.config
+        times = [time]
+        segments = [Segment(config.text_length, True, 0), Segment(frames * config.frame_tokens, False, 0)]
+        if config.per_half_time and prompt_frames:
+            times.append(torch.full_like(time, PROMPT_TIME))
+            prompt = Segment(prompt_frames * config.frame_tokens, False, 1)
+            segments[1:] = [prompt, Segment((frames - prompt_frames) * config.frame_tokens, False, 0)]
+        return Layout(tuple(segments), self.embed_times(torch.stack(times)))
+
+    def prompt_layout(self, batch: int, prompt_frames: int) -> Layout:
+        """Text and prompt frames alone, all at `PROMPT_TIME`."""
+        config = self.config
+        segments = [Segment(config.text_length, True, 0)]
+        if prompt_frames:
+            segments.append(Segment(prompt_frames * config.frame_tokens, False, 0))
+        time = torch.full((1, batch), PROMPT_TIME, device=self.positions.device)
+        return Layout(tuple(segments), self.embed_times(time))
+
+    def new_layout(self, time: Tensor, frames: int) -> Layout:
+        """New frames alone, at `time` [B]."""
+        return Layout((Segment(frames * self.config.frame_tokens, False, 0),), self.embed_times(time[None]))
+
+    def embed_times(self, times: Tensor) -> Tensor:
+        """[E, B] -> [E, B, Z], after the SiLU that every user of a time embedding applies."""
+        embedded: Tensor = self.time(sinusoid(times.float() * self.config.time_scale, self.config.hidden))
+        return F.silu(embedded)
+
+
+class DiT(Trunk):
+    """The base network: trunk and head (FACTS 3.2)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config, config.layers)
+        self.head: LinearHead | ConvHead
+        if config.head == "linear":
+            self.head = LinearHead(config.hidden, config.time_dim, config.patch, config.channels)
+        else:
+            self.head = ConvHead(
+                config.hidden, config.time_dim, config.patch, config.channels, config.head_width, config.head_blocks
+            )
+
+    def forward(
+        self, x: Tensor, layout: Layout, residuals: Sequence[Tensor] = (), context: Sequence[KeysValues] | None = None
+    ) -> Tensor:
+        """Runs the layers.
+
+        Args:
+            x: [B, N, D] tokens.
+            layout: of these tokens.
+            residuals: of the control branch, [B, N, D] each, added after layer 0, 1, ...
+            context: for every layer, the keys and values of tokens before these.
+
+        Returns:
+            [B, N, D].
+        """
+        for index, block in enumerate(self.blocks):
+            x, _ = block(x, layout, None if context is None else context[index])
+            if index < len(residuals):
+                x = x + residuals[index]
+        return x
+
+    def read(self, x: Tensor, layout: Layout, residuals: Sequence[Tensor] = ()) -> tuple[KeysValues, ...]:
+        """The keys and values of every layer for [B, N, D] tokens; of the last layer nothing else is computed."""
+        caches = []
+        for index, block in enumerate(self.blocks[:-1]):
+            x, cache = block(x, layout)
+            if index < len(residuals):
+                x = x + residuals[index]
+            caches.append(cache)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return (*caches, last.read(x, layout))
+
+    def output(self, x: Tensor, layout: Layout, frames: Frames) -> Tensor:
+        """The head's answer for the last `frames.noisy.shape[1]` frames of [B, N, D] tokens: [B, T, C, H, W]."""
+        config = self.config
+        count = frames.noisy.shape[1]
+        grid = (count, config.height // config.patch, config.width // config.patch)
+        hidden = self.final_norm(x[:, -count * config.frame_tokens :]).unflatten(1, grid)
+        # New frames are the last segment of every layout.
+        output: Tensor = self.head(hidden, layout.times[layout.segments[-1].time], frames)
+        return output

@@ -1,0 +1,170 @@
+"""The causal autoencoder of preset `mini`: 2-D convolutions with temporal memory around a linear map.
+
+One latent stands for four frames (the very first for one, which is packed four times). The linear map is a PCA of
+8x8-pixel, four-frame patches; a small network adds what the linear map misses and sees, at each level, the features
+of the latent before. Nothing runs per frame or at full resolution, so it is fast on a CPU.
+Shapes: `B` batch, `T` latents, `F` frames, `C` latent channels, `H` x `W` pixels, `h` x `w` = H/8 x W/8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+FRAMES_PER_LATENT = 4
+PATCH_PX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TinyVAEConfig:
+    """Sizes. `residual_scale` multiplies the network's output, so that training starts at the linear map."""
+
+    latent_channels: int = 24
+    width_8: int = 128  # at 1/8 of the picture's size
+    width_4: int = 64  # at 1/4
+    blocks_8: int = 2
+    blocks_4: int = 3
+    residual_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.latent_channels > self.patch_values:
+            raise ValueError(f"{self.latent_channels} latent channels, but a patch has {self.patch_values} values")
+
+    @property
+    def patch_values(self) -> int:
+        return FRAMES_PER_LATENT * 3 * PATCH_PX * PATCH_PX
+
+
+@dataclass(slots=True)
+class TinyVAEState:
+    """The features of the last latent at each level; None before the first. Constant in size."""
+
+    level_8: Tensor | None = None  # [B, width_8, h, w]
+    level_4: Tensor | None = None  # [B, width_4, 2h, 2w]
+
+    @property
+    def started(self) -> bool:
+        return self.level_8 is not None
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions around SiLU, added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, width, h, w] -> the same shape."""
+        out: Tensor = x + self.second(nnf.silu(self.first(nnf.silu(x))))
+        return out
+
+
+class Level(nn.Module):
+    """Blocks at one resolution; the first sees the features of the latent before."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.memory = nn.Conv2d(width, width, 3, padding=1)
+        self.blocks = nn.ModuleList(Residual(width) for _ in range(blocks))
+
+    def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[B, T, width, h, w] and the last features of the call before -> the same shape, and this call's last."""
+        if before is None:
+            before = torch.zeros_like(x[:, 0])
+        shifted = torch.cat([before.to(x.dtype).unsqueeze(1), x[:, :-1]], dim=1)
+        last = x[:, -1]
+        batch = x.shape[:2]
+        hidden = x.flatten(0, 1) + self.memory(shifted.flatten(0, 1))
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden.unflatten(0, batch), last
+
+
+class TinyVAE(nn.Module):
+    """Encoder and decoder. Latents are in the renderer's scale: the linear map's, times `latent_scale` per channel."""
+
+    basis: Tensor
+    mean: Tensor
+    latent_scale: Tensor
+
+    def __init__(self, config: TinyVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, w8, w4 = config.latent_channels, config.width_8, config.width_4
+        packed_4 = FRAMES_PER_LATENT * 3 * 16
+        self.register_buffer("basis", torch.zeros(c, config.patch_values))
+        self.register_buffer("mean", torch.zeros(config.patch_values))
+        self.register_buffer("latent_scale", torch.ones(c))
+        self.encode_in = nn.Conv2d(packed_4, w4, 3, padding=1)
+        self.encode_4 = Level(w4, config.blocks_4 - 1)
+        self.encode_down = nn.Conv2d(4 * w4, w8, 1)
+        self.encode_8 = Level(w8, config.blocks_8)
+        self.encode_out = nn.Conv2d(w8, c, 3, padding=1)
+        self.decode_in = nn.Conv2d(c, w8, 3, padding=1)
+        self.decode_8 = Level(w8, config.blocks_8)
+        self.decode_up = nn.Conv2d(w8, 4 * w4, 1)
+        self.decode_4 = Level(w4, config.blocks_4)
+        self.decode_out = nn.Conv2d(w4, packed_4, 3, padding=1)
+        for parameter in (*self.encode_out.parameters(), *self.decode_out.parameters()):
+            nn.init.zeros_(parameter)
+
+    def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
+        """Latents of the next frames.
+
+        Args:
+            video: [B, F, 3, H, W] in -1..1; F = 1 + 4 (T - 1) at the start of a video, else 4 T.
+            state: what the call before left; changed in place.
+
+        Returns:
+            [B, T, C, h, w].
+
+        Raises:
+            ValueError: if F is no such number, or H or W is not divisible by 8.
+        """
+        frames, height, width = video.shape[1], *video.shape[-2:]
+        extra = 0 if state.started else 1
+        if frames < 1 or (frames - extra) % FRAMES_PER_LATENT:
+            raise ValueError(f"{frames} frames are not {extra} + a multiple of {FRAMES_PER_LATENT}: cut the video")
+        if height % PATCH_PX or width % PATCH_PX:
+            raise ValueError(f"{height}x{width} pixels: both must be divisible by {PATCH_PX}")
+        if extra:
+            video = torch.cat([video[:, :1].expand(-1, FRAMES_PER_LATENT - 1, -1, -1, -1), video], dim=1)
+        packed = video.unflatten(1, (-1, FRAMES_PER_LATENT)).flatten(2, 3)  # [B, T, 12, H, W]
+        batch = packed.shape[:2]
+        patches = nnf.pixel_unshuffle(packed.flatten(0, 1), PATCH_PX) - self.mean[:, None, None]
+        linear = torch.einsum("cp,nphw->nchw", self.basis, patches).unflatten(0, batch)
+        hidden = self.encode_in(nnf.pixel_unshuffle(packed.flatten(0, 1), 4)).unflatten(0, batch)
+        hidden, state.level_4 = self.encode_4(hidden, state.level_4)
+        hidden = self.encode_down(nnf.pixel_unshuffle(hidden.flatten(0, 1), 2)).unflatten(0, batch)
+        hidden, state.level_8 = self.encode_8(hidden, state.level_8)
+        added = self.encode_out(nnf.silu(hidden.flatten(0, 1))).unflatten(0, batch)
+        latents: Tensor = (linear + self.config.residual_scale * added) * self.latent_scale[:, None, None]
+        return latents
+
+    def decode(self, latents: Tensor, state: TinyVAEState) -> Tensor:
+        """Frames of the next latents.
+
+        Args:
+            latents: [B, T, C, h, w].
+            state: what the call before left; changed in place.
+
+        Returns:
+            [B, F, 3, H, W], about -1..1, not clamped; F = 1 + 4 (T - 1) at the start of a video, else 4 T.
+        """
+        first = not state.started
+        batch = latents.shape[:2]
+        z = (latents / self.latent_scale[:, None, None]).flatten(0, 1)
+        linear = torch.einsum("cp,nchw->nphw", self.basis, z) + self.mean[:, None, None]
+        hidden = self.decode_in(z).unflatten(0, batch)
+        hidden, state.level_8 = self.decode_8(hidden, state.level_8)
+        hidden = nnf.pixel_shuffle(self.decode_up(hidden.flatten(0, 1)), 2).unflatten(0, batch)
+        hidden, state.level_4 = self.decode_4(hidden, state.level_4)
+        added = nnf.pixel_shuffle(self.decode_out(nnf.silu(hidden.flatten(0, 1))), 4)
+        packed = nnf.pixel_shuffle(linear, PATCH_PX) + self.config.residual_scale * added
+        video: Tensor = packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).flatten(1, 2)
+        return video[:, FRAMES_PER_LATENT - 1 :] if first else video

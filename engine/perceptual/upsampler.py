@@ -1,0 +1,135 @@
+"""Semantic features -> condition latents.
+
+Shapes: `B` batch, `T` latent frames, `D` feature width, `h` x `w` the semantic grid, `C` latent channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_EPS = 1e-6  # of every group norm in the up-sampler
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionConfig:
+    """Sizes of `Condition`; the defaults are the published ones (FACTS 3.1).
+
+    `multipliers` give the width of each level, finest first; every level but the finest ends in a doubling of the
+    grid. A level holds `blocks` + 1 residual blocks.
+    """
+
+    feature_dim: int = 768
+    width: int = 512
+    multipliers: tuple[float, ...] = (0.25, 1.0)
+    blocks: int = 4
+    out_channels: int = 64
+    latent_channels: int = 16
+    groups: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.multipliers:
+            raise ValueError("multipliers is empty: give one number a level")
+        for width in self.widths:
+            if width < 1 or width % self.groups:
+                raise ValueError(f"a level of width {width} cannot be split into {self.groups} norm groups")
+        if self.widths[-1] % 4:
+            raise ValueError(f"the coarsest width {self.widths[-1]} is not a multiple of 4, which pixel shuffle needs")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(int(self.width * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def scale(self) -> int:
+        """Latent rows per row of the semantic grid."""
+        return 1 << (len(self.multipliers) - 1)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU and a 3x3 convolution, twice, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=_EPS)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=_EPS)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, h, w] -> [N, outputs, h, w]."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        output: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden)))
+        return output
+
+
+class Level(nn.Module):
+    """Residual blocks, then, but for the finest level, a pixel shuffle and a convolution back to the width."""
+
+    def __init__(self, inputs: int, outputs: int, config: ConditionConfig, doubles: bool) -> None:
+        super().__init__()
+        widths = [inputs] + [outputs] * (config.blocks + 1)
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, config.groups) for a, b in pairwise(widths))
+        self.upsample = nn.Conv2d(outputs // 4, outputs, 3, padding=1) if doubles else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, h, w] -> [N, outputs, h, w] or [N, outputs, 2h, 2w]."""
+        for block in self.blocks:
+            x = block(x)
+        if self.upsample is not None:
+            x = self.upsample(F.pixel_shuffle(x, 2))
+        return x
+
+
+class Upsampler(nn.Module):
+    """The 2-D VQGAN-like decoder that brings features to the latents' grid, frame by frame (FACTS 3.1).
+
+    `levels` are kept finest first, as the published files number them, and run from the last to the first.
+    """
+
+    def __init__(self, config: ConditionConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.feature_dim, widths[-1], 3, padding=1)
+        self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], config.groups) for _ in range(2))
+        inputs = (*widths[1:], widths[-1])
+        self.levels = nn.ModuleList(Level(inputs[i], widths[i], config, doubles=i > 0) for i in range(len(widths)))
+        self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=_EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D, h, w] -> [N, out_channels, scale h, scale w]."""
+        x = self.conv_in(x)
+        for block in self.middle:
+            x = block(x)
+        for level in reversed(self.levels):
+            x = level(x)
+        output: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return output
+
+
+class Condition(nn.Module):
+    """What the control branch adds to the noisy latents: features, up-sampled and brought to their channels."""
+
+    def __init__(self, config: ConditionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.upsampler = Upsampler(config)
+        self.project = nn.Conv2d(config.out_channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, T, D, h, w] -> [B, T, C, scale h, scale w]; frames do not see each other.
+
+        Raises:
+            ValueError: if the features' width is not the configuration's.
+        """
+        if features.shape[2] != self.config.feature_dim:
+            raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
+        condition: Tensor = self.project(self.upsampler(features.flatten(0, 1)))
+        return torch.unflatten(condition, 0, features.shape[:2])

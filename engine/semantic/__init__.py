@@ -1,0 +1,1 @@
+"""What happens in the video: features, tokens and the planner."""

@@ -1,0 +1,283 @@
+"""Planner: the language model that writes a video's semantic tokens (FACTS 2.1-2.5).
+
+A sequence is [BOS, frame count, motion score, text, START_OF_IFRAME, codes of the I frame, END_OF_IFRAME,
+START_OF_PFRAME, codes of a P frame, END_OF_PFRAME, ...]; positions count from BOS = 0.
+Shapes: `B` batch, `L` text tokens, `N` tokens, `M` keys, `W` width, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.attention import attend
+from engine.kv_cache import KVCache
+from engine.layers import RMSNorm, rotary_angles, rotate, sinusoid
+
+_SPECIALS = 7
+_MICRO_VECTORS = 2  # frame count and motion score
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerConfig:
+    """`landiff` by default."""
+
+    hidden: int = 2048
+    layers: int = 24
+    heads: int = 16
+    mlp: int = 11008
+    codebook_size: int = 2048
+    text_dim: int = 4096
+    micro_freq: int = 256
+    micro_hidden: int = 512
+    i_tokens: int = 330
+    p_tokens: int = 74
+    group_frames: int = 13
+    context_groups: int = 0  # earlier groups kept before the one being planned
+    pooled_text: bool = False  # the mean of the text, projected, is added to every position
+    null_micro: bool = False  # frame count and motion score may be left out
+    rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or self.head_dim % 2:
+            raise ValueError(f"hidden {self.hidden} over {self.heads} heads must give an even head width")
+        if self.micro_freq % 2:
+            raise ValueError(f"micro_freq {self.micro_freq} is odd; it holds cosines and sines in equal number")
+        if min(self.i_tokens, self.p_tokens, self.group_frames, self.codebook_size, self.layers) < 1:
+            raise ValueError(
+                f"i_tokens {self.i_tokens}, p_tokens {self.p_tokens}, group_frames {self.group_frames}, codebook_size "
+                f"{self.codebook_size} and layers {self.layers} must be positive"
+            )
+        if self.context_groups < 0:
+            raise ValueError(f"context_groups {self.context_groups} is negative; 0 plans each group by the text alone")
+
+    @property
+    def eos(self) -> int:
+        return self.codebook_size
+
+    @property
+    def bos(self) -> int:
+        return self.codebook_size + 1
+
+    @property
+    def iframe_start(self) -> int:
+        return self.codebook_size + 2
+
+    @property
+    def iframe_end(self) -> int:
+        return self.codebook_size + 3
+
+    @property
+    def pframe_start(self) -> int:
+        return self.codebook_size + 4
+
+    @property
+    def pframe_end(self) -> int:
+        return self.codebook_size + 5
+
+    @property
+    def pad(self) -> int:
+        return self.codebook_size + 6
+
+    @property
+    def vocab(self) -> int:
+        return self.codebook_size + _SPECIALS
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def prefix_len(self, text_len: int) -> int:
+        """Positions before the first START_OF_IFRAME."""
+        return 1 + _MICRO_VECTORS + text_len
+
+    def max_len(self, text_len: int) -> int:
+        """Positions of the longest sequence of endless planning: prefix, context groups and the new group."""
+        return self.prefix_len(text_len) + (self.context_groups + 1) * self.code_len(self.group_frames)
+
+    def layout(self, frames: int) -> tuple[int | None, ...]:
+        """What stands at each position of a plan of so many frames: a special token, or None for a code."""
+        i_frame = (self.iframe_start, *[None] * self.i_tokens, self.iframe_end)
+        p_frame = (self.pframe_start, *[None] * self.p_tokens, self.pframe_end)
+        layout: tuple[int | None, ...] = ()
+        for frame in range(frames):
+            layout += p_frame if frame % self.group_frames else i_frame
+        return layout
+
+    def code_len(self, frames: int) -> int:
+        """Positions of a plan of so many frames, special tokens included."""
+        return len(self.layout(frames))
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prompt as the planner reads it."""
+
+    embeddings: Tensor  # [B, 3 + L, W]: BOS, frame count, motion score, text
+    pooled: Tensor | None  # [B, 1, W], already part of `embeddings`; `Planner.embed` adds it to tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the new tokens stand and what they may see."""
+
+    cos: Tensor  # [N, head_dim / 2], or [B, 1, N, head_dim / 2] where rows differ
+    sin: Tensor
+    mask: Tensor | None  # bool, broadcastable to [B, heads, N, M]
+    causal: bool
+
+
+class MicroEmbedding(nn.Module):
+    """A number as a vector."""
+
+    def __init__(self, config: PlannerConfig, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.frequencies = config.micro_freq
+        self.enter = nn.Linear(config.micro_freq, config.micro_hidden)
+        self.leave = nn.Linear(config.micro_hidden, config.hidden)
+        self.null = nn.Parameter(0.02 * torch.randn(config.hidden)) if config.null_micro else None
+
+    def forward(self, value: Tensor | float | None, batch: int) -> Tensor:
+        """A number for all rows, or one a row [B], NaN or None where it is not given -> [B, 1, W].
+
+        Raises ValueError for None where the model has no null vector.
+        """
+        if value is None and self.null is None:
+            raise ValueError(f"{self.name} must be given: this planner was not trained without it")
+        weight = self.enter.weight
+        given = float("nan") if value is None else value
+        numbers = torch.as_tensor(given, dtype=torch.float32, device=weight.device).expand(batch)
+        if self.null is None:
+            return self._embed(numbers)[:, None]
+        missing = numbers.isnan()
+        vectors = self._embed(numbers.masked_fill(missing, 0.0))
+        return torch.where(missing[:, None], self.null.to(vectors.dtype), vectors)[:, None]
+
+    def _embed(self, numbers: Tensor) -> Tensor:
+        out: Tensor = self.leave(F.silu(self.enter(sinusoid(numbers, self.frequencies).to(self.enter.weight.dtype))))
+        return out
+
+
+class Block(nn.Module):
+    """LLaMA-like pre-norm block with a gated tanh-GELU."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.attention_norm = RMSNorm(config.hidden)
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.out = nn.Linear(config.hidden, config.hidden, bias=False)
+        self.mlp_norm = RMSNorm(config.hidden)
+        self.gate = nn.Linear(config.hidden, config.mlp, bias=False)
+        self.up = nn.Linear(config.hidden, config.mlp, bias=False)
+        self.down = nn.Linear(config.mlp, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, places: _Places, layer: int, cache: KVCache | None, position: int | Tensor) -> Tensor:
+        """[B, N, W] -> [B, N, W]; writes its keys, already rotated, and values to `cache` at `position`."""
+        projected = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = projected.permute(2, 0, 3, 1, 4)
+        q = rotate(q, places.cos, places.sin)
+        k = rotate(k, places.cos, places.sin)
+        if cache is not None:
+            seen = cache.write(layer, k, v, position)
+            k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
+        x = x + self.out(attend(q, k, v, places.mask, places.causal).transpose(1, 2).flatten(2))
+        normed = self.mlp_norm(x)
+        out: Tensor = x + self.down(F.gelu(self.gate(normed), approximate="tanh") * self.up(normed))
+        return out
+
+
+class Planner(nn.Module):
+    """Text, frame count and motion score -> semantic tokens."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text_in = nn.Linear(config.text_dim, config.hidden)
+        self.text_out = nn.Linear(config.hidden, config.hidden)
+        self.null_text = nn.Parameter(0.02 * torch.randn(config.hidden))
+        self.pooled = nn.Linear(config.text_dim, config.hidden, bias=False) if config.pooled_text else None
+        self.frames = MicroEmbedding(config, "the frame count")
+        self.motion = MicroEmbedding(config, "the motion score")
+        self.tokens = nn.Embedding(config.vocab, config.hidden)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.hidden)
+        self.head = nn.Linear(config.hidden, config.vocab, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+
+    def prefix(
+        self, text: Tensor, frames: Tensor | float | None, motion: Tensor | float | None, null_text: Tensor | bool
+    ) -> Prefix:
+        """The conditions as the first vectors of a sequence.
+
+        Args:
+            text: [B, L, text_dim] of the text encoder; all rows equally long, padding removed.
+            frames: semantic frames of the video, one number or [B]; None or NaN where not given.
+            motion: motion score, likewise.
+            null_text: bool, or [B] bool: rows whose text is hidden (for guidance; to train for it).
+
+        Raises:
+            ValueError: None for a number in a planner without null vectors for it.
+        """
+        batch = len(text)
+        text = text.to(self.text_in.weight.dtype)
+        hidden = torch.as_tensor(null_text, device=text.device).expand(batch)[:, None, None]
+        words = self.text_out(F.gelu(self.text_in(text), approximate="tanh"))
+        words = torch.where(hidden, self.null_text.to(words.dtype), words)
+        bos = self.tokens.weight[self.config.bos].to(words.dtype).expand(batch, 1, -1)
+        embeddings = torch.cat([bos, self.frames(frames, batch), self.motion(motion, batch), words], dim=1)
+        if self.pooled is None:
+            return Prefix(embeddings, None)
+        pooled = self.pooled(text.mean(dim=1, keepdim=True)).masked_fill(hidden, 0.0)
+        return Prefix(embeddings + pooled, pooled)
+
+    def embed(self, tokens: Tensor, pooled: Tensor | None) -> Tensor:
+        """Tokens int64 [B, N] under a `Prefix` with this `pooled` -> [B, N, W]."""
+        embeddings: Tensor = self.tokens(tokens)
+        return embeddings if pooled is None else embeddings + pooled
+
+    def forward(self, embeddings: Tensor, cache: KVCache | None = None, position: int | Tensor = 0) -> Tensor:
+        """Logits of the token after each given one.
+
+        Args:
+            embeddings: [B, N, W].
+            cache: holds what stands before `position`, and takes the new keys and values.
+            position: of the first given vector, as `KVCache.write` takes it; 0 without a cache.
+
+        Returns:
+            [B, N, V] float32.
+        """
+        return self.logits(self.transform(embeddings, cache, position))
+
+    def transform(self, embeddings: Tensor, cache: KVCache | None = None, position: int | Tensor = 0) -> Tensor:
+        """As `forward`, but gives the last block's output [B, N, W]."""
+        places = self._places(embeddings, cache, position)
+        x = embeddings
+        for layer, block in enumerate(self.blocks):
+            x = block(x, places, layer, cache, position)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[..., W] -> [..., V]: norm and head in float32, also under autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.norm.weight.float(), self.norm.bias.float()
+            normed = F.layer_norm(x.float(), weight.shape, weight, bias, self.norm.eps)
+            return F.linear(normed, self.head.weight.float())
+
+    def _places(self, embeddings: Tensor, cache: KVCache | None, position: int | Tensor) -> _Places:
+        count, device = embeddings.shape[1], embeddings.device
+        start = position.reshape(-1, 1) if isinstance(position, Tensor) else position
+        positions = start + torch.arange(count, device=device)
+        angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
+        if positions.ndim == 2:
+            angles = angles.view(-1, 1, count, angles.shape[-1])
+        mask = None
+        if cache is not None and isinstance(position, Tensor):
+            mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
+        elif isinstance(position, int) and position > 0 and count > 1:
+            mask = torch.arange(position + count, device=device) <= positions[:, None]
+        return _Places(angles.cos(), angles.sin(), mask, causal=mask is None and count > 1)

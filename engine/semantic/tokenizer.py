@@ -1,0 +1,329 @@
+"""Semantic tokenizer: features of a group of frames <-> one flat list of codes (FACTS 1.2-1.8).
+
+Shapes: `B` batch, `T` frames of a group, `D` feature channels, `h` x `w` feature grid, `P` patches of a frame,
+`L` latent tokens of T frames (the I frame's, then each P frame's), `N` = T * P + L, `W` width, `E` token width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.attention import attend
+from engine.layers import rotary_angles, rotate
+from engine.semantic.masks import decoder_mask, encoder_mask
+from engine.semantic.quantizer import QuantizerConfig, VectorQuantizer
+
+_MLP_RATIO = 4
+_FEATURE_EPS = 1e-8
+_POSITION_STD = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """`landiff` by default."""
+
+    feature_dim: int = 768
+    grid: tuple[int, int] = (30, 45)
+    patch: int = 1  # cells of the grid along each side of what one visual token covers
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    frames: int = 13  # longest group
+    i_tokens: int = 330
+    p_tokens: int = 74
+    normalize: bool = False  # standardise features by the buffers `mean` and `std`; the release never does
+    learned_positions: bool = False  # frame and patch embeddings beside the rotary ones; `mini`, which learns fast so
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.head_dim % 16:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads must give a head width divisible by 16, for rotary "
+                "pairs of time, row and column"
+            )
+        if self.grid[0] % self.patch or self.grid[1] % self.patch:
+            raise ValueError(f"grid {self.grid} is not divisible by patch {self.patch}")
+        if min(self.frames, self.i_tokens, self.p_tokens, self.layers) < 1:
+            raise ValueError(
+                f"frames {self.frames}, i_tokens {self.i_tokens}, p_tokens {self.p_tokens} and layers {self.layers} "
+                "must be positive"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        return self.grid[0] // self.patch, self.grid[1] // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Visual tokens of a frame."""
+        return self.patch_grid[0] * self.patch_grid[1]
+
+    @property
+    def group_tokens(self) -> int:
+        """Codes of a full group."""
+        return self.tokens(self.frames)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each frame's codes start in a full group, and the end: `frames` + 1 numbers."""
+        return (0, *(self.tokens(frames) for frames in range(1, self.frames + 1)))
+
+    def tokens(self, frames: int) -> int:
+        """Codes of a group's first `frames` frames."""
+        if not 1 <= frames <= self.frames:
+            raise ValueError(f"a group has 1 to {self.frames} frames, not {frames}")
+        return self.i_tokens + self.p_tokens * (frames - 1)
+
+    def frames_of(self, tokens: int) -> int:
+        """Frames that a group of so many codes has; the inverse of `tokens`."""
+        frames, rest = divmod(tokens - self.i_tokens, self.p_tokens)
+        if rest or not 0 <= frames < self.frames:
+            raise ValueError(f"{tokens} codes do not make whole frames: expected one of {self.offsets[1:]}")
+        return frames + 1
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerOutput:
+    """What a training step needs."""
+
+    reconstruction: Tensor  # [B, T, D, h, w]
+    codes: Tensor  # [B, L] int64
+    commitment: Tensor  # []
+    perplexity: Tensor  # []
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Positions and masks of a group of a certain length."""
+
+    cos: Tensor  # [N, head_dim / 2] float32
+    sin: Tensor
+    mask: Tensor  # [N, N] bool
+
+
+def group_angles(config: TokenizerConfig, frames: int, device: torch.device | str) -> Tensor:
+    """Rotary angles of time, row and column: patches at (t, y, x), the k-th latent at (k, k, k).
+
+    Returns:
+        [N, head_dim / 2] float32.
+    """
+    rows, columns = config.patch_grid
+    axes = torch.meshgrid(
+        torch.arange(frames, device=device),
+        torch.arange(rows, device=device),
+        torch.arange(columns, device=device),
+        indexing="ij",
+    )
+    latents = torch.arange(config.tokens(frames), device=device)
+    time_dim = config.head_dim // 4
+    space_dim = 3 * config.head_dim // 8
+    return torch.cat(
+        [
+            rotary_angles(torch.cat([axis.flatten(), latents]), dim)
+            for axis, dim in zip(axes, (time_dim, space_dim, space_dim), strict=True)
+        ],
+        dim=-1,
+    )
+
+
+# Bounded on purpose: a full-size mask is 352 MB.
+@lru_cache(maxsize=4)
+def _geometry(config: TokenizerConfig, frames: int, device: torch.device, decoding: bool) -> Geometry:
+    make_mask = decoder_mask if decoding else encoder_mask
+    # Kept tensors must also serve training, so none of them may be an inference tensor.
+    with torch.inference_mode(False):
+        angles = group_angles(config, frames, device)
+        mask = make_mask(frames, config.patches, config.i_tokens, config.p_tokens, device)
+        return Geometry(cos=angles.cos(), sin=angles.sin(), mask=mask)
+
+
+class Attention(nn.Module):
+    """Masked self-attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """[B, N, W] -> [B, N, W]."""
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
+        )
+        q = rotate(q, geometry.cos, geometry.sin)
+        k = rotate(k, geometry.cos, geometry.sin)
+        out: Tensor = self.out(attend(q, k, v, geometry.mask).transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, _MLP_RATIO * width)
+        self.down = nn.Linear(_MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+        """[B, N, W] -> [B, N, W]."""
+        x = x + self.attention(self.attention_norm(x), geometry)
+        out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        return out
+
+
+class Positions(nn.Module):
+    """Learned embeddings of frame and patch; a latent token carries its frame's."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frame = nn.Parameter(_POSITION_STD * torch.randn(config.frames, config.width))
+        self.patch = nn.Parameter(_POSITION_STD * torch.randn(config.patches, config.width))
+
+    def forward(self, frames: int) -> Tensor:
+        """[N, W] for a group of so many frames, patches first."""
+        visual = self.frame[:frames, None] + self.patch
+        counts = [self.config.i_tokens, *[self.config.p_tokens] * (frames - 1)]
+        owner = torch.repeat_interleave(torch.tensor(counts, device=self.frame.device))
+        return torch.cat([visual.flatten(0, 1), self.frame[owner]])
+
+
+class Encoder(nn.Module):
+    """Features -> one vector for each latent token."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        scale = config.width**-0.5
+        self.i_queries = nn.Parameter(scale * torch.randn(config.i_tokens, config.width))
+        self.p_queries = nn.Parameter(scale * torch.randn(config.p_tokens, config.width))
+        self.patch_embed = nn.Conv2d(config.feature_dim, config.width, config.patch, config.patch)
+        self.positions = Positions(config) if config.learned_positions else None
+        self.norm_in = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(config.width)
+        self.project = nn.Linear(config.width, config.quantizer.dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, T, D, h, w] -> [B, L, E]."""
+        batch, frames = features.shape[:2]
+        patches = self.patch_embed(features.flatten(0, 1)).unflatten(0, (batch, frames)).movedim(2, -1).flatten(1, 3)
+        queries = torch.cat([self.i_queries, self.p_queries.repeat(frames - 1, 1)])
+        x = torch.cat([patches, queries.to(patches.dtype).expand(batch, -1, -1)], dim=1)
+        x = self.norm_in(x if self.positions is None else x + self.positions(frames))
+        geometry = _geometry(self.config, frames, x.device, False)
+        for block in self.blocks:
+            x = block(x, geometry)
+        out: Tensor = self.project(self.norm_out(x[:, patches.shape[1] :]))
+        return out
+
+
+class Decoder(nn.Module):
+    """One vector for each latent token -> features."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mask_token = nn.Parameter(config.width**-0.5 * torch.randn(1, 1, config.width))
+        self.positions = Positions(config) if config.learned_positions else None
+        self.embed = nn.Linear(config.quantizer.dim, config.width)
+        self.norm_in = nn.LayerNorm(config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(config.width)
+        self.head_in = nn.Linear(config.width, 2 * config.width)
+        self.head_out = nn.Linear(2 * config.width, config.feature_dim * config.patch**2)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[B, L, E] -> [B, T, D, h, w]."""
+        config = self.config
+        frames = config.frames_of(latents.shape[1])
+        embedded = self.embed(latents)
+        visual = self.mask_token.to(embedded.dtype).expand(len(latents), frames * config.patches, -1)
+        x = torch.cat([visual, embedded], dim=1)
+        x = self.norm_in(x if self.positions is None else x + self.positions(frames))
+        geometry = _geometry(config, frames, x.device, True)
+        for block in self.blocks:
+            x = block(x, geometry)
+        x = self.head_out(torch.tanh(self.head_in(self.norm_out(x[:, : visual.shape[1]]))))
+        # [B, T, rows, columns, patch, patch, D]: each visual token draws its own square of cells.
+        x = x.unflatten(-1, (config.patch, config.patch, -1)).unflatten(1, (frames, *config.patch_grid))
+        cells: Tensor = x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+        return cells
+
+
+class SemanticTokenizer(nn.Module):
+    """Encoder, quantizer and decoder. Groups of any length up to `config.frames` pass; each starts at time 0."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.feature_dim))
+        self.register_buffer("std", torch.ones(config.feature_dim))
+        self.encoder = Encoder(config)
+        self.quantizer = VectorQuantizer(config.quantizer)
+        self.decoder = Decoder(config)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features [B, T, D, h, w] -> codes int64 [B, L]; ValueError for other shapes."""
+        return self.quantizer.encode(self._latents(features))
+
+    def decode(self, codes: Tensor, frames: int | None = None) -> Tensor:
+        """Codes int64 [B, L] -> features [B, T, D, h, w], causal by frame: the first frames depend on their codes only.
+
+        Args:
+            codes: of the first T frames of a group.
+            frames: T, where the caller wants it checked; ValueError if the codes do not make that many.
+        """
+        if frames is not None and codes.shape[1] != (tokens := self.config.tokens(frames)):
+            raise ValueError(f"{frames} frames take {tokens} codes, not {codes.shape[1]}")
+        return self._features(self.quantizer.decode(codes))
+
+    def forward(self, features: Tensor, quantize: bool = True) -> TokenizerOutput:
+        """What a training step needs; in training mode the codebook moves.
+
+        Args:
+            features: [B, T, D, h, w].
+            quantize: False passes the vectors on as they are, for the first steps of a training.
+        """
+        latents = self._latents(features)
+        quantized = self.quantizer(latents) if quantize else self.quantizer.bypass(latents)
+        return TokenizerOutput(
+            reconstruction=self._features(quantized.output),
+            codes=quantized.indices,
+            commitment=quantized.commitment,
+            perplexity=quantized.perplexity,
+        )
+
+    def _latents(self, features: Tensor) -> Tensor:
+        expected = (self.config.feature_dim, *self.config.grid)
+        if features.ndim != 5 or features.shape[2:] != expected:
+            raise ValueError(f"features are {tuple(features.shape)}, expected [B, T, *{expected}]")
+        self.config.tokens(features.shape[1])
+        if self.config.normalize:
+            features = (features - self.mean[:, None, None]) / (self.std[:, None, None] + _FEATURE_EPS)
+        latents: Tensor = self.encoder(features)
+        return latents
+
+    def _features(self, latents: Tensor) -> Tensor:
+        features: Tensor = self.decoder(latents)
+        if self.config.normalize:
+            features = features * (self.std[:, None, None] + _FEATURE_EPS) + self.mean[:, None, None]
+        return features

@@ -1,0 +1,233 @@
+"""The renderer against the goldens, and its half-causal path against one masked pass."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.layers import sinusoid
+from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
+from engine.perceptual.head import Frames
+from engine.perceptual.renderer import Renderer, RendererConfig
+from engine.perceptual.upsampler import ConditionConfig
+from tests import golden
+from tests.perceptual_cases import renderer
+
+PROMPT, NEW = 2, 3  # latent frames
+
+
+def _small(**fields: object) -> Renderer:
+    """A half-causal renderer of 5 frames with every parameter random, so that no gate hides a mistake."""
+    torch.manual_seed(7)
+    sizes: dict[str, object] = {
+        "hidden": 32, "heads": 4, "layers": 3, "frames": PROMPT + NEW, "height": 8, "width": 12, "patch": 4,
+        "channels": 4, "time_dim": 16, "time_scale": 1000.0, "text_length": 3, "text_dim": 6, "per_half_time": True,
+        "half_causal": True, "head": "conv", "head_width": 16, "head_blocks": 2,
+    }  # fmt: skip
+    dit = DiTConfig(**(sizes | fields))  # type: ignore[arg-type]
+    condition = ConditionConfig(
+        feature_dim=5, width=16, multipliers=(1, 1), blocks=0, out_channels=8, latent_channels=4, groups=4
+    )
+    model = Renderer(RendererConfig(dit=dit, condition=condition, control_layers=2, prediction="x0"))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def _inputs(prompt: int = PROMPT) -> dict[str, Tensor]:
+    torch.manual_seed(8)
+    return {
+        "prompt": torch.randn(2, prompt, 4, 8, 12),
+        "x": torch.randn(2, NEW, 4, 8, 12),
+        "text": torch.randn(2, 3, 6),
+        "condition": torch.randn(2, prompt + NEW, 4, 8, 12),
+        "time": torch.tensor([0.3, 0.8]),
+    }
+
+
+def _denoise(model: Renderer, inputs: dict[str, Tensor]) -> Tensor:
+    prompt = inputs["prompt"].shape[1]
+    cache = model.read_prompt(inputs["prompt"], inputs["text"], inputs["condition"][:, :prompt])
+    return model.denoise(inputs["x"], inputs["time"], inputs["condition"][:, prompt:], cache)
+
+
+class _MaskedPass:
+    """A plain second implementation: all tokens at once, modulated a token at a time, attention under a mask."""
+
+    def __init__(self, trunk: Trunk, time: Tensor, prompt: int, frames: int) -> None:
+        config = trunk.config
+        count = config.text_length + frames * config.frame_tokens
+        given = torch.arange(count) < config.text_length + prompt * config.frame_tokens
+        times = torch.where(given, PROMPT_TIME, time[:, None])
+        self.text = torch.arange(count) < config.text_length
+        self.mask = ~given[:, None] | given[None, :]
+        self.embedded = F.silu(trunk.time(sinusoid(times * config.time_scale, config.hidden)))
+
+    def layer(self, block: nn.Module, x: Tensor) -> Tensor:
+        image, words = block.modulation(self.embedded).chunk(2, -1)
+        parts = torch.where(self.text[:, None], words, image).chunk(6, -1)
+        q, k, v = block.qkv(block.norm1(x) * (1 + parts[1]) + parts[0]).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        scores = block.query_norm(q) @ block.key_norm(k).transpose(-1, -2) / math.sqrt(q.shape[-1])
+        attended = scores.masked_fill(~self.mask, -math.inf).softmax(-1) @ v
+        x = x + parts[2] * block.out(attended.transpose(1, 2).flatten(2))
+        hidden = F.gelu(block.mlp_in(block.norm2(x) * (1 + parts[4]) + parts[3]), approximate="tanh")
+        return x + parts[5] * block.mlp_out(hidden)
+
+
+def _masked_denoise(model: Renderer, inputs: dict[str, Tensor]) -> Tensor:
+    """What `read_prompt` and `denoise` should give, in one masked pass."""
+    prompt = inputs["prompt"].shape[1]
+    x, condition = torch.cat([inputs["prompt"], inputs["x"]], 1), inputs["condition"]
+    control = _MaskedPass(model.control, inputs["time"], prompt, x.shape[1])
+    hidden, residuals = model.control.embed(inputs["text"], x + condition), []
+    for block, zero in zip(model.control.blocks, model.control.zeros, strict=True):
+        hidden = zero(control.layer(block, hidden))
+        residuals.append(hidden)
+    base = _MaskedPass(model.base, inputs["time"], prompt, x.shape[1])
+    hidden = model.base.embed(inputs["text"], x)
+    for index, block in enumerate(model.base.blocks):
+        hidden = base.layer(block, hidden)
+        hidden = hidden + residuals[index] if index < len(residuals) else hidden
+    layout = model.base.new_layout(inputs["time"], NEW)
+    last = (condition[:, prompt - 1], x[:, prompt - 1]) if prompt else (None, None)
+    return model.base.output(hidden, layout, Frames(inputs["x"], condition[:, prompt:], *last))
+
+
+@pytest.mark.parametrize("name", ["dit_a", "dit_b"])
+@pytest.mark.parametrize(
+    ("frames", "output"),
+    [(None, "out_with_control"), (2, "out_with_control_first2frames"), (1, "out_with_control_1frame")],
+)
+def test_prediction_equals_reference(name: str, frames: int | None, output: str) -> None:
+    """Base network with control equals the reference for whole and for short windows."""
+    case = golden.load(name)
+    model = renderer(case)
+    with torch.inference_mode():
+        condition = model.condition(case["semantic_feature_before_upsample"])[:, :frames]
+        actual = model.predict(case["x"][:, :frames], case["timesteps"], case["context"], condition)
+    assert golden.relative_error(actual, case[output]) < golden.TOLERANCE
+
+
+@pytest.mark.parametrize("head", ["conv", "linear"])
+@pytest.mark.parametrize("prompt", [PROMPT, 0])
+def test_half_causal_equals_masked_attention(head: str, prompt: int) -> None:
+    """Reading the prompt, then denoising, equals one pass over [text, prompt, new] under the mask."""
+    model, inputs = _small(head=head), _inputs(prompt)
+    with torch.inference_mode():
+        actual, expected = _denoise(model, inputs), _masked_denoise(model, inputs)
+    assert actual.shape == (2, NEW, 4, 8, 12)
+    assert golden.relative_error(actual, expected) < golden.TOLERANCE
+
+
+def test_cache_serves_every_step() -> None:
+    """One cache used for several steps gives exactly what a fresh one gives each time."""
+    model, inputs = _small(), _inputs()
+    with torch.inference_mode():
+        condition = inputs["condition"]
+        cache = model.read_prompt(inputs["prompt"], inputs["text"], condition[:, :PROMPT])
+        for time in (0.0, 0.25, 0.9):
+            inputs["time"] = torch.full((2,), time)
+            inputs["x"] = torch.randn_like(inputs["x"])
+            step = model.denoise(inputs["x"], inputs["time"], condition[:, PROMPT:], cache)
+            torch.testing.assert_close(step, _denoise(model, inputs), rtol=0, atol=0)
+
+
+def test_prompt_text_and_condition_matter() -> None:
+    """The prediction depends on each of its inputs."""
+    model, inputs = _small(), _inputs()
+    with torch.inference_mode():
+        before = _denoise(model, inputs)
+        for name, value in inputs.items():
+            after = _denoise(model, inputs | {name: value.flip(0)})
+            assert (after - before).abs().max() > 1e-3, name
+
+
+def test_gradients_agree_with_masked_attention() -> None:
+    """Gradients of a loss through cache and denoising equal those through the masked pass."""
+    model, inputs = _small(), _inputs()
+    _denoise(model, inputs).square().mean().backward()
+    actual = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    _masked_denoise(model, inputs).square().mean().backward()
+    expected = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert {"base.text.weight", "control.zeros.0.weight", "base.head.conv_in.weight"} <= actual.keys()
+    for name, gradient in actual.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_trains_under_autocast() -> None:
+    """Under bf16 autocast the prediction stays near float32's and every used parameter gets a finite gradient."""
+    model, inputs = _small(), _inputs()
+    exact = _denoise(model, inputs).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = _denoise(model, inputs)
+    assert golden.relative_error(output.float().detach(), exact) < 0.05
+    output.float().square().mean().backward()
+    unused = {"control.final_norm.weight", "control.final_norm.bias"}
+    for name, parameter in model.named_parameters():
+        if name not in unused and not name.startswith("condition."):
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_fits_one_batch() -> None:
+    """A few steps on one batch, from the initial weights on, bring the loss far down."""
+    torch.manual_seed(9)
+    inputs, sizes = _inputs(), _small().config
+    model = Renderer(sizes)
+    target = inputs["x"].roll(1, dims=-1) * 0.5 + inputs["condition"][:, PROMPT:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = F.mse_loss(_denoise(model, inputs), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_full_attention_recomputes_the_prompt() -> None:
+    """Without half-causal attention `denoise` is `predict` over prompt and new frames together."""
+    model, inputs = _small(half_causal=False, head="linear"), _inputs()
+    whole = torch.cat([inputs["prompt"], inputs["x"]], 1)
+    with torch.inference_mode():
+        expected = model.predict(whole, inputs["time"], inputs["text"], inputs["condition"], PROMPT)
+        torch.testing.assert_close(_denoise(model, inputs), expected, rtol=0, atol=0)
+        assert (expected - _denoise(_small(head="linear"), inputs)).abs().max() > 1e-3
+
+
+def test_per_half_time_separates_the_prompt() -> None:
+    """With a time of their own, prompt frames are modulated otherwise than with the common time."""
+    inputs = _inputs()
+    fields = {"half_causal": False, "head": "linear"}
+    own, common = _small(**fields), _small(**fields, per_half_time=False)
+    with torch.inference_mode():
+        assert (_denoise(own, inputs) - _denoise(common, inputs)).abs().max() > 1e-3
+        inputs["time"] = torch.full((2,), PROMPT_TIME)
+        torch.testing.assert_close(_denoise(own, inputs), _denoise(common, inputs))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"control_layers": 31}, "control_layers 31 .* layers 30"),
+        ({"condition": ConditionConfig(latent_channels=8)}, "latent_channels 8 .* channels 16"),
+        ({"prediction": "noise"}, "'noise' is neither"),
+        ({"dit": DiTConfig(head="conv")}, "must be 'x0'"),
+    ],
+)
+def test_config_errors(fields: dict[str, object], message: str) -> None:
+    """A configuration that cannot work says why at construction."""
+    with pytest.raises(ValueError, match=message):
+        RendererConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_prompt_and_condition_must_agree() -> None:
+    """A prompt whose condition has another length is refused with both shapes."""
+    with pytest.raises(ValueError, match="differ in shape"):
+        _small().read_prompt(torch.zeros(1, 2, 4, 8, 12), torch.zeros(1, 3, 6), torch.zeros(1, 1, 4, 8, 12))

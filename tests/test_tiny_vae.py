@@ -1,0 +1,67 @@
+"""The small autoencoder: streaming, causality and its linear start."""
+
+import pytest
+import torch
+
+from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
+
+
+@pytest.fixture
+def vae() -> TinyVAE:
+    torch.manual_seed(0)
+    vae = TinyVAE(TinyVAEConfig(latent_channels=6, width_8=16, width_4=8))
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    vae.basis.copy_(torch.linalg.qr(torch.randn(768, 6)).Q.T)
+    vae.latent_scale.uniform_(0.5, 2.0)
+    return vae
+
+
+@torch.no_grad()
+def test_decoding_in_slices_equals_decoding_whole(vae: TinyVAE) -> None:
+    """Any cut of the latents gives the frames of one call."""
+    latents = torch.randn(2, 7, 6, 2, 3)
+    whole = vae.decode(latents, TinyVAEState())
+    state = TinyVAEState()
+    parts = [vae.decode(part, state) for part in latents.split([3, 2, 1, 1], dim=1)]
+    assert whole.shape == (2, 25, 3, 16, 24)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+@torch.no_grad()
+def test_encoding_in_slices_equals_encoding_whole(vae: TinyVAE) -> None:
+    """Any cut of the frames at latents gives the latents of one call."""
+    video = torch.rand(1, 17, 3, 16, 24) * 2 - 1
+    whole = vae.encode(video, TinyVAEState())
+    state = TinyVAEState()
+    parts = [vae.encode(part, state) for part in video.split([5, 8, 4], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+
+
+@torch.no_grad()
+def test_later_latents_do_not_change_earlier_frames(vae: TinyVAE) -> None:
+    """The decoder is causal."""
+    latents = torch.randn(1, 4, 6, 2, 3)
+    before = vae.decode(latents, TinyVAEState())
+    latents[:, 2:] += 1.0
+    after = vae.decode(latents, TinyVAEState())
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.equal(before[:, 5:], after[:, 5:])
+
+
+@torch.no_grad()
+def test_a_new_network_is_the_linear_map() -> None:
+    """With as many channels as patch values and an orthogonal basis, an untrained network loses nothing."""
+    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8))
+    vae.basis.copy_(torch.linalg.qr(torch.randn(768, 768)).Q)
+    vae.mean.normal_()
+    video = torch.rand(1, 9, 3, 16, 16) * 2 - 1
+    again = vae.decode(vae.encode(video, TinyVAEState()), TinyVAEState())
+    torch.testing.assert_close(again, video, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "word"), [((1, 6, 3, 16, 24), "6 frames"), ((1, 5, 3, 12, 24), "12x24")])
+def test_videos_that_do_not_fit_are_refused(vae: TinyVAE, shape: tuple[int, ...], word: str) -> None:
+    """A wrong number of frames or pixels is named."""
+    with pytest.raises(ValueError, match=word):
+        vae.encode(torch.zeros(shape), TinyVAEState())

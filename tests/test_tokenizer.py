@@ -1,0 +1,226 @@
+"""Semantic tokenizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden import TOLERANCE, Golden, load, relative_error
+
+from engine.published_names_semantic import TOKENIZER, to_ours
+from engine.semantic.quantizer import QuantizerConfig
+from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
+
+SMALL = TokenizerConfig(
+    feature_dim=6,
+    grid=(4, 6),
+    patch=2,
+    width=32,
+    layers=2,
+    heads=2,
+    frames=4,
+    i_tokens=5,
+    p_tokens=2,
+    normalize=True,
+    quantizer=QuantizerConfig(dim=24, codebook_size=16, codebook_dim=4, metric="cosine"),
+)
+
+
+def published(golden: Golden) -> SemanticTokenizer:
+    config = golden.config
+    tokenizer = SemanticTokenizer(
+        TokenizerConfig(
+            feature_dim=config["feature_dim"],
+            grid=(config["grid_h"], config["grid_w"]),
+            width=config["width"],
+            layers=config["num_layers"],
+            heads=config["num_heads"],
+            frames=config["temporal_size"],
+            i_tokens=config["iframe_tokens"],
+            p_tokens=config["pframe_tokens"],
+            quantizer=QuantizerConfig(config["token_size"], config["codebook_size"], config["codebook_dim"]),
+        )
+    )
+    tokenizer.load_state_dict({to_ours(name, TOKENIZER): value for name, value in golden.weights.items()}, strict=True)
+    return tokenizer.eval()
+
+
+def small() -> SemanticTokenizer:
+    torch.manual_seed(0)
+    return SemanticTokenizer(SMALL).eval()
+
+
+@pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
+@torch.inference_mode()
+def test_equals_the_published_group(case: str) -> None:
+    """Encoder, projection, indices, code vectors and features of a whole group equal the published ones."""
+    golden = load(case)
+    tokenizer = published(golden)
+    latents = tokenizer.encoder(golden["group/features"])
+    assert relative_error(latents, golden["group/encoder_out"].squeeze(2).mT) <= TOLERANCE
+    assert relative_error(tokenizer.quantizer.project(latents), golden["group/project_in"]) <= TOLERANCE
+    codes = tokenizer.encode(golden["group/features"])
+    assert torch.equal(codes, golden["group/indices"])
+    assert relative_error(tokenizer.quantizer.decode(codes), golden["group/quantized"]) <= TOLERANCE
+    features = tokenizer.decode(codes)
+    assert relative_error(features[:1], golden["group/decoded_b0"]) <= TOLERANCE
+    assert relative_error(features[1:], golden["group/decoded_default_T_b1"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
+@torch.inference_mode()
+def test_equals_the_published_short_groups(case: str) -> None:
+    """Groups of one frame and of two equal the published ones; features always keep their time axis."""
+    golden = load(case)
+    tokenizer = published(golden)
+    for frames in (1, 2):
+        codes = golden[f"short{frames}/indices"]
+        expected = golden[f"short{frames}/decoded"].view(1, frames, *golden["group/features"].shape[2:])
+        assert torch.equal(tokenizer.encode(golden["group/features"][:1, :frames]), codes)
+        assert relative_error(tokenizer.decode(codes, frames), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
+@torch.inference_mode()
+def test_equals_the_published_segments(case: str) -> None:
+    """A longer clip cut into segments, the last one short, gives the published codes and features."""
+    golden = load(case)
+    tokenizer = published(golden)
+    for number, offset in enumerate(golden.facts["multi"]["offsets"]):
+        segment = golden["multi/features"][:, offset : offset + golden.facts["multi"]["segment_length"]]
+        codes = tokenizer.encode(segment)
+        assert torch.equal(codes, golden[f"multi/indices_{number}"])
+        expected = golden[f"multi/decoded_{number}"].view_as(segment)
+        assert relative_error(tokenizer.decode(codes), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
+def test_rotary_tables(case: str) -> None:
+    """Patches then queries turn by the published angles."""
+    golden = load(case)
+    config = published(golden).config
+    angles = group_angles(config, config.frames, "cpu")
+    visual = config.frames * config.patches
+    assert relative_error(angles.cos(), golden["rope/enc_cos"]) <= TOLERANCE
+    assert relative_error(angles.sin(), golden["rope/enc_sin"]) <= TOLERANCE
+    assert relative_error(angles[:visual].cos(), golden["rope/dec_visual_cos"]) <= TOLERANCE
+    assert relative_error(angles[visual:].cos(), golden["rope/dec_query_cos"]) <= TOLERANCE
+
+
+def test_full_size_rotary_rows() -> None:
+    """Rows of the full-size table equal the published ones."""
+    golden = load("fullscale_tables")
+    config = TokenizerConfig()
+    angles = group_angles(config, config.frames, "cpu")
+    for (t, y, x), cos, sin in zip(
+        golden["rope3d/pos"].tolist(), golden["rope3d/cos"], golden["rope3d/sin"], strict=True
+    ):
+        latent = t == y == x and t < config.group_tokens
+        row = config.frames * config.patches + t if latent else (t * 30 + y) * 45 + x
+        assert relative_error(angles[row].cos(), cos) <= TOLERANCE
+        assert relative_error(angles[row].sin(), sin) <= TOLERANCE
+
+
+def test_decoding_is_causal_by_frame() -> None:
+    """The first frames' codes alone give the first frames of the whole group's features."""
+    tokenizer = small()
+    codes = torch.randint(16, (2, SMALL.group_tokens))
+    whole = tokenizer.decode(codes)
+    for frames in range(1, SMALL.frames):
+        part = tokenizer.decode(codes[:, : SMALL.offsets[frames]], frames)
+        torch.testing.assert_close(part, whole[:, :frames], rtol=1e-5, atol=1e-6)
+
+
+def test_encoding_is_causal_by_frame() -> None:
+    """Later frames never change the codes of earlier ones."""
+    tokenizer = small()
+    features = torch.randn(1, 4, 6, 4, 6)
+    whole = tokenizer.encode(features)
+    assert torch.equal(tokenizer.encode(features[:, :2]), whole[:, : SMALL.offsets[2]])
+
+
+def test_patch_order() -> None:
+    """Each cell of a patch keeps its place: the decoder's head fills cells in reading order inside its patch."""
+    tokenizer = small()
+    decoder = tokenizer.decoder
+    with torch.no_grad():
+        decoder.head_out.weight.zero_()
+        decoder.head_out.bias.copy_(torch.arange(4 * 6))
+        features = decoder(torch.randn(1, SMALL.tokens(2), 24))
+    cells = torch.arange(4).view(2, 2)[:, :, None] * 6 + torch.arange(6)
+    assert torch.equal(features[0, 1, :, 2:4, 4:6], cells.permute(2, 0, 1).float())
+
+
+def test_trains_under_bfloat16() -> None:
+    """A few steps of training lower the reconstruction's error."""
+    torch.manual_seed(0)
+    tokenizer = SemanticTokenizer(SMALL)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
+    features = torch.randn(8, 1, 6, 1, 1) + 0.1 * torch.randn(8, 3, 6, 4, 6)
+    losses = []
+    for _ in range(40):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = tokenizer(features)
+        loss = (output.reconstruction.float() - features).pow(2).mean()
+        optimizer.zero_grad()
+        (loss + 0.25 * output.commitment).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(parameter.grad is not None for parameter in tokenizer.parameters())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_trains_after_inference() -> None:
+    """What is kept between calls serves training also when inference mode made it."""
+    tokenizer = small()
+    features = torch.randn(1, 3, 6, 4, 6)
+    with torch.inference_mode():
+        tokenizer.decode(tokenizer.encode(features))
+    tokenizer(features).reconstruction.sum().backward()
+    assert tokenizer.decoder.mask_token.grad is not None
+
+
+def test_normalization() -> None:
+    """With normalisation on, features scaled together with the buffers give the same codes, scaled back features."""
+    tokenizer = small()
+    features = torch.randn(1, 2, 6, 4, 6)
+    codes = tokenizer.encode(features)
+    plain = tokenizer.decode(codes)
+    tokenizer.mean.fill_(3.0)
+    tokenizer.std.fill_(2.0)
+    assert torch.equal(tokenizer.encode(features * 2.0 + 3.0), codes)
+    torch.testing.assert_close(tokenizer.decode(codes), plain * 2.0 + 3.0, rtol=1e-5, atol=1e-5)
+
+
+def test_geometry() -> None:
+    """Token counts, offsets and their inverse agree with the published group."""
+    config = TokenizerConfig()
+    assert config.group_tokens == 1218
+    assert config.offsets[:3] == (0, 330, 404)
+    assert all(config.frames_of(config.tokens(frames)) == frames for frames in range(1, 14))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 100}, "width 100"),
+        ({"grid": (30, 45), "patch": 2}, r"grid \(30, 45\) is not divisible by patch 2"),
+        ({"p_tokens": 0}, "p_tokens 0"),
+    ],
+)
+def test_wrong_configuration_is_refused(changes: dict[str, int], message: str) -> None:
+    """A configuration that cannot work raises and names the numbers."""
+    with pytest.raises(ValueError, match=message):
+        TokenizerConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_wrong_input_is_refused() -> None:
+    """Codes that make no whole frames, too many frames and other feature shapes raise."""
+    tokenizer = small()
+    with pytest.raises(ValueError, match="6 codes do not make whole frames"):
+        tokenizer.decode(torch.zeros(1, 6, dtype=torch.int64))
+    with pytest.raises(ValueError, match="2 frames take 7 codes, not 5"):
+        tokenizer.decode(torch.zeros(1, 5, dtype=torch.int64), 2)
+    with pytest.raises(ValueError, match="1 to 4 frames, not 5"):
+        tokenizer.encode(torch.zeros(1, 5, 6, 4, 6))
+    with pytest.raises(ValueError, match="expected"):
+        tokenizer.encode(torch.zeros(1, 2, 6, 4, 5))

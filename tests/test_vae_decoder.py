@@ -1,0 +1,59 @@
+"""The VAE's decoder against the goldens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.perceptual.causal import CausalState
+from engine.perceptual.vae_decoder import VAEDecoder
+from engine.published_names_perceptual import VAE
+from engine.published_names_semantic import to_ours
+from tests import golden
+
+
+def _decoder(case: golden.Golden) -> VAEDecoder:
+    config = case.config
+    decoder = VAEDecoder(
+        config["z_channels"], config["ch"], tuple(config["ch_mult"]), config["num_res_blocks"], time_levels=2
+    )
+    weights = {to_ours(key, VAE).removeprefix("decoder."): value for key, value in case.weights.items()}
+    decoder.load_state_dict(weights, strict=True)
+    return decoder.eval()
+
+
+@pytest.mark.parametrize("name", ["vae_a", "vae_b"])
+def test_slices_equal_reference(name: str) -> None:
+    """Slices of 3, 2, 2, ... latents, with memory between them, give the reference's frames."""
+    case = golden.load(name)
+    decoder, state = _decoder(case), CausalState()
+    with torch.inference_mode():
+        frames = [decoder(case["latent"][:, :, start:end], state) for start, end in case.facts["slices"]]
+    assert golden.relative_error(torch.cat(frames, dim=2), case["decoded_sliced"]) < golden.TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["vae_a", "vae_b"])
+@pytest.mark.parametrize(("latents", "expected"), [(None, "decoded_single_call"), (1, "decoded_one_latent")])
+def test_single_call_equals_reference(name: str, latents: int | None, expected: str) -> None:
+    """All latents as one slice, and one latent alone, give the reference's frames."""
+    case = golden.load(name)
+    with torch.inference_mode():
+        frames = _decoder(case)(case["latent"][:, :, :latents], CausalState())
+    assert golden.relative_error(frames, case[expected]) < golden.TOLERANCE
+
+
+def test_first_frames_do_not_depend_on_later_slices() -> None:
+    """What a slice gives does not change with the latents of later slices."""
+    case = golden.load("vae_a")
+
+    def run(latents: Tensor) -> Tensor:
+        state = CausalState()
+        return torch.cat([_decoder(case)(part, state) for part in torch.split(latents, [3, 2, 2], dim=2)], dim=2)
+
+    changed = case["latent"].clone()
+    changed[:, :, 3:] += 1
+    with torch.inference_mode():
+        one, other = run(case["latent"]), run(changed)
+    assert torch.equal(one[:, :, :9], other[:, :, :9])
+    assert not torch.equal(one[:, :, 9], other[:, :, 9])
