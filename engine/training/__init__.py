@@ -1,0 +1,1 @@
+"""Training of every stage, the drawn world it learns from, and its evaluation."""

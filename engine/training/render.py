@@ -1,0 +1,162 @@
+"""Stage `renderer`: flow matching with the prompt half clean (paper Eq. 5 and 6), base and control branch together.
+
+The network sees x = t clean + (1 - t) noise for the new half and predicts the clean latents. The prompt half is given
+at time 0.999, and in a fifth of the samples there is none, as at the start of a video.
+Shapes: `B` batch, `T` latent frames, `C` channels, `h` x `w` latent size.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from engine.config import EngineConfig
+from engine.perceptual.renderer import Renderer
+from engine.perceptual.schedule import FlowSchedule
+from engine.perceptual.solver import FlowSolver, SolverState
+from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
+from engine.training.autoencoder import psnr
+from engine.training.latents import LatentPool, Quantise, Window, cut
+from engine.weights import save_component
+
+MASKED_SHARE = 0.2  # samples without a prompt half
+NULL_TEXT_SHARE = 0.1
+PROMPT_NOISE = 0.15  # largest share of noise on the prompt half, so that its flaws are not believed
+SUBJECT_WEIGHT = 6.0
+FIRST_STEP_SHARE = 0.2  # samples at pure noise, where every sampling run starts
+POOL_CLIPS = 384
+START_CLIPS = 48
+REFRESH = 0.06  # clips replaced per sample
+HELD_OUT = 24
+
+EncodeText = Callable[[list[str]], Tensor]  # captions to [B, L, K]
+
+
+class RendererStage:
+    """Trains `Renderer` on windows of encoded clips."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        vae: TinyVAE,
+        encode_text: EncodeText | None,
+        quantise: Quantise | None,
+        seed: int,
+        device: str,
+        weights: Path,
+    ) -> None:
+        """Without `encode_text` every sample has the null text; `quantise` as for `LatentPool`."""
+        torch.manual_seed(seed)
+        self.config, self.seed, self.device, self.weights = config, seed, device, weights
+        self.encode_text, self.vae = encode_text, vae.to(device).eval()
+        self.renderer = Renderer(config.renderer).to(device)
+        self.module: nn.Module = self.renderer
+        self.schedule = FlowSchedule()
+        self.pool = LatentPool(config, self.vae, quantise, POOL_CLIPS)
+        rng = random.Random(f"renderer held out {seed}")
+        clips = [self.pool.make(rng, held_out=True, changes=False) for _ in range(HELD_OUT)]
+        self.held_out = [cut(clip, 0, config.prompt_latents + config.new_latents) for clip in clips]
+
+    def hidden(self) -> list[nn.Parameter]:
+        parts = ("base.head.blocks.", "condition.")
+        named = self.renderer.named_parameters()
+        return [p for name, p in named if p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(parts)]
+
+    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"renderer {self.seed} {step}")
+        torch.manual_seed(rng.getrandbits(63))
+        while len(self.pool.clips) < START_CLIPS:
+            self.pool.refresh(random.Random(f"pool {self.seed} {step} {len(self.pool.clips)}"))
+        for _ in range(int(batch * REFRESH + rng.random())):
+            self.pool.refresh(rng)
+        prompted = rng.random() > MASKED_SHARE
+        windows = [self.pool.window(rng, prompted) for _ in range(batch)]
+        error, weight = self.errors(windows, prompted, rng)
+        subject = (error * (weight > 1)).sum() / (weight > 1).sum().clamp(min=1) / error.shape[2]
+        name = "prompted" if prompted else "first"
+        return (error * weight).mean(), {f"error_{name}": error.mean().item(), f"subject_{name}": subject.item()}
+
+    def errors(self, windows: list[Window], prompted: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Squared error [B, T, C, h, w] of the new latents and the weights [B, T, 1, h, w] of their cells."""
+        latents = torch.stack([window.latents for window in windows]).to(self.device)
+        features = torch.stack([window.features for window in windows]).to(self.device)
+        text = self.text([window.caption for window in windows], rng)
+        given = self.config.prompt_latents if prompted else 0
+        clean = latents[:, given:]
+        time = torch.rand(len(windows), device=self.device)
+        time = time * (torch.rand_like(time) > FIRST_STEP_SHARE)
+        noise_share = PROMPT_NOISE * torch.rand(len(windows), 1, 1, 1, 1, device=self.device)
+        prompt = latents[:, :given] + noise_share * torch.randn_like(latents[:, :given])
+        noisy = self.schedule.mix(clean, torch.randn_like(clean), time)
+        with torch.autocast(self.device, torch.bfloat16):
+            condition = self.renderer.condition(features)
+            cache = self.renderer.read_prompt(prompt, text, condition[:, :given])
+            predicted = self.renderer.denoise(noisy, time, condition[:, given:], cache).float()
+        mask = torch.stack([window.mask[given:] for window in windows]).to(self.device)
+        near = nnf.max_pool2d(nnf.interpolate((mask > 0.05).float(), scale_factor=2), 3, 1, 1).unsqueeze(2)
+        return (predicted - clean).square(), 1 + (SUBJECT_WEIGHT - 1) * near
+
+    def text(self, captions: list[str], rng: random.Random) -> Tensor:
+        """[B, L, K], some rows null."""
+        dit = self.config.renderer.dit
+        if self.encode_text is None:
+            return torch.zeros(len(captions), dit.text_length, dit.text_dim, device=self.device)
+        with torch.no_grad():
+            text = self.encode_text(captions).to(self.device)
+        null = torch.tensor([rng.random() < NULL_TEXT_SHARE for _ in captions], device=self.device)
+        return text.masked_fill(null[:, None, None], 0.0)
+
+    def render(self, window: Window, prompt: Tensor | None, seed: int) -> Tensor:
+        """The new latents [1, T, C, h, w] of a window, by the shipped number of steps."""
+        given = 0 if prompt is None else prompt.shape[1]
+        features = window.features[None].to(self.device)
+        text = self.text([window.caption], random.Random(1))
+        shape = (1, features.shape[1] - given, *window.latents.shape[1:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        solver, state = FlowSolver(self.schedule, self.config.steps), SolverState(noise)
+        with torch.autocast(self.device, torch.bfloat16):
+            condition = self.renderer.condition(features)
+            empty = noise[:, :0]
+            cache = self.renderer.read_prompt(empty if prompt is None else prompt, text, condition[:, :given])
+            for index in range(solver.steps):
+                time = torch.full((1,), solver.time(index), device=self.device)
+                clean = self.renderer.denoise(state.x, time, condition[:, given:], cache).float()
+                state = solver.step(index, state, clean)
+        return state.x
+
+    def evaluate(self) -> dict[str, float]:
+        """PSNR of decoded new frames against the decoded true latents: after a true prompt, and as a first hop."""
+        given, figures = self.config.prompt_latents, {}
+        for name in ("prompted", "first"):
+            errors, near = [], []
+            for seed, window in enumerate(self.held_out):
+                truth = window.latents[None].to(self.device)
+                if name == "prompted":
+                    made = torch.cat([truth[:, :given], self.render(window, truth[:, :given], seed)], dim=1)
+                else:
+                    first = replace(
+                        window,
+                        latents=window.latents[:given],
+                        features=window.features[:given],
+                        mask=window.mask[:given],
+                    )
+                    truth, made = truth[:, :given], self.render(first, None, seed)
+                pictures = [self.vae.decode(z, TinyVAEState()).float().clamp(-1, 1) for z in (made, truth)]
+                error = (pictures[0] - pictures[1]).square()[0]
+                error = error[-4 * self.config.new_latents :]
+                box = nnf.interpolate((window.mask[: truth.shape[1]] > 0.3).float()[None], scale_factor=16)[0]
+                box = box[-self.config.new_latents :].repeat_interleave(4, 0)[:, None].to(self.device)
+                errors.append(error.mean())
+                near.append((error * box).sum() / (3 * box.sum()).clamp(min=1))
+            figures[f"psnr_{name}_db"] = psnr(torch.stack(errors))
+            figures[f"subject_{name}_db"] = psnr(torch.stack(near))
+        return figures
+
+    def export(self) -> None:
+        save_component(self.weights, "renderer", self.renderer)

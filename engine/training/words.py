@@ -1,0 +1,37 @@
+"""The text tokenizer of preset `mini`: the caption grammar's words, and letters for all others.
+
+A unigram model needs no training here: a known word is one piece, and an unknown one is spelled.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+from collections import Counter
+from pathlib import Path
+
+from transformers import T5Tokenizer
+
+from engine.text import TOKENIZER_FOLDER
+from engine.training.captions import caption, random_label
+
+CAPTIONS = 20_000
+SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
+SPACE = "▁"  # sentencepiece's mark of a word's beginning
+LETTER_SCORE = -20.0  # log probability, far below any word's
+
+
+def make_tokenizer(folder: Path) -> T5Tokenizer:
+    """Make the tokenizer and save it as `folder`/text_tokenizer."""
+    rng = random.Random("words")
+    counts = Counter(
+        word for _ in range(CAPTIONS) for word in caption(random_label(rng), rng).replace(",", " ,").split()
+    )
+    words = [(SPACE + word if word != "," else word, math.log(n / counts.total())) for word, n in counts.most_common()]
+    known = {piece for piece, _ in words}
+    spelling = (SPACE, *string.ascii_lowercase, *string.digits, *".,!?'-")
+    letters = [(piece, LETTER_SCORE) for piece in spelling if piece not in known]
+    tokenizer = T5Tokenizer(vocab=[*((piece, 0.0) for piece in SPECIAL_PIECES), *words, *letters], extra_ids=0)
+    tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    return tokenizer

@@ -1,0 +1,155 @@
+"""Training runs: budget, resuming, checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.training import run
+from engine.training.run import Averaged, RunConfig, learning_rate, plot, train, write_atomically
+
+
+class Line:
+    """A stage that fits y = 3 x."""
+
+    def __init__(self, width: int = 1) -> None:
+        torch.manual_seed(0)
+        self.module: nn.Module = nn.Linear(width, 1)
+        self.exported = 0
+
+    def hidden(self) -> list[nn.Parameter]:
+        return []
+
+    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        x = torch.linspace(-1, 1, batch)[:, None].expand(-1, self.module.weight.shape[1])
+        return (self.module(x) - 3 * x[:, :1]).square().mean(), {"steps": float(step)}
+
+    def evaluate(self) -> dict[str, float]:
+        return {"slope": float(self.module.weight.sum())}
+
+    def export(self) -> None:
+        self.exported += 1
+
+
+def config(folder: Path, seconds: float) -> RunConfig:
+    return RunConfig(folder=folder, minutes=seconds / 60, batch=8, lr=0.05, ema=0.9)
+
+
+def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
+    """After its budget a run has fitted, exported, logged and plotted."""
+    stage = Line()
+    assert train(stage, config(tmp_path, 1.5))["slope"] == pytest.approx(3, abs=0.3)
+    assert stage.exported == 1
+    kinds = {json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()}
+    assert kinds == {"train", "evaluate"}
+    assert (tmp_path / "metrics.png").stat().st_size > 1000
+
+
+def test_a_finished_run_does_not_start_again(tmp_path: Path) -> None:
+    """Resuming with no budget left only evaluates what was learned."""
+    train(Line(), config(tmp_path, 0.5))
+    stage = Line()
+    before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    train(stage, config(tmp_path, 0.5))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == before
+    assert float(stage.module.weight.detach()) != pytest.approx(float(Line().module.weight.detach()))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
+    train(Line(), config(tmp_path, 0.2))
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another model"):
+        train(Line(width=2), config(tmp_path, 0.4))
+
+
+def test_a_killed_run_resumes(tmp_path: Path) -> None:
+    """kill -9 in the middle of training loses nothing older than the last checkpoint."""
+    program = textwrap.dedent(
+        f"""
+        import sys
+        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+        from pathlib import Path
+        from engine.training import run
+        from test_run import Line, config
+        run.CHECKPOINT_EVERY_S = 0.05
+        run.train(Line(), config(Path({str(tmp_path)!r}), 600))
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoint.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed = run._Run(Line(), config(tmp_path, 600))
+    resumed.resume()
+    assert resumed.step == saved["step"] > 0
+    assert resumed.spent_s == saved["spent_s"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """An error while writing keeps what was there and leaves no part behind."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    """The error says what to do."""
+    stage = Line()
+    nn.init.constant_(stage.module.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="lower --lr"):
+        train(stage, config(tmp_path, 1))
+
+
+def test_the_average_can_be_swapped_in_and_out() -> None:
+    """swap exchanges weights and average, twice is nothing."""
+    module = nn.Linear(1, 1)
+    average = Averaged(module, 0.9)
+    start = module.weight.detach().clone()
+    nn.init.constant_(module.weight, 7.0)
+    average.swap()
+    assert torch.equal(module.weight, start)
+    average.swap()
+    assert module.weight.item() == 7.0
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    """It starts low, stays at its peak and ends at FINAL_LR."""
+    assert learning_rate(0, 0.0) < 0.02
+    assert learning_rate(1000, 0.3) == 1.0
+    assert learning_rate(1000, 1.0) == pytest.approx(run.FINAL_LR)
+
+
+def test_a_budget_must_be_positive(tmp_path: Path) -> None:
+    """Zero minutes are refused by name."""
+    with pytest.raises(ValueError, match="minutes must be positive, got 0"):
+        config(tmp_path, 0)
+
+
+def test_the_plot_bears_one_figure(tmp_path: Path) -> None:
+    """A run of one log line can be drawn."""
+    (tmp_path / "m").write_text('{"kind": "train", "step": 1, "minutes": 0.1, "loss": 1.0}\n')
+    plot(tmp_path / "m", tmp_path / "m.png")
+    assert (tmp_path / "m.png").read_bytes()[:4] == b"\x89PNG"
