@@ -152,21 +152,21 @@ def generate_reference(
     for forced, allowed in zip(layout[1:], allowed_draws(config, num_frames), strict=True):
         logits = planner(step, cache, position)[:, -1]
         position += step.shape[1]
-        draws.append(_draw(guide(logits, sampling)[0], allowed, sampling, generator))
+        chances = distribution(guide(logits, sampling)[0], allowed, sampling)
+        draws.append(torch.multinomial(chances, 1, generator=generator))
         fed.append(draws[-1] if forced is None else torch.full_like(draws[-1], forced))
         step = planner.embed(fed[-1].expand(rows, 1), prefix.pooled)
     codes = [token for token, forced in zip(fed, layout[1:], strict=True) if forced is None]
     return ReferencePlan(torch.cat(codes)[None].clamp(max=config.codebook_size - 1), torch.cat(draws))
 
 
-def _draw(
-    logits: Tensor, allowed: tuple[int, ...] | None, sampling: SamplingConfig, generator: torch.Generator | None
-) -> Tensor:
-    """One multinomial draw over the whole vocabulary, [V] -> int64 [1]."""
+def distribution(logits: Tensor, allowed: tuple[int, ...] | None, sampling: SamplingConfig) -> Tensor:
+    """What the reference sampler draws from: guided logits [V] -> probabilities [V].
+
+    Where only some tokens are `allowed`, nothing is cut from those; None = any.
+    """
     if allowed is None:
-        shaped = warp(logits, sampling)
-    else:
-        barred = torch.ones_like(logits, dtype=torch.bool)
-        barred[list(allowed)] = False
-        shaped = (logits / sampling.temperature).masked_fill(barred, float("-inf"))
-    return torch.multinomial(shaped.softmax(dim=-1), 1, generator=generator)
+        return warp(logits, sampling).softmax(dim=-1)
+    barred = torch.ones_like(logits, dtype=torch.bool)
+    barred[list(allowed)] = False
+    return (logits / sampling.temperature).masked_fill(barred, float("-inf")).softmax(dim=-1)

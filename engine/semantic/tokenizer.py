@@ -96,6 +96,7 @@ class TokenizerOutput:
     """What a training step needs."""
 
     reconstruction: Tensor  # [B, T, D, h, w]
+    latents: Tensor  # [B, L, E], what the decoder read
     codes: Tensor  # [B, L] int64
     commitment: Tensor  # []
     perplexity: Tensor  # []
@@ -307,6 +308,7 @@ class SemanticTokenizer(nn.Module):
         quantized = self.quantizer(latents) if quantize else self.quantizer.bypass(latents)
         return TokenizerOutput(
             reconstruction=self._features(quantized.output),
+            latents=quantized.output,
             codes=quantized.indices,
             commitment=quantized.commitment,
             perplexity=quantized.perplexity,

@@ -33,7 +33,7 @@ def pixels(video: Tensor) -> Tensor:
 
 def psnr(error: Tensor) -> float:
     """dB of a mean square error over a range of 2."""
-    return float(10 * torch.log10(4.0 / error.mean()))
+    return float(10 * torch.log10(4.0 / error.detach().mean()))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
@@ -17,7 +18,7 @@ from engine.training.captions import Label, random_label
 from engine.weights import save_component
 
 COMMITMENT = 0.25
-CONTINUOUS_STEPS = 2200  # before the codebook starts, from clusters of what the encoder has learned by then
+CONTINUOUS_STEPS = 2700  # before the codebook starts, from clusters of what the encoder has learned by then
 SHORT_FRAMES = 5  # length of most training groups; attention costs the square of it, and frames are causal
 LONG_EVERY = 3  # every so many steps the groups have full length
 SHARES = {
@@ -32,6 +33,8 @@ SHARES = {
     "cloud": 0.3,
 }
 HELD_OUT = 200
+READOUT = 0.3  # weight of the words' cross-entropy
+READ_MAPS = ("class", "colour", "scene")
 
 
 def groups(rng: random.Random, size: int, frames: int, held_out: bool = False) -> tuple[Tensor, list[Label]]:
@@ -52,14 +55,38 @@ def channel_weights(features: Tensor) -> Tensor:
     return (weights * world.FEATURE_DIM / sum(SHARES.values()))[:, None, None]
 
 
+class ReadTokenizer(nn.Module):
+    """The tokenizer and, for its training only, a linear reader of words from the I frame's vectors.
+
+    What is the same in every cell, like the colour, is otherwise learned very late: the encoder does not write it as
+    long as the decoder does not read it, and the other way round.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.tokenizer = SemanticTokenizer(config)
+        widths = dict(world.CHANNELS)
+        self.readers = nn.ModuleDict({name: nn.Linear(config.quantizer.dim, widths[name]) for name in READ_MAPS})
+
+    def word_loss(self, latents: Tensor, features: Tensor) -> Tensor:
+        """Cross-entropy of the words of [B, T, D, h, w] teacher maps, read from [B, L, E] latents."""
+        mean = latents[:, : self.tokenizer.config.i_tokens].float().mean(1)
+        losses = []
+        for name in READ_MAPS:
+            words = features[:, 0, world.channel(name)].mean((-2, -1)).argmax(1)
+            losses.append(nnf.cross_entropy(self.readers[name](mean), words))
+        return torch.stack(losses).sum()
+
+
 class TokenizerStage:
     """Trains `SemanticTokenizer`."""
 
     def __init__(self, config: TokenizerConfig, seed: int, device: str, weights: Path) -> None:
         torch.manual_seed(seed)
         self.seed, self.device, self.weights = seed, device, weights
-        self.tokenizer = SemanticTokenizer(config).to(device)
-        self.module: nn.Module = self.tokenizer
+        self.reading = ReadTokenizer(config).to(device)
+        self.tokenizer = self.reading.tokenizer
+        self.module: nn.Module = self.reading
         features, self.held_out_labels = groups(random.Random(f"tokens {seed}"), HELD_OUT, config.frames, held_out=True)
         self.held_out = features.to(device)
         self.scale = channel_weights(features).to(device)
@@ -75,8 +102,9 @@ class TokenizerStage:
         with torch.autocast(self.device, torch.bfloat16):
             output = self.tokenizer(features, quantize=step >= CONTINUOUS_STEPS)
         error = ((output.reconstruction.float() - features).square() * self.scale).mean()
-        figures = {"error": error.item(), "perplexity": output.perplexity.item()}
-        return error + COMMITMENT * output.commitment, figures
+        words = self.reading.word_loss(output.latents, features)
+        figures = {"error": error.item(), "words": words.item(), "perplexity": output.perplexity.item()}
+        return error + COMMITMENT * output.commitment + READOUT * words, figures
 
     def evaluate(self) -> dict[str, float]:
         again = torch.cat([self.tokenizer.decode(self.tokenizer.encode(part)) for part in self.held_out.split(20)])

@@ -1,0 +1,212 @@
+"""`python server.py`: arguments to settings, an engine process under its supervisor, and the HTTP server beside it.
+
+Heavy imports happen inside functions: the engine process imports this file too, and needs none of the server's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from multiprocessing import connection, parent_process
+from typing import TYPE_CHECKING
+
+from engine.messages import SEED_LIMIT, EngineSettings, FrameRing
+
+if TYPE_CHECKING:
+    from streaming.supervisor import EngineTarget, Supervisor
+
+CHANNEL = "main"
+LOW_MARK_FRAMES = 20  # 2.5 s at 8 frames a second: time to render a hop before the buffer is dry
+PROMPT = "a red ball moves slowly to the right over green hills by day"
+
+log = logging.getLogger("server")
+
+
+def run_engine(settings: EngineSettings, ring: FrameRing, control: connection.Connection) -> None:
+    """Runs in the engine process."""
+    _follow_parent()
+    from engine.interleave import serve
+
+    serve(settings, ring, control)
+
+
+def _follow_parent() -> None:
+    """Ends this process when the server is gone, even in the middle of a long computation."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
+    """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
+    arguments = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # These tell every candidate pair, every start and stop.
+    for chatty in ("aioice", "aiortc", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        listener = listen(arguments.host, arguments.port)
+    except OSError as error:
+        log.error("cannot listen on %s port %d: %s", arguments.host, arguments.port, error.strerror)
+        return 2
+    with listener:
+        return asyncio.run(_main(arguments, listener, target))
+
+
+async def _main(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return await run(arguments, listener, target, stop)
+
+
+async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
+    """Serves until `stop` is set, then ends everything in order; returns the exit status."""
+    from streaming import rtp_hooks
+    from streaming.app import AppConfig, HttpServer, Server, create_app
+    from streaming.channel import Channel
+    from streaming.events import StateChanged
+    from streaming.stats import Metrics
+    from streaming.supervisor import Supervisor
+    from streaming.viewer import Viewers
+    from streaming.whep import Policy
+
+    await rtp_hooks.self_check()
+    if arguments.ice_address:
+        rtp_hooks.use_addresses(arguments.ice_address)
+    policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
+    metrics = Metrics()
+    channel = Channel(_engine_settings(arguments), metrics)
+    viewers = Viewers(metrics)
+    http = HttpServer(create_app(Server(channel, viewers, metrics, stop), AppConfig(policy, arguments.token)))
+    async with asyncio.TaskGroup() as group:
+        engine = group.create_task(_supervise(Supervisor(target, channel, metrics), stop), name="engine")
+        air = group.create_task(channel.run(), name="air")
+        group.create_task(http.serve([listener]), name="http")
+        log.info("http://%s:%d/", *listener.getsockname()[:2])
+        try:
+            await stop.wait()
+        finally:
+            # Wakes the event streams, which end then.
+            channel.events.publish(StateChanged())
+            # Viewers before the rest: each says goodbye while its connection still works.
+            await viewers.close()
+            air.cancel()
+            engine.cancel()
+            http.should_exit = True
+    return 0 if engine.cancelled() else engine.result()
+
+
+async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
+    """Keeps the engine running; stops the server when it cannot start at all."""
+    from streaming.supervisor import EngineError
+
+    try:
+        await supervisor.run()
+    except EngineError as error:
+        log.error("%s", error)
+        stop.set()
+        return 1
+    return 0
+
+
+def _engine_settings(arguments: argparse.Namespace) -> EngineSettings:
+    return EngineSettings(
+        preset=arguments.preset,
+        weights=arguments.weights,
+        device=arguments.device,
+        channel=CHANNEL,
+        prompt=arguments.prompt,
+        seed=arguments.seed,
+        first_frame=0,
+        first_hop=0,
+        low_mark_frames=LOW_MARK_FRAMES,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError when the address cannot be used."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(socket.SOMAXCONN)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(prog="server.py", description="Streams an endless generated video to browsers.")
+    options.add_argument("--preset", choices=("mini", "landiff"), default="mini", help="which model (default: mini)")
+    options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
+    options.add_argument("--port", type=_port, default=8000, help="HTTP port (default: 8000; 0 takes a free one)")
+    options.add_argument(
+        "--ice-address",
+        metavar="IP",
+        action="append",
+        default=[],
+        type=_ip,
+        help="send media from this address only; may be repeated (default: every address but loopback)",
+    )
+    options.add_argument("--prompt", type=_prompt, default=PROMPT, help="what the video begins with")
+    options.add_argument("--seed", type=_seed, default=0, help="same seed, same video (default: 0)")
+    options.add_argument("--token", metavar="SECRET", type=_token, help="ask for this bearer token on every change")
+    return options
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def _ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, 0 to {SEED_LIMIT - 1}")
+    return int(text)
+
+
+def _prompt(text: str) -> str:
+    from streaming.prompts import check_prompt
+
+    try:
+        return check_prompt(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _token(text: str) -> str:
+    if not text or not text.isascii() or not text.isprintable():
+        raise argparse.ArgumentTypeError("a token is printable ASCII and not empty")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

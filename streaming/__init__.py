@@ -1,0 +1,1 @@
+"""The server process: asyncio, WebRTC and HTTP; imports no torch."""

@@ -1,0 +1,352 @@
+// The page: a channel's state and prompts around the player. State arrives as server-sent events.
+
+import { backoffMs, Pause, Problem, WhepPlayer } from "./whep.js";
+
+const CHANNEL = "/channels/main";
+const ANSWER_MS = 15000; // for a prompt; the server gives up before
+const QUIET_MS = 5000; // state comes every second
+const TICK_MS = 1000;
+const RATE_TICKS = 4; // over which the frame rate is taken
+const GLOW_MS = 400;
+
+// What the small model's world holds; a colour, a subject, a motion and a scene.
+const IDEAS = [
+  "a red car drives slowly to the right through the desert",
+  "a white sailboat drifts gently to the left on the sea",
+  "a yellow ball rolls quickly to the right over green hills",
+  "a blue fish swims up under the stars at night",
+  "a purple car goes fast to the left at night",
+  "a green ball floats slowly up in the desert at sunset",
+  "a red sailboat sails to the right over the blue sea",
+  "a white fish glides down over the hills on a sunny day",
+];
+const PARTS = {
+  colour: ["red", "yellow", "green", "blue", "purple", "white"],
+  subject: { ball: "floats", sailboat: "sails", car: "drives", fish: "swims" },
+  speed: ["slowly", "at a steady pace", "fast"],
+  direction: ["to the left", "to the right", "up", "down"],
+  scene: ["over green hills", "in the desert at sunset", "on the sea", "under the stars at night"],
+};
+
+const $ = (id) => document.getElementById(id);
+const video = $("video");
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+let player;
+let state = null; // the newest report of the channel; null while the server cannot be reached
+let playing = { state: "connecting", detail: "" };
+let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
+
+const headers = () => {
+  const token = sessionStorage.getItem("token");
+  return token ? { Authorization: `Bearer ${token}` } : {};
+};
+
+// --- connection -------------------------------------------------------------------------------------------------
+
+/** One word for styles and one line for people, from what the player and the channel say. */
+function connection() {
+  if (state === null) return ["waiting", "Reconnecting", "The server cannot be reached. Trying again."];
+  if (state.state === "failed") return ["failed", "Stopped", state.error];
+  if (state.state === "starting") return ["starting", "Starting", `The engine is starting. ${state.progress ?? ""}`];
+  if (playing.state === "locked") return ["locked", "Locked", "This server asks for its token."];
+  if (playing.state !== "playing") {
+    const detail = playing.state === "waiting" ? playing.detail : "Joining the stream";
+    return [playing.state, playing.state === "waiting" ? "Reconnecting" : "Connecting", detail];
+  }
+  if (state.state === "restarting") return ["restarting", "Recovering", "The engine stopped and is coming back."];
+  return ["live", "Live", ""];
+}
+
+function showConnection() {
+  const [name, word, detail] = connection();
+  const veiled = name !== "live";
+  $("stage").dataset.state = $("connection").dataset.state = name;
+  setText($("connection").lastElementChild, word);
+  if (veiled) setText($("veil").lastElementChild, detail);
+}
+
+function onPlayer(name, detail) {
+  // The last picture stays behind the next stream until that has one.
+  if (name === "connecting" && video.videoWidth > 0) copyPicture($("still"), video.videoWidth, video.videoHeight);
+  playing = { state: name, detail };
+  if (name === "locked" && !$("lock").open) $("lock").showModal();
+  showConnection();
+}
+
+// --- the channel's events ---------------------------------------------------------------------------------------
+
+const pause = new Pause();
+
+/** Listens for ever. An event stream that breaks, or says nothing, is opened again. */
+async function listen() {
+  for (let failures = 0; ; failures += 1) {
+    if (failures > 0) await pause.wait(backoffMs(failures));
+    await new Promise((resolve) => {
+      const source = new EventSource(`${CHANNEL}/events`);
+      let timer;
+      const end = () => {
+        clearTimeout(timer);
+        source.close();
+        resolve();
+      };
+      const heard = (handle) => (event) => {
+        clearTimeout(timer);
+        timer = setTimeout(end, QUIET_MS);
+        failures = 0;
+        handle(JSON.parse(event.data));
+      };
+      timer = setTimeout(end, 2 * QUIET_MS);
+      source.onopen = () => player.check();
+      source.onerror = end;
+      source.addEventListener("state", heard(onState));
+      source.addEventListener("prompt", heard(onPrompt));
+    });
+    state = null;
+    showConnection();
+  }
+}
+
+function onState(report) {
+  const joinable = report.width !== null && report.state !== "failed";
+  if (joinable && (state === null || state.width === null)) player.retry();
+  state = report;
+  const newest = report.prompts.at(-1);
+  // An event may have been lost with a connection; the report knows too.
+  if (pending?.frame != null && newest.prompt === pending.prompt && newest.shown) settle();
+  setText($("buffered"), report.buffered_s.toFixed(1));
+  setText($("factor"), report.realtime_factor?.toFixed(report.realtime_factor < 10 ? 2 : 0) ?? "–");
+  showConnection();
+  showTimeline();
+  showEngine();
+}
+
+function onPrompt({ prompt, frame }) {
+  if (pending && prompt === pending.prompt && (pending.frame ?? frame) === frame) settle();
+}
+
+// --- changing the prompt ----------------------------------------------------------------------------------------
+
+async function send(text) {
+  const change = { prompt: text.trim(), frame: null, sentMs: performance.now() };
+  pending = change;
+  outcome("sending", "Sending");
+  try {
+    const answer = await ask(change.prompt);
+    if ($("prompt").value === text) $("prompt").value = "";
+    if (pending !== change) return;
+    Object.assign(change, { prompt: answer.prompt, frame: answer.frame });
+    const watched = playing.state === "playing";
+    outcome("taken", watched ? `Planned. On screen in about ${seconds(answer.eta_s)}.` : "Planned.", answer.eta_s);
+  } catch (error) {
+    if (pending !== change) return;
+    pending = null;
+    if (error.status === 401) $("lock").showModal();
+    outcome("refused", error.message);
+  }
+}
+
+/** The server's answer to a prompt. Throws Problem or another Error whose message is for people. */
+async function ask(prompt) {
+  const reply = await fetch(CHANNEL, {
+    method: "PATCH",
+    headers: { ...headers(), "Content-Type": "application/json" },
+    body: JSON.stringify({ prompt, mode: "flow" }),
+    signal: AbortSignal.timeout(ANSWER_MS),
+  }).catch((error) => {
+    throw new Error("The server cannot be reached. Your prompt is still here; try again.", { cause: error });
+  });
+  if (!reply.ok) throw await Problem.from(reply);
+  return reply.json();
+}
+
+/** The pending prompt's first frame is on air. */
+function settle() {
+  const tookS = (performance.now() - pending.sentMs) / 1000;
+  pending = null;
+  setText($("reaction"), tookS.toFixed(1));
+  outcome("shown", `On screen after ${seconds(tookS)}.`);
+}
+
+function outcome(name, text, waitS = 0) {
+  const box = $("outcome");
+  box.dataset.state = name;
+  setText(box.firstElementChild, text);
+  $("prompt").setAttribute("aria-invalid", String(name === "refused"));
+  const meter = box.lastElementChild;
+  meter.getAnimations().forEach((animation) => animation.cancel());
+  if (waitS > 0 && !calm.matches) meter.animate({ transform: ["scaleX(0)", "scaleX(1)"] }, waitS * 1000);
+}
+
+// --- what is shown ----------------------------------------------------------------------------------------------
+
+function showTimeline() {
+  const entries = state.prompts.toReversed();
+  const current = entries.findIndex((entry) => entry.shown);
+  const on = entries[current] ?? entries.at(-1);
+  setText($("caption"), on.prompt);
+  const rows = entries.map((entry, place) => {
+    const when = place === current ? "now" : place > current && current >= 0 ? "past" : "next";
+    return { prompt: entry.prompt, when, label: { now: "On screen", past: clock(entry.frame), next: ahead(entry.frame) }[when] };
+  });
+  const list = $("timeline");
+  while (list.children.length > rows.length) list.lastElementChild.remove();
+  while (list.children.length < rows.length) list.append(timelineRow());
+  rows.forEach((row, place) => {
+    const item = list.children[place];
+    item.dataset.when = row.when;
+    const [time, button] = item.children;
+    setText(time, row.label);
+    setText(button, row.prompt);
+  });
+}
+
+function timelineRow() {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = "Use this prompt again";
+  button.addEventListener("click", () => {
+    $("prompt").value = button.textContent;
+    $("prompt").focus();
+  });
+  item.append(document.createElement("time"), button);
+  return item;
+}
+
+function showEngine() {
+  const stages = Object.entries(state.hop?.ms ?? {});
+  const facts = {
+    Model: state.preset,
+    Picture: state.width ? `${state.width} × ${state.height}, ${state.fps} fps` : "–",
+    Frame: state.frame?.toLocaleString("en") ?? "–",
+    Seed: state.seed,
+    Steps: state.steps ?? "–",
+    ...Object.fromEntries(stages.map(([stage, ms]) => [`Last hop, ${stage}`, `${Math.round(ms)} ms`])),
+    "Late frames": state.repeats,
+    Viewers: state.viewers,
+  };
+  const list = $("engine");
+  const names = Object.keys(facts);
+  if (list.children.length !== 2 * names.length) {
+    list.replaceChildren(...names.flatMap(() => [document.createElement("dt"), document.createElement("dd")]));
+  }
+  names.forEach((name, place) => {
+    setText(list.children[2 * place], name);
+    setText(list.children[2 * place + 1], String(facts[name]));
+  });
+}
+
+/** Shows the frames a second that really reached the screen. */
+function watchRate() {
+  const counts = [];
+  setInterval(() => {
+    const { totalVideoFrames, droppedVideoFrames } = video.getVideoPlaybackQuality();
+    counts.push({ frames: totalVideoFrames - droppedVideoFrames, ms: performance.now() });
+    if (counts.length > RATE_TICKS + 1) counts.shift();
+    const [first, last] = [counts[0], counts.at(-1)];
+    // A new stream counts from zero.
+    if (last.frames < first.frames) counts.splice(0, counts.length - 1);
+    const rate = ((last.frames - first.frames) / (last.ms - first.ms)) * 1000;
+    setText($("fps"), playing.state === "playing" && rate > 0 ? rate.toFixed(rate < 10 ? 1 : 0) : "–");
+  }, TICK_MS);
+}
+
+/** Lights the room with the picture's colours. */
+function glow() {
+  if (!document.hidden && !calm.matches && video.readyState >= 2) copyPicture($("glow"), 12, 8);
+}
+
+function copyPicture(canvas, width, height) {
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  canvas.getContext("2d").drawImage(video, 0, 0, width, height);
+}
+
+const seconds = (s) => `${s.toFixed(s < 10 ? 1 : 0)} s`;
+
+/** Place of a frame in the video, as h:mm:ss. */
+function clock(frame) {
+  if (!state.fps) return "–";
+  const s = Math.floor(frame / state.fps);
+  const parts = [Math.floor(s / 3600), Math.floor(s / 60) % 60, s % 60].map((part) => String(part).padStart(2, "0"));
+  return parts.join(":").replace(/^00:0?/, "").replace(/^0(\d:\d\d:)/, "$1");
+}
+
+function ahead(frame) {
+  if (!state.fps || state.frame === null) return "Next";
+  return `In ${seconds(Math.max(0, frame - state.frame) / state.fps)}`;
+}
+
+/** Changes a text only when it differs, so that screen readers are not told the same again. */
+function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+// --- controls ---------------------------------------------------------------------------------------------------
+
+const pick = (list) => list[Math.floor(Math.random() * list.length)];
+
+function surprise() {
+  const subject = pick(Object.keys(PARTS.subject));
+  const verb = PARTS.subject[subject];
+  return `a ${pick(PARTS.colour)} ${subject} ${verb} ${pick(PARTS.speed)} ${pick(PARTS.direction)} ${pick(PARTS.scene)}`;
+}
+
+function offer(label, prompt, colour) {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.dataset.colour = colour;
+  button.addEventListener("click", () => {
+    $("prompt").value = prompt();
+    send($("prompt").value);
+  });
+  item.append(button);
+  $("ideas").append(item);
+}
+
+function toggleFullscreen() {
+  if (document.fullscreenElement) document.exitFullscreen();
+  else if ($("stage").requestFullscreen) $("stage").requestFullscreen();
+  else video.webkitEnterFullscreen(); // iPhone
+}
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || $("lock").open) return;
+  if (event.key === "f") toggleFullscreen();
+  else if (event.key === "/") $("prompt").focus();
+  else return;
+  event.preventDefault();
+}
+
+/** Ends the waits before the next attempts: the network or the person is back. */
+function hurry() {
+  pause.cut();
+  player.retry();
+}
+
+function start() {
+  player = new WhepPlayer(video, "/whep/main", headers, onPlayer);
+  offer("Surprise me", surprise, "any");
+  for (const idea of IDEAS) offer(idea, () => idea, PARTS.colour.find((colour) => idea.includes(colour)));
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send($("prompt").value);
+  });
+  $("lock").addEventListener("submit", () => {
+    sessionStorage.setItem("token", $("token").value);
+    player.retry();
+  });
+  $("fullscreen").addEventListener("click", toggleFullscreen);
+  addEventListener("keydown", onKey);
+  addEventListener("pagehide", () => player.stop());
+  addEventListener("pageshow", (event) => event.persisted && location.reload());
+  for (const name of ["online", "visibilitychange"]) addEventListener(name, hurry);
+  setInterval(glow, GLOW_MS);
+  watchRate();
+  player.start();
+  listen();
+}
+
+start();

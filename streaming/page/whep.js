@@ -1,0 +1,197 @@
+// A WHEP player that stays: it joins, watches over the connection, and joins again after any end.
+
+const BACKOFF_MS = { first: 500, most: 8000 };
+const SILENCE_MS = 6000; // without a packet, though connected: the server is gone
+const CONNECT_MS = 10000;
+const TICK_MS = 1000;
+const LONGEST_MS = 2 ** 31 - 1; // that a browser's timer can wait
+const MOST_CANDIDATES = 20; // that the server takes
+
+/** A refusal by the server; `detail` is its sentence for people. */
+export class Problem extends Error {
+  constructor(status, detail, retryAfterMs) {
+    super(detail);
+    this.status = status;
+    this.retryAfterMs = retryAfterMs;
+  }
+
+  /** Reads a problem+json reply. */
+  static async from(reply) {
+    const problem = await reply.json().catch(() => null);
+    const retryAfterMs = Number(reply.headers.get("retry-after")) * 1000;
+    return new Problem(reply.status, problem?.detail ?? `The server answered ${reply.status}.`, retryAfterMs);
+  }
+}
+
+/** A pause that can be cut short. */
+export class Pause {
+  #end = () => {};
+
+  /** Resolves after `ms` milliseconds or when `cut` is called. */
+  wait(ms) {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.#end = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  cut() {
+    this.#end();
+  }
+}
+
+/** Milliseconds to wait before attempt number `failures`; spread, so that viewers do not return all at once. */
+export function backoffMs(failures) {
+  const ms = Math.min(BACKOFF_MS.most, BACKOFF_MS.first * 2 ** (failures - 1));
+  return ms * (0.8 + 0.4 * Math.random());
+}
+
+/**
+ * Plays the WHEP endpoint `url` in `video`.
+ *
+ * `headers()` gives the headers of every request. `onState(state, detail)` hears "connecting", "playing",
+ * "waiting" with the reason, and "locked" when the server wants a token; "locked" waits for `retry()`.
+ */
+export class WhepPlayer {
+  #video;
+  #url;
+  #headers;
+  #onState;
+  #pause = new Pause();
+  #session = null; // { peer, location, end }
+  #running = false;
+  #failures = 0;
+
+  constructor(video, url, headers, onState) {
+    this.#video = video;
+    this.#url = url;
+    this.#headers = headers;
+    this.#onState = onState;
+  }
+
+  /** Joins, and joins again after every end, until `stop`. */
+  async start() {
+    if (this.#running) return;
+    this.#running = true;
+    while (this.#running) {
+      this.#onState("connecting", "");
+      const error = await this.#watch().catch((error) => error);
+      if (!this.#running) return;
+      this.#failures += 1;
+      const locked = error.status === 401;
+      this.#onState(locked ? "locked" : "waiting", error.message);
+      await this.#pause.wait(locked ? LONGEST_MS : error.retryAfterMs || backoffMs(this.#failures));
+    }
+  }
+
+  /** Leaves; the server hears of it even when the page goes away. */
+  stop() {
+    this.#running = false;
+    this.#pause.cut();
+    this.#session?.end(new Error("stopped"));
+  }
+
+  /** Ends a wait before the next attempt. */
+  retry() {
+    this.#pause.cut();
+  }
+
+  /** Asks the server whether it still knows this session, and joins again if not. */
+  async check() {
+    const session = this.#session;
+    if (!session?.location) return;
+    const reply = await fetch(session.location, { headers: this.#headers() }).catch(() => null);
+    if (reply?.status === 404) session.end(new Error("The server was restarted."));
+  }
+
+  /** One session; rejects when it is over. */
+  async #watch() {
+    const peer = new RTCPeerConnection({ iceServers: [] });
+    const session = { peer, location: null };
+    const over = new Promise((_, reject) => (session.end = reject));
+    over.catch(() => {}); // it may end before anyone waits
+    this.#session = session;
+    const watchdog = setInterval(this.#watchdog(session), TICK_MS);
+    try {
+      peer.addTransceiver("video", { direction: "recvonly" });
+      peer.ontrack = ({ track }) => this.#show(track);
+      peer.onconnectionstatechange = () => {
+        if (["failed", "closed"].includes(peer.connectionState)) session.end(new Error("The connection was lost."));
+      };
+      await Promise.race([this.#negotiate(session), over]);
+      await over;
+    } finally {
+      clearInterval(watchdog);
+      this.#session = null;
+      peer.close();
+      if (session.location) {
+        const leave = { method: "DELETE", headers: this.#headers(), keepalive: true };
+        fetch(session.location, leave).catch(() => {});
+      }
+    }
+  }
+
+  async #negotiate(session) {
+    const { peer } = session;
+    const candidates = [];
+    const gathered = new Promise((resolve) => {
+      peer.onicecandidate = ({ candidate }) => (candidate?.candidate ? candidates.push(candidate) : resolve());
+    });
+    await peer.setLocalDescription();
+    const reply = await fetch(this.#url, {
+      method: "POST",
+      headers: { ...this.#headers(), "Content-Type": "application/sdp" },
+      body: peer.localDescription.sdp,
+      signal: AbortSignal.timeout(CONNECT_MS),
+    }).catch((error) => {
+      throw new Error("The server does not answer.", { cause: error });
+    });
+    if (!reply.ok) throw await Problem.from(reply);
+    session.location = new URL(reply.headers.get("location"), reply.url).href;
+    await peer.setRemoteDescription({ type: "answer", sdp: await reply.text() });
+    gathered.then(() => this.#trickle(session, candidates, reply.headers.get("etag")));
+  }
+
+  /** Tells the candidates in one go. Most servers are reached without them, so nobody waits for this. */
+  async #trickle(session, candidates, etag) {
+    if (this.#session !== session) return;
+    const lines = candidates.slice(0, MOST_CANDIDATES).map(({ candidate }) => `a=${candidate}`);
+    const ufrag = session.peer.localDescription.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm).slice(0, 2);
+    await fetch(session.location, {
+      method: "PATCH",
+      headers: { ...this.#headers(), "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": etag },
+      body: [...ufrag, "m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", ...lines, "a=end-of-candidates", ""].join("\r\n"),
+    }).catch(() => {});
+  }
+
+  #show(track) {
+    const loaded = () => {
+      this.#failures = 0;
+      this.#onState("playing", "");
+    };
+    this.#video.addEventListener("loadeddata", loaded, { once: true });
+    this.#video.srcObject = new MediaStream([track]);
+    this.#video.play().catch(() => {}); // a replaced stream ends the earlier call
+  }
+
+  /** A function for a timer that ends a session which never connected, or receives nothing any more. */
+  #watchdog(session) {
+    let packets = -1;
+    let sinceMs = performance.now();
+    return async () => {
+      let now = 0;
+      for (const entry of (await session.peer.getStats()).values()) {
+        if (entry.type === "inbound-rtp") now = entry.packetsReceived;
+      }
+      if (now !== packets) {
+        packets = now;
+        sinceMs = performance.now();
+      } else if (performance.now() - sinceMs > (now > 0 ? SILENCE_MS : CONNECT_MS)) {
+        session.end(new Error("No more video arrives."));
+      }
+    };
+  }
+}

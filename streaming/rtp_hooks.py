@@ -1,0 +1,132 @@
+"""The only file that touches private names of aiortc and aioice, which are pinned; `self_check` says when they moved.
+
+It brings receivers' key-frame requests to the hub, gives every retransmission its own send time (receivers' bandwidth
+estimates take the old one for queueing delay), keeps retransmissions within a budget (a storm of them would keep a slow
+link full), notes when a receiver was last heard, chooses the addresses of ICE, and ends ICE with its connection.
+"""
+
+from __future__ import annotations
+
+import inspect
+import ipaddress
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aioice.ice
+import aiortc
+from aiortc import RTCConfiguration, RTCPeerConnection, clock, rtp
+
+AIORTC_SERIES = "1.16."
+HISTORY = "_RTCRtpSender__rtp_history"
+PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", HISTORY)
+RESEND_SHARE = 0.25  # of the video's bit rate
+RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
+BUDGET_S = 1.0  # seconds of budget that can be saved up
+
+
+class SenderHooks:
+    """What one RTCRtpSender tells us and does for us beyond its public interface."""
+
+    def __init__(
+        self,
+        sender: Any,
+        request_keyframe: Callable[[], None],
+        rate_bps: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.last_heard_s: float | None = None  # when the last RTCP packet came, on the clock `now`
+        self.remb_bps: int | None = None  # the receiver's last bandwidth estimate
+        self.resent = 0
+        self.withheld = 0  # retransmissions not made because of the budget
+        self._now = now
+        self._history: dict[int, Any] = getattr(sender, HISTORY)
+        self._handle_rtcp, self._resend = sender._handle_rtcp_packet, sender._retransmit
+        self._budget = _Budget(RESEND_SHARE * rate_bps / 8, now())
+        sender._handle_rtcp_packet = self._on_rtcp
+        sender._retransmit = self._on_lost
+        sender._send_keyframe = request_keyframe
+
+    async def _on_rtcp(self, packet: Any) -> None:
+        self.last_heard_s = self._now()
+        if isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt == rtp.RTCP_PSFB_APP:
+            try:
+                self.remb_bps = int(rtp.unpack_remb_fci(packet.fci)[0])
+            except ValueError:
+                # Some other application's feedback, which is of no use here.
+                return
+        await self._handle_rtcp(packet)
+
+    async def _on_lost(self, sequence_number: int) -> None:
+        packet = self._history.get(sequence_number % rtp.RTP_HISTORY_SIZE)
+        if packet is None or packet.sequence_number != sequence_number:
+            return
+        if not self._budget.spend(sequence_number, len(packet.payload), self._now()):
+            self.withheld += 1
+            return
+        self.resent += 1
+        packet.extensions.abs_send_time = (clock.current_ntp_time() >> 14) & 0x00FFFFFF
+        await self._resend(sequence_number)
+
+
+def end_consent_with_connection(transport: Any) -> None:
+    """Mends a race of aioice on one RTCDtlsTransport, before it connects.
+
+    A connection that is closed in the moment its checks succeed begins to ask for consent afterwards, for ever.
+    """
+    connection = transport.transport._connection
+    query_consent = connection.query_consent
+
+    async def while_open() -> None:
+        if not connection._closing:
+            await query_consent()
+
+    connection.query_consent = while_open
+
+
+class _Budget:
+    """Bytes that may be sent again, and when each packet was sent again last; arithmetic only."""
+
+    def __init__(self, rate_bytes_s: float, now_s: float) -> None:
+        self._rate, self._left, self._then_s = rate_bytes_s, rate_bytes_s * BUDGET_S, now_s
+        # One entry for each place in the sender's history, so that it cannot grow.
+        self._resent: dict[int, tuple[int, float]] = {}
+
+    def spend(self, sequence_number: int, size: int, now_s: float) -> bool:
+        self._left = min(self._left + (now_s - self._then_s) * self._rate, self._rate * BUDGET_S)
+        self._then_s = now_s
+        place = sequence_number % rtp.RTP_HISTORY_SIZE
+        last_number, last_s = self._resent.get(place, (-1, 0.0))
+        if size > self._left or (last_number == sequence_number and now_s - last_s < RESEND_GAP_S):
+            return False
+        self._left -= size
+        self._resent[place] = (sequence_number, now_s)
+        return True
+
+
+def use_addresses(addresses: Sequence[str]) -> None:
+    """Makes ICE of this process offer these host addresses only, loopback included. Raises ValueError for a bad one."""
+    parsed = [ipaddress.ip_address(address) for address in addresses]
+
+    def chosen(use_ipv4: bool, use_ipv6: bool) -> list[str]:
+        return [str(ip) for ip in parsed if (use_ipv4 if ip.version == 4 else use_ipv6)]
+
+    aioice.ice.get_host_addresses = chosen
+
+
+async def self_check() -> None:
+    """Raises RuntimeError when the installed aiortc is not the one that these hooks were written for."""
+    if not aiortc.__version__.startswith(AIORTC_SERIES):
+        raise RuntimeError(f"aiortc {aiortc.__version__} is installed; install aiortc=={AIORTC_SERIES}*")
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    try:
+        sender = peer.addTransceiver("video", direction="sendonly").sender
+        missing = [name for name in PRIVATE_NAMES if not hasattr(sender, name)]
+        connection = getattr(sender.transport.transport, "_connection", None)
+        missing += [f"aioice {name}" for name in ("query_consent", "_closing") if not hasattr(connection, name)]
+    finally:
+        await peer.close()
+    if set(inspect.signature(aioice.ice.get_host_addresses).parameters) != {"use_ipv4", "use_ipv6"}:
+        missing.append("aioice.ice.get_host_addresses(use_ipv4, use_ipv6)")
+    if missing:
+        raise RuntimeError(f"aiortc {aiortc.__version__} lacks {', '.join(missing)}; install aiortc=={AIORTC_SERIES}*")

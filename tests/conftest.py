@@ -1,0 +1,15 @@
+"""Fixtures that many tests share."""
+
+from collections.abc import Iterator
+
+import aioice.ice
+import pytest
+
+
+@pytest.fixture
+def loopback() -> Iterator[None]:
+    """Keeps ICE of this process on loopback, and gives it back its own addresses afterwards."""
+    original = aioice.ice.get_host_addresses
+    aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"] if use_ipv4 else []
+    yield
+    aioice.ice.get_host_addresses = original

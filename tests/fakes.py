@@ -1,0 +1,262 @@
+"""Stand-ins for tests: an engine process that draws test frames, a server around it, and a viewer that decodes.
+
+`python tests/fakes.py [server.py's arguments]` runs the real server with the fake engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+
+import server
+from engine.messages import (
+    ChunkReady,
+    EngineSettings,
+    Failed,
+    FrameRing,
+    HopDone,
+    Progress,
+    PromptSet,
+    Ready,
+    Refused,
+    SetPrompt,
+    Shown,
+    Stop,
+)
+from streaming.rtp_hooks import end_consent_with_connection
+from streaming.supervisor import EngineTarget
+
+WIDTH, HEIGHT, FPS = 192, 128, 16.0
+HOP_CHUNKS = (8, 8, 8)
+FIRST_HOP_CHUNKS = (9, 8, 8)
+CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
+MISSING = "missing"  # weights that cannot be found
+
+
+def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint8]:
+    """A moving I420 frame [3H/2, W]; its last luma pixel tells the index modulo 200."""
+    frame = np.empty((height * 3 // 2, width), np.uint8)
+    frame[:height] = 60 + (np.arange(width) + np.arange(height)[:, None] + 3 * index) % 128
+    frame[height:] = 128
+    left = 4 * index % (width - 32)
+    frame[height * 3 // 4 - 16 : height * 3 // 4 + 16, left : left + 32] = 220
+    frame[height - 1, width - 1] = 16 + index % 200
+    return frame
+
+
+test_frame.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it
+
+
+def fake_engine(settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
+    """An engine process as the server expects it, fast and without torch."""
+    server._follow_parent()
+    if settings.weights == MISSING:
+        control.send(Failed("no weights in 'missing': give --weights a folder with checkpoint files"))
+        return
+    _FakeEngine(settings, ring, control).run()
+
+
+class _FakeEngine:
+    def __init__(self, settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
+        self._settings = settings
+        self._ring = ring
+        self._control = control
+        self._prompt = settings.prompt
+        self._index = self._shown = settings.first_frame
+        self._hop = settings.first_hop
+        self._stopped = False
+
+    def run(self) -> None:
+        self._control.send(Progress("warm-up", 0.5))
+        self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, self._settings.preset, 4))
+        chunks = FIRST_HOP_CHUNKS
+        try:
+            while not self._stopped:
+                wait = self._index - self._shown > self._settings.low_mark_frames
+                while self._control.poll(None if wait else 0) and not self._stopped:
+                    self._hear(self._control.recv())
+                    wait = False
+                if self._index - self._shown <= self._settings.low_mark_frames:
+                    self._render(chunks)
+                    chunks = HOP_CHUNKS
+        except (EOFError, OSError):
+            # The server is gone; so is the reason to run.
+            return
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case Shown():
+                self._shown = message.frame
+                self._ring.release(message.freed_slots)
+            case SetPrompt(prompt=prompt) if prompt == CRASH:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case SetPrompt(prompt=prompt) if prompt == HANG:
+                time.sleep(3600)
+            case SetPrompt(prompt=prompt) if prompt == REFUSE:
+                self._control.send(Refused(message.request, "this prompt is refused for the test"))
+            case SetPrompt(prompt=prompt) if prompt == BREAK:
+                self._control.send(ChunkReady("main", 0, 10**6, 0, 1, 0.0, prompt))
+            case SetPrompt():
+                self._prompt = message.prompt
+                self._control.send(PromptSet(message.request, message.channel, message.prompt, self._index))
+            case Stop():
+                self._stopped = True
+
+    def _render(self, chunks: tuple[int, ...]) -> None:
+        began_s = time.monotonic()
+        for frames in chunks:
+            while (slot := self._ring.acquire()) is None:
+                self._hear(self._control.recv())
+                if self._stopped:
+                    return
+            self._ring.write(slot, np.stack([test_frame(self._index + step) for step in range(frames)]))
+            created_s = time.monotonic()
+            self._control.send(
+                ChunkReady(self._settings.channel, slot, self._index, self._hop, frames, created_s, self._prompt)
+            )
+            self._index += frames
+        compute_s = time.monotonic() - began_s
+        stage_ms = {"plan": 1.0, "render": compute_s * 1000, "vae": 1.0}
+        self._control.send(HopDone(self._settings.channel, self._hop, 4, sum(chunks) / FPS, compute_s, stage_ms))
+        self._hop += 1
+
+
+@dataclass
+class Serving:
+    """A running server in this process."""
+
+    url: str
+    http: httpx.AsyncClient
+    stop: asyncio.Event
+    done: asyncio.Task[int]
+
+    async def report(self) -> dict[str, Any]:
+        return dict((await self.http.get("/channels/main")).json())
+
+    async def until(self, condition: Any, limit_s: float = 10.0) -> dict[str, Any]:
+        """Asks for the channel's report until it fulfils a condition; returns it."""
+        async with asyncio.timeout(limit_s):
+            # HTTP has no event to wait for; the event stream would hide short states.
+            while not condition(report := await self.report()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        return report
+
+
+@asynccontextmanager
+async def serving(*argv: str, target: EngineTarget = fake_engine) -> AsyncIterator[Serving]:
+    """Runs the server in this process with media on loopback; the `loopback` fixture must be in use."""
+    arguments = server.parser().parse_args(["--port", "0", "--ice-address", "127.0.0.1", *argv])
+    stop = asyncio.Event()
+    with server.listen(arguments.host, arguments.port) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        task = asyncio.create_task(server.run(arguments, listener, target, stop))
+        async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+            running = Serving(url, http, stop, task)
+            try:
+                await running.until(lambda report: report["state"] != "starting")
+                yield running
+            finally:
+                stop.set()
+                await task
+
+
+class Watcher:
+    """A viewer that receives and decodes. `frames` holds the last ones, newest last, with their pts in 1/90000 s."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+        self.peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.location = ""
+        self.answer: httpx.Response | None = None
+        self.pts: list[int] = []
+        self.last: Any = None
+        self._arrived = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def offer(self) -> str:
+        """An offer to receive video."""
+        transceiver = self.peer.addTransceiver("video", direction="recvonly")
+        end_consent_with_connection(transceiver.receiver.transport)
+        self.peer.on("track", self._on_track)
+        await self.peer.setLocalDescription(await self.peer.createOffer())
+        return str(self.peer.localDescription.sdp)
+
+    async def join(self, query: str = "") -> None:
+        reply = await self._http.post(
+            f"/whep/main{query}", content=await self.offer(), headers={"content-type": "application/sdp"}
+        )
+        assert reply.status_code == 201, reply.text
+        self.answer, self.location = reply, reply.headers["location"]
+        await self.peer.setRemoteDescription(RTCSessionDescription(reply.text, "answer"))
+
+    async def received(self, count: int, limit_s: float = 10.0) -> None:
+        """Waits until that many more frames were decoded."""
+        wanted = len(self.pts) + count
+        async with asyncio.timeout(limit_s):
+            while len(self.pts) < wanted:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    async def close(self) -> None:
+        await self.peer.close()
+        if self._reader is not None:
+            # A track that never began is not ended by close.
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+
+    def luma(self) -> npt.NDArray[np.uint8]:
+        """Luma plane [H, W] of the newest frame."""
+        return np.asarray(self.last.to_ndarray()[: self.last.height])
+
+    def _on_track(self, track: Any) -> None:
+        self._reader = asyncio.create_task(self._read(track))
+
+    async def _read(self, track: Any) -> None:
+        try:
+            while True:
+                self.last = await track.recv()
+                self.pts.append(self.last.pts)
+                self._arrived.set()
+        except MediaStreamError:
+            return
+
+
+async def sample_offer(running: Serving) -> str:
+    """A good offer of a viewer that is gone again."""
+    watcher = Watcher(running.http)
+    offer = await watcher.offer()
+    await watcher.close()
+    return offer
+
+
+@asynccontextmanager
+async def watching(running: Serving, query: str = "") -> AsyncIterator[Watcher]:
+    """A viewer of a running server that receives its first frame before the block begins."""
+    watcher = Watcher(running.http)
+    try:
+        await watcher.join(query)
+        await watcher.received(1)
+        yield watcher
+    finally:
+        await watcher.close()
+
+
+if __name__ == "__main__":
+    sys.exit(server.main(target=fake_engine))

@@ -1,0 +1,209 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fakes import CRASH, HEIGHT, REFUSE, WIDTH, Serving, Watcher, sample_offer, serving, watching
+
+pytestmark = pytest.mark.usefixtures("loopback")
+SDP = {"content-type": "application/sdp"}
+TRICKLE = {"content-type": "application/trickle-ice-sdpfrag"}
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Serving]:
+    async with serving() as server:
+        yield server
+
+
+def refused(reply: httpx.Response, status: int) -> bool:
+    assert reply.headers["content-type"] == "application/problem+json", reply.text
+    assert reply.status_code == status == reply.json()["status"], reply.text
+    return bool(reply.json()["detail"])
+
+
+async def test_channel_report_is_complete(running: Serving) -> None:
+    """The report of a warm, unwatched channel has its sizes, an idle state and a filled buffer; the list has it too."""
+    report = await running.until(lambda report: report["hop"] is not None)
+    assert (report["id"], report["preset"], report["state"], report["error"]) == ("main", "mini", "idle", None)
+    assert (report["width"], report["height"], report["fps"]) == (WIDTH, HEIGHT, 16.0)
+    assert report["buffered_s"] > 1
+    assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
+    assert set(report["hop"]["ms"]) == {"plan", "render", "vae"}
+    assert report["prompts"] == [{"prompt": report["prompt"], "frame": 0, "shown": False}]
+    channels = (await running.http.get("/channels")).json()
+    assert [entry["id"] for entry in channels] == ["main"]
+
+
+async def test_service_routes(running: Serving) -> None:
+    """Health, readiness, metrics and the page's folder answer."""
+    assert (await running.http.get("/healthz")).json() == {"status": "ok"}
+    assert (await running.http.get("/readyz")).json() == {"status": "ready"}
+    metrics = await running.http.get("/metrics")
+    assert "landiff_engine_ready 1.0" in metrics.text
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_openapi_describes_whep(running: Serving) -> None:
+    """The description names every route, and WHEP's content types."""
+    document = (await running.http.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.")
+    paths = document["paths"]
+    assert {"/healthz", "/readyz", "/metrics", "/channels", "/channels/{channel_id}"} <= set(paths)
+    post = paths["/whep/{channel_id}"]["post"]
+    assert "application/sdp" in post["requestBody"]["content"]
+    assert "application/sdp" in post["responses"]["201"]["content"]
+    session = paths["/whep/{channel_id}/{session}"]
+    assert "application/trickle-ice-sdpfrag" in session["patch"]["requestBody"]["content"]
+    assert {"get", "patch", "delete"} <= set(session)
+
+
+async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
+    """The answer names the frame; the event stream tells when it is on air; the report remembers it."""
+    async with watching(running), running.http.stream("GET", "/channels/main/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        reply = await running.http.patch("/channels/main", json={"prompt": "  a blue boat ", "mode": "flow"})
+        answer = reply.json()
+        assert (reply.status_code, answer["prompt"]) == (200, "a blue boat")
+        assert answer["eta_s"] > 0
+        shown, states = None, []
+        async with asyncio.timeout(10):
+            name = ""
+            async for line in stream.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data" and name == "state":
+                    states.append(json.loads(value))
+                elif field == "data" and json.loads(value)["prompt"] == "a blue boat":
+                    shown = json.loads(value)
+                    break
+    assert shown == {"prompt": "a blue boat", "frame": answer["frame"]}
+    assert states[0]["id"] == "main"
+    report = await running.report()
+    assert report["prompt"] == "a blue boat"
+    assert report["prompts"][-1] == {"prompt": "a blue boat", "frame": answer["frame"], "shown": True}
+
+
+async def test_bad_prompts_are_refused(running: Serving) -> None:
+    """Each bad body is 422 with a reason, and the prompt stays."""
+    before = (await running.report())["prompt"]
+    prompts = ["", " \n\t ", "a\u0000b", "\ud800", "x" * 2001, 3, None, REFUSE]
+    bodies = [json.dumps({"prompt": prompt}).encode() for prompt in prompts]
+    bodies += [json.dumps({"prompt": "x"} | more).encode() for more in ({"mode": "cut"}, {"sped": 3})]
+    for body in (b"", b"{}", b"nonsense", b'"text"', *bodies):
+        reply = await running.http.patch("/channels/main", content=body, headers={"content-type": "application/json"})
+        assert refused(reply, 422), body
+    assert (await running.report())["prompt"] == before
+
+
+async def test_huge_bodies_are_refused(running: Serving) -> None:
+    """100 kB is 413 on every route that takes a body."""
+    for method, path in (("PATCH", "/channels/main"), ("POST", "/whep/main"), ("PATCH", "/whep/main/x")):
+        assert refused(await running.http.request(method, path, content=b"x" * 100_000), 413)
+
+
+async def test_unknown_things_are_not_found(running: Serving) -> None:
+    """Unknown channels, sessions and pages are 404; a wrong method is 405."""
+    offer = await sample_offer(running)
+    for method, path in (
+        ("GET", "/channels/other"),
+        ("GET", "/channels/other/events"),
+        ("PATCH", "/whep/main/none"),
+        ("DELETE", "/whep/main/none"),
+        ("GET", "/whep/main/none"),
+        ("GET", "/whep/other"),
+        ("OPTIONS", "/whep/other"),
+        ("GET", "/page/../app.py"),
+        ("GET", "/page/%2e%2e/app.py"),
+        ("GET", "/nowhere"),
+    ):
+        assert refused(await running.http.request(method, path), 404), path
+    assert refused(await running.http.post("/whep/other", content=offer, headers=SDP), 404)
+    assert refused(await running.http.patch("/channels/other", json={"prompt": "x"}), 404)
+    assert refused(await running.http.put("/channels/main", json={}), 405)
+
+
+async def test_bad_offers_are_refused(running: Serving) -> None:
+    """Wrong types, garbage, and offers that only aiortc stumbles over are 4xx; a viewer beside them sees no stall."""
+    good = await sample_offer(running)
+    bodies: list[tuple[str, dict[str, str], int]] = [
+        (good, {"content-type": "text/plain"}, 415),
+        ("", SDP, 400),
+        ("garbage", SDP, 400),
+        (good[: len(good) // 3], SDP, 400),
+        (good.replace("recvonly", "sendonly"), SDP, 400),
+        ("\r\n".join(line for line in good.split("\r\n") if "fingerprint" not in line), SDP, 400),
+        (good + "a=candidate:1 1 udp 1 192.0.2.1 5000 typ host\r\n" * 500, SDP, 400),
+        (good + "a=fmtp:77 x=y\r\n", SDP, 400),
+        (good.replace("UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/SAVPF x y"), SDP, 400),
+    ]
+    async with watching(running) as watcher:
+        for body, headers, status in bodies:
+            assert refused(await running.http.post("/whep/main", content=body, headers=headers), status), body[-200:]
+        for query in ("?codec=av1", "?marker=maybe"):
+            assert refused(await running.http.post(f"/whep/main{query}", content=good, headers=SDP), 422)
+        await watcher.received(3)
+        report = await running.report()
+    assert (report["viewers"], report["repeats"]) == (1, 0)
+
+
+async def test_session_life(running: Serving) -> None:
+    """POST, GET, PATCH, DELETE as WHEP has them; a late DELETE finds the tombstone."""
+    watcher = Watcher(running.http)
+    await watcher.join()
+    assert watcher.answer is not None
+    assert watcher.answer.headers["content-type"] == "application/sdp"
+    assert watcher.answer.headers["access-control-expose-headers"] == "Location, ETag, Link"
+    assert "a=sendonly" in watcher.answer.text
+    etag, session = watcher.answer.headers["etag"], watcher.location
+    assert (await running.http.get(session)).status_code == 204
+    good = "a=candidate:1 1 udp 2130706431 127.0.0.1 5000 typ host\r\na=end-of-candidates\r\n"
+    for headers in (TRICKLE, TRICKLE | {"if-match": etag}):
+        assert (await running.http.patch(session, content=good, headers=headers)).status_code == 204
+    assert refused(await running.http.patch(session, content=good, headers=TRICKLE | {"if-match": '"x"'}), 412)
+    assert refused(await running.http.patch(session, content="a=candidate:1", headers=TRICKLE), 400)
+    assert refused(await running.http.patch(session, content="garbage", headers=TRICKLE), 400)
+    assert refused(await running.http.patch(session, content="a=ice-ufrag:new1\r\n", headers=TRICKLE), 422)
+    many = good.splitlines()[0] + "\r\n"
+    assert refused(await running.http.patch(session, content=many * 19, headers=TRICKLE), 400)
+    assert (await running.http.delete(session)).status_code == 200
+    assert (await running.http.delete(session)).status_code == 200
+    assert refused(await running.http.get(session), 404)
+    await watcher.close()
+    assert (await running.report())["viewers"] == 0
+
+
+async def test_endpoint_courtesies(running: Serving) -> None:
+    """OPTIONS says what is taken; GET is empty."""
+    options = await running.http.options("/whep/main")
+    assert (options.status_code, options.headers["accept-post"]) == (204, "application/sdp")
+    got = await running.http.get("/whep/main")
+    assert (got.status_code, got.content) == (204, b"")
+
+
+async def test_killed_engine_resumes_for_the_viewer(running: Serving) -> None:
+    """After kill -9 of the engine the same connection goes on: timestamps rise, frame numbers continue."""
+    async with watching(running) as watcher:
+        reply = await running.http.patch("/channels/main", json={"prompt": CRASH})
+        assert refused(reply, 503)
+        assert reply.headers["retry-after"]
+        before = await running.report()
+        report = await running.until(
+            lambda report: report["state"] == "live" and report["frame"] > before["frame"] + 40
+        )
+        assert report["error"] is None
+        await watcher.received(2)
+        assert all(later > earlier for earlier, later in zip(watcher.pts, watcher.pts[1:], strict=False))
+        assert "landiff_engine_restarts_total 1.0" in (await running.http.get("/metrics")).text
+
+
+async def test_token_guards_changes() -> None:
+    """With --token a prompt change and an offer need it; reading does not."""
+    async with serving("--token", "s3cret") as running:
+        assert refused(await running.http.patch("/channels/main", json={"prompt": "x"}), 401)
+        assert refused(await running.http.post("/whep/main", content="", headers=SDP), 401)
+        assert (await running.http.get("/channels/main")).status_code == 200
+        headers = {"authorization": "Bearer s3cret"}
+        assert (await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers)).status_code == 200

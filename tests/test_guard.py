@@ -1,0 +1,125 @@
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI, HTTPException, Request
+
+from streaming import guard
+
+
+def app(token: str | None = None) -> FastAPI:
+    made = FastAPI()
+    guard.install(made, token)
+
+    @made.get("/echo")
+    async def get() -> str:
+        return "read"
+
+    @made.post("/echo")
+    async def post(request: Request) -> int:
+        return len(await request.body())
+
+    @made.post("/typed")
+    async def typed(body: dict[str, int]) -> dict[str, int]:
+        return body
+
+    @made.get("/teapot")
+    async def teapot() -> None:
+        raise HTTPException(418, "Short and stout.", {"X-Spout": "yes"})
+
+    @made.get("/defect")
+    async def defect() -> None:
+        raise RuntimeError("secret detail")
+
+    return made
+
+
+def client(made: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(made, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def is_problem(reply: httpx.Response, status: int) -> bool:
+    body = reply.json()
+    return (
+        reply.status_code == status == body["status"]
+        and reply.headers["content-type"] == "application/problem+json"
+        and set(body) == {"type", "title", "status", "detail"}
+        and bool(body["detail"])
+    )
+
+
+async def test_every_error_is_a_problem() -> None:
+    """404, 405, own errors, validation errors and defects have one shape; a defect tells no detail."""
+    async with client(app()) as http:
+        assert is_problem(await http.get("/nowhere"), 404)
+        assert is_problem(await http.delete("/echo"), 405)
+        teapot = await http.get("/teapot")
+        assert is_problem(teapot, 418)
+        assert teapot.headers["x-spout"] == "yes"
+        defect = await http.get("/defect")
+        assert is_problem(defect, 500)
+        assert "secret" not in defect.text
+        for body, status in (
+            (b"{", 422),
+            (b"[]", 422),
+            (b'{"a": "x"}', 422),
+            (b'{"a": "\\ud800"}', 422),
+            (b"\xff", 400),
+        ):
+            reply = await http.post("/typed", content=body, headers={"content-type": "application/json"})
+            assert is_problem(reply, status), body
+
+
+async def test_body_limit_is_exact() -> None:
+    """A body of the limit passes whole; one byte more is 413, also when it comes in pieces of unknown length."""
+
+    async def pieces(size: int) -> Iterator[bytes]:
+        for _ in range(size // 1024):
+            yield bytes(1024)
+        yield bytes(size % 1024)
+
+    limit = guard.BODY_LIMIT_BYTES
+    async with client(app()) as http:
+        assert (await http.post("/echo", content=bytes(limit))).json() == limit
+        assert (await http.post("/echo", content=pieces(limit))).json() == limit
+        assert is_problem(await http.post("/echo", content=bytes(limit + 1)), 413)
+        assert is_problem(await http.post("/echo", content=pieces(limit + 1)), 413)
+
+
+async def test_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that never ends is 408 after the time limit."""
+    monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 0.05)
+    sent = []
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/echo", "headers": [], "query_string": b""}
+    await app()(scope, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 408
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "bearer s3cret", "Basic s3cret"])
+async def test_changes_need_the_token(header: str) -> None:
+    """Without exactly the token a POST is 401 and nothing runs, whatever the path; a GET passes."""
+    async with client(app("s3cret")) as http:
+        headers = {"authorization": header} if header else {}
+        reply = await http.post("/echo", content=b"abc", headers=headers)
+        assert is_problem(reply, 401)
+        assert reply.headers["www-authenticate"] == "Bearer"
+        assert is_problem(await http.delete("/nowhere", headers=headers), 401)
+        assert (await http.get("/echo", headers=headers)).json() == "read"
+
+
+async def test_token_opens() -> None:
+    """With the token changes pass; without one configured none is asked for."""
+    async with client(app("s3cret")) as http:
+        assert (await http.post("/echo", content=b"abc", headers={"authorization": "Bearer s3cret"})).json() == 3
+    async with client(app()) as http:
+        assert (await http.post("/echo", content=b"abc")).json() == 3

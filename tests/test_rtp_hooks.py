@@ -1,0 +1,169 @@
+import struct
+from typing import Any
+
+import aioice.ice
+import aiortc
+import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, rtp
+
+from streaming import rtp_hooks
+from streaming.rtp_hooks import SenderHooks, end_consent_with_connection, self_check, use_addresses
+
+
+class Transport:
+    state = "new"
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    async def _send_rtp(self, data: bytes) -> None:
+        self.sent.append(data)
+
+
+class Bench:
+    """A real RTCRtpSender over a transport that keeps what is sent."""
+
+    def __init__(self, rate_bps: int = 80_000) -> None:
+        self.transport = Transport()
+        self.sender = aiortc.RTCRtpSender("video", self.transport)
+        self.now_s = 50.0
+        self.keyframes = 0
+        self.hooks = SenderHooks(self.sender, self._key, rate_bps, lambda: self.now_s)
+
+    def _key(self) -> None:
+        self.keyframes += 1
+
+    def remember(self, sequence_number: int, size: int = 1000) -> Any:
+        packet = rtp.RtpPacket(payload_type=97, sequence_number=sequence_number, payload=bytes(size))
+        packet.extensions.abs_send_time = 1
+        getattr(self.sender, rtp_hooks.HISTORY)[sequence_number % rtp.RTP_HISTORY_SIZE] = packet
+        return packet
+
+    async def nack(self, *lost: int) -> None:
+        await self.sender._handle_rtcp_packet(
+            rtp.RtcpRtpfbPacket(fmt=rtp.RTCP_RTPFB_NACK, ssrc=1, media_ssrc=self.sender._ssrc, lost=list(lost))
+        )
+
+
+async def test_installed_aiortc_passes_the_self_check() -> None:
+    """The pinned aiortc has every private name the hooks use."""
+    await self_check()
+
+
+async def test_other_aiortc_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another series, or a private name that moved, is named with the cure."""
+    monkeypatch.setattr(rtp_hooks, "PRIVATE_NAMES", ("_retransmit", "_moved_away"))
+    with pytest.raises(RuntimeError, match=r"_moved_away; install aiortc==1\.16"):
+        await self_check()
+    monkeypatch.setattr(aiortc, "__version__", "2.0.0")
+    with pytest.raises(RuntimeError, match=r"aiortc 2\.0\.0 is installed"):
+        await self_check()
+
+
+@pytest.mark.parametrize("fmt", [rtp.RTCP_PSFB_PLI, rtp.RTCP_PSFB_FIR])
+async def test_keyframe_requests_reach_the_hub(fmt: int) -> None:
+    """PLI and FIR call the hub's function."""
+    bench = Bench()
+    await bench.sender._handle_rtcp_packet(rtp.RtcpPsfbPacket(fmt=fmt, ssrc=1, media_ssrc=bench.sender._ssrc))
+    assert bench.keyframes == 1
+
+
+async def test_reports_are_heard_and_bandwidth_is_noted() -> None:
+    """Any RTCP counts as a sign of life; REMB is read and other application feedback is ignored."""
+    bench = Bench()
+    assert bench.hooks.last_heard_s is None
+    fci = rtp.pack_remb_fci(300_000, [bench.sender._ssrc])
+    await bench.sender._handle_rtcp_packet(rtp.RtcpPsfbPacket(fmt=rtp.RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=fci))
+    assert bench.hooks.last_heard_s == 50.0
+    assert bench.hooks.remb_bps == pytest.approx(300_000, rel=0.01)
+    await bench.sender._handle_rtcp_packet(
+        rtp.RtcpPsfbPacket(fmt=rtp.RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=struct.pack("!4s", b"XXXX"))
+    )
+    assert bench.hooks.remb_bps == pytest.approx(300_000, rel=0.01)
+
+
+async def test_retransmission_carries_its_own_send_time() -> None:
+    """A packet that is sent again tells when that was, not when it was sent first."""
+    bench = Bench()
+    packet = bench.remember(7)
+    await bench.nack(7)
+    assert packet.extensions.abs_send_time != 1
+    assert (bench.hooks.resent, len(bench.transport.sent)) == (1, 1)
+
+
+async def test_retransmissions_keep_within_the_budget() -> None:
+    """At 80 kbit/s a quarter is 2500 bytes a second: a storm of 100 packets sends two, a second later two more."""
+    bench = Bench()
+    for number in range(100):
+        bench.remember(number)
+    await bench.nack(*range(100))
+    assert (bench.hooks.resent, bench.hooks.withheld) == (2, 98)
+    bench.now_s += 1.0
+    await bench.nack(*range(100))
+    assert bench.hooks.resent == 4
+    bench.now_s += 1000.0
+    await bench.nack(*range(100))
+    assert bench.hooks.resent == 6, "an unused budget is not saved up for ever"
+
+
+async def test_one_packet_is_not_sent_again_at_once() -> None:
+    """Requests for the same packet within 100 ms send it once."""
+    bench = Bench()
+    bench.remember(5, 10)
+    await bench.nack(5)
+    await bench.nack(5)
+    assert len(bench.transport.sent) == 1
+    bench.now_s += 0.2
+    await bench.nack(5)
+    assert len(bench.transport.sent) == 2
+
+
+async def test_unknown_packets_cost_nothing() -> None:
+    """A request for a packet that left the history, or never was, is ignored."""
+    bench = Bench()
+    bench.remember(5)
+    await bench.nack(5 + rtp.RTP_HISTORY_SIZE, 9)
+    assert (bench.hooks.resent, bench.hooks.withheld, bench.transport.sent) == (0, 0, [])
+
+
+async def test_consent_ends_with_its_connection() -> None:
+    """A connection that was closed while its checks succeeded asks for no consent; an open one does."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    sender = peer.addTransceiver("video", direction="sendonly").sender
+    connection = sender.transport.transport._connection
+    asked = []
+
+    async def ask() -> None:
+        asked.append(True)
+
+    connection.query_consent = ask
+    end_consent_with_connection(sender.transport)
+    await connection.query_consent()
+    assert asked == [True]
+    await connection.close()
+    await connection.query_consent()
+    assert asked == [True]
+    await peer.close()
+
+
+@pytest.mark.usefixtures("loopback")
+async def test_ice_offers_the_chosen_addresses_only() -> None:
+    """Candidates of a new connection carry the chosen address and no other."""
+    use_addresses(["127.0.0.1"])
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    peer.addTransceiver("video", direction="recvonly")
+    await peer.setLocalDescription(await peer.createOffer())
+    candidates = [line for line in peer.localDescription.sdp.splitlines() if line.startswith("a=candidate:")]
+    await peer.close()
+    assert candidates
+    assert all(line.split()[4] == "127.0.0.1" for line in candidates)
+
+
+@pytest.mark.usefixtures("loopback")
+def test_addresses_are_chosen_by_family() -> None:
+    """IPv6 addresses are given only where ICE asks for IPv6; a name is refused."""
+    use_addresses(["127.0.0.1", "::1"])
+    assert aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=False) == ["127.0.0.1"]
+    assert aioice.ice.get_host_addresses(use_ipv4=False, use_ipv6=True) == ["::1"]
+    with pytest.raises(ValueError, match="localhost"):
+        use_addresses(["localhost"])

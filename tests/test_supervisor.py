@@ -1,0 +1,182 @@
+import asyncio
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from fakes import BREAK, CRASH, HANG, MISSING, fake_engine
+
+from engine.messages import EngineSettings, Stop
+from streaming.channel import Channel
+from streaming.events import Unavailable
+from streaming.stats import Metrics
+from streaming.supervisor import EngineError, EngineTarget, Supervisor, SupervisorConfig
+
+QUICK = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, outbox=4)
+
+
+def settings(prompt: str = "first", weights: str | None = None) -> EngineSettings:
+    return EngineSettings("mini", weights, "cpu", "main", prompt, 0, 0, 0, 16)
+
+
+@asynccontextmanager
+async def supervised(
+    target: EngineTarget = fake_engine, config: SupervisorConfig = QUICK
+) -> AsyncIterator[tuple[Supervisor, Channel, asyncio.Task[None]]]:
+    metrics = Metrics()
+    channel = Channel(settings(), metrics)
+    supervisor = Supervisor(target, channel, metrics, config)
+    task = asyncio.create_task(supervisor.run())
+    try:
+        await state(channel, "idle")
+        yield supervisor, channel, task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def state(channel: Channel, wanted: str) -> None:
+    async with asyncio.timeout(20):
+        with channel.events.listen() as queue:
+            while channel.report().state != wanted:
+                await queue.get()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_engine_starts_and_stops_cleanly() -> None:
+    """Cancelling the supervisor stops the process, and a second one leaves no more descriptors open than the first."""
+    counts = []
+    for _ in range(2):
+        async with supervised() as (supervisor, _, task):
+            assert supervisor.engine is not None
+            pid = supervisor.engine.pid
+            assert alive(pid)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert supervisor.engine is None
+        assert not alive(pid)
+        del supervisor, task, _
+        gc.collect()
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[1] <= counts[0]
+
+
+async def test_killed_engine_is_named_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
+    """kill -9 is in the log and in the report, and the next engine goes on with the following frame and hop."""
+    async with supervised() as (supervisor, channel, _):
+        before = channel.report().buffered_s
+        assert before > 0
+        assert supervisor.engine is not None
+        end = channel.settings().first_frame
+        os.kill(supervisor.engine.pid, signal.SIGKILL)
+        await state(channel, "restarting")
+        assert channel.report().error == "the engine process was ended by SIGKILL"
+        assert channel.settings().first_frame >= end
+        await state(channel, "idle")
+        assert channel.report().error is None
+    assert any("SIGKILL; restarting" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+
+
+async def test_hopeless_engine_is_given_up() -> None:
+    """An engine that keeps crashing is restarted as often as configured, then the channel has failed for good."""
+    async with supervised() as (supervisor, channel, task):
+        for _ in range(QUICK.restarts + 1):
+            await state(channel, "idle")
+            with pytest.raises(Unavailable):
+                await channel.set_prompt(CRASH, "flow")
+        await state(channel, "failed")
+        await task
+        assert supervisor.engine is None
+        assert "SIGKILL" in str(channel.report().error)
+
+
+async def test_protocol_error_ends_the_engine() -> None:
+    """An engine that sends nonsense is ended and restarted; the report says what was wrong."""
+    async with supervised() as (_, channel, _task):
+        asking = asyncio.create_task(channel.set_prompt(BREAK, "flow"))
+        await state(channel, "restarting")
+        assert "broke the protocol" in str(channel.report().error)
+        with pytest.raises(Unavailable):
+            await asking
+        await state(channel, "idle")
+
+
+async def test_engine_that_does_not_read_is_ended() -> None:
+    """Messages to a hung engine never block the server; when too many wait, it is ended."""
+    async with supervised() as (supervisor, channel, _):
+        asking = asyncio.create_task(channel.set_prompt(HANG, "flow"))
+        await asyncio.sleep(0.1)
+        engine = supervisor.engine
+        assert engine is not None
+        # Far more than a socket's buffer holds.
+        for _ in range(20_000):
+            engine.send(Stop())
+        await state(channel, "restarting")
+        assert channel.report().error == "the engine process does not read its messages"
+        with pytest.raises(Unavailable):
+            await asking
+
+
+async def test_hung_engine_is_killed_on_stop() -> None:
+    """An engine that ignores Stop is killed after stop_s."""
+    async with supervised() as (supervisor, channel, task):
+        asking = asyncio.create_task(channel.set_prompt(HANG, "flow"))
+        await asyncio.sleep(0.1)
+        assert supervisor.engine is not None
+        pid = supervisor.engine.pid
+        task.cancel()
+        began_s = asyncio.get_running_loop().time()
+        await asyncio.wait([task])
+        assert QUICK.stop_s <= asyncio.get_running_loop().time() - began_s < QUICK.stop_s + 1
+        assert not alive(pid)
+        asking.cancel()
+
+
+@pytest.mark.parametrize(("weights", "error"), [(MISSING, "no weights in 'missing'"), ("crash", "status 3")])
+async def test_engine_that_never_starts_is_an_error(weights: str, error: str) -> None:
+    """The engine's own words, or how it ended, come out as one EngineError; there is no restart."""
+    metrics = Metrics()
+    channel = Channel(settings(weights=weights), metrics)
+    target = fake_engine if weights == MISSING else end_at_once
+    with pytest.raises(EngineError, match=error):
+        await Supervisor(target, channel, metrics, QUICK).run()
+    assert b"landiff_engine_restarts_total 0.0" in metrics.text()
+
+
+def end_at_once(*_: object) -> None:
+    os._exit(3)
+
+
+def test_first_restart_is_at_once_and_later_ones_wait_longer() -> None:
+    """Delays double up to a limit."""
+    config = SupervisorConfig(backoff_s=1.0, backoff_limit_s=5.0)
+    assert [config.delay_s(failures) for failures in range(1, 7)] == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("wrong", [{"restarts": -1}, {"outbox": 0}, {"stop_s": -1.0}])
+def test_bad_configuration_is_refused(wrong: dict[str, int]) -> None:
+    """Negative counts and times raise ValueError."""
+    with pytest.raises(ValueError, match="must|needed"):
+        SupervisorConfig(**wrong)
+
+
+def test_server_side_imports_no_torch() -> None:
+    """The server process never pays for torch."""
+    code = (
+        "import sys, server, streaming.app, streaming.supervisor, streaming.viewer, streaming.rtp_hooks\n"
+        "assert 'torch' not in sys.modules and 'engine.interleave' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

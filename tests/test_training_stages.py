@@ -1,0 +1,241 @@
+"""Every training stage, at a width that tests can afford: its data, its loss, its figures, its weights."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import EngineConfig, preset
+from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text import SmallT5
+from engine.training import __main__ as command
+from engine.training import autoencoder, extractor, latents, planning, reading, render, tokens, world
+from engine.training.run import Stage
+from engine.training.words import make_tokenizer
+from engine.weights import load_component, save_component
+
+
+def narrow() -> EngineConfig:
+    """`mini` with thin layers: the world has one picture size, so geometry stays."""
+    mini = preset("mini")
+    quantizer = dataclasses.replace(mini.tokenizer.quantizer, dim=16, codebook_size=32, codebook_dim=4)
+    dit = dataclasses.replace(
+        mini.renderer.dit,
+        hidden=32,
+        heads=2,
+        layers=1,
+        channels=6,
+        time_dim=16,
+        text_dim=16,
+        head_width=16,
+        head_blocks=1,
+    )
+    condition = dataclasses.replace(mini.renderer.condition, width=16, out_channels=8, latent_channels=6)
+    return dataclasses.replace(
+        mini,
+        steps=2,
+        text=dataclasses.replace(mini.text, hidden=16, layers=1, heads=2, mlp=16),
+        theia=dataclasses.replace(mini.theia, hidden=16, layers=1, heads=2, mlp=16),
+        tokenizer=dataclasses.replace(mini.tokenizer, width=32, layers=1, heads=2, quantizer=quantizer),
+        planner=dataclasses.replace(
+            mini.planner,
+            hidden=32,
+            layers=1,
+            heads=2,
+            mlp=32,
+            codebook_size=32,
+            text_dim=16,
+            micro_freq=8,
+            micro_hidden=8,
+        ),
+        renderer=dataclasses.replace(mini.renderer, dit=dit, condition=condition),
+        vae=TinyVAEConfig(latent_channels=6, width_8=8, width_4=8, blocks_8=1, blocks_4=1),
+    )
+
+
+def improves(stage: Stage, steps: int, lr: float) -> bool:
+    """Whether the loss of later steps is lower than that of the first ones."""
+    optimiser = torch.optim.AdamW(stage.module.parameters(), lr=lr)
+    losses = []
+    for step in range(steps):
+        loss, figures = stage.loss(step, 4)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+        assert all(isinstance(value, float) for value in figures.values())
+    third = len(losses) // 3
+    return sum(losses[-third:]) < sum(losses[:third])
+
+
+@pytest.fixture
+def vae(monkeypatch: pytest.MonkeyPatch) -> TinyVAE:
+    monkeypatch.setattr(autoencoder, "PCA_CLIPS", 6)
+    torch.manual_seed(0)
+    made = TinyVAE(narrow().vae)
+    autoencoder.fit_linear_map(made, 0)
+    return made
+
+
+def test_the_linear_map_is_already_an_autoencoder(vae: TinyVAE) -> None:
+    """Six channels of PCA keep most of a picture, before any training."""
+    spec = world.sample([tokens.groups(random.Random(0), 1, 1)[1][0]], random.Random(0))
+    video = autoencoder.pixels(world.draw(spec, torch.arange(9)[None]))
+    with torch.no_grad():
+        codes = vae.encode(video, TinyVAEState())
+        again = vae.decode(codes, TinyVAEState())
+    assert autoencoder.psnr((again - video).square()) > 20
+    assert 0.3 < codes.std() < 3
+
+
+def test_the_autoencoder_stage_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss falls, both figures are given, and the weights load."""
+    monkeypatch.setattr(autoencoder, "PCA_CLIPS", 6)
+    config = narrow()
+    stage = autoencoder.AutoencoderStage(config.vae, 0, "cpu", tmp_path)
+    assert torch.equal(stage.batch(1, 2), stage.batch(1, 2))
+    assert improves(stage, 12, 3e-3)
+    with torch.no_grad():
+        assert set(stage.evaluate()) == {"psnr_db", "box_psnr_db"}
+    stage.export()
+    load_component(tmp_path, "vae", TinyVAE(config.vae))
+    assert stage.hidden()
+
+
+def test_the_tokenizer_stage_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss falls through the start of the codebook, and attributes are counted."""
+    monkeypatch.setattr(tokens, "HELD_OUT", 8)
+    monkeypatch.setattr(tokens, "CONTINUOUS_STEPS", 6)
+    config = narrow()
+    stage = tokens.TokenizerStage(config.tokenizer, 0, "cpu", tmp_path)
+    stage.module.train()
+    assert improves(stage, 30, 3e-3)
+    assert float(stage.tokenizer.quantizer.initialized) == 1.0
+    stage.module.eval()
+    with torch.no_grad():
+        assert {"position_px", "subject", "all"} <= set(stage.evaluate())
+    stage.export()
+    load_component(tmp_path, "tokenizer", SemanticTokenizer(config.tokenizer))
+
+
+def test_the_extractor_stage_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss falls and figures are given."""
+    monkeypatch.setattr(extractor, "HELD_OUT", 2)
+    stage = extractor.ExtractorStage(narrow().theia, 0, "cpu", tmp_path)
+    assert improves(stage, 12, 3e-3)
+    with torch.no_grad():
+        assert "direction" in stage.evaluate()
+    stage.export()
+    assert (tmp_path / "theia.safetensors").exists()
+
+
+@pytest.fixture
+def planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> planning.PlannerStage:
+    monkeypatch.setattr(planning, "START_POOL", 16)
+    monkeypatch.setattr(planning, "HELD_OUT", 3)
+    config = narrow()
+    torch.manual_seed(0)
+    text = SmallT5(config.text, make_tokenizer(tmp_path))
+    return planning.PlannerStage(config, text, SemanticTokenizer(config.tokenizer), 0, "cpu", tmp_path)
+
+
+def test_the_planner_stage_learns(planner: planning.PlannerStage, tmp_path: Path) -> None:
+    """Loss falls with and without caption changes, plans are sampled and read."""
+    assert improves(planner, 12, 3e-3)
+    with torch.no_grad():
+        figures = planner.evaluate()
+    assert {"first_direction", "second_all"} <= set(figures)
+    planner.export()
+    assert {"text.safetensors", "planner.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_changed_pair_has_a_cut_group(planner: planning.PlannerStage) -> None:
+    """Where the caption changes, all first groups of a set have one length and whole frames, and are not judged."""
+    pairs = planner.make_pairs(random.Random(1), changes=True)
+    lengths = {len(pair.codes[0]) for pair in pairs}
+    assert len(lengths) == 1
+    config = planner.config.tokenizer
+    assert 1 <= config.frames_of(lengths.pop()) <= config.frames
+    first, sequence, is_code = planner.sequence(pairs[:2])
+    assert sequence.shape == is_code.shape
+    assert int(sequence[0, 0]) == int(sequence[0, first]) == planner.config.planner.iframe_start
+
+
+def test_the_pool_describes_what_it_encodes(vae: TinyVAE) -> None:
+    """A clip's features are the teacher's, its caption changes where its label does, and windows fit."""
+    config = narrow()
+    pool = latents.LatentPool(config, vae, None, 4)
+    rng = random.Random(3)
+    for _ in range(6):
+        pool.refresh(rng)
+    assert len(pool.clips) == 4
+    for clip in pool.clips:
+        before = reading.read(clip.features[None, : min(clip.change, 13)])[0]
+        assert before.subject == clip.labels[0].subject and before.colour == clip.labels[0].colour
+        if clip.change < latents.CLIP_LATENTS:
+            after = reading.read(clip.features[None, clip.change :])[0]
+            assert after.scene == clip.labels[1].scene
+        window = latents.cut(clip, 3, 13)
+        assert window.label == clip.labels[int(16 > clip.change)]
+    assert pool.window(rng, prompted=True).latents.shape == (13, 6, 16, 24)
+    assert pool.window(rng, prompted=False).latents.shape == (7, 6, 16, 24)
+
+
+def test_features_go_through_tokens_in_groups_that_restart_at_a_change() -> None:
+    """The same as decoding each group alone: nothing leaks over the change."""
+    torch.manual_seed(0)
+    tokenizer = SemanticTokenizer(narrow().tokenizer).eval()
+    maps = tokens.groups(random.Random(0), 2, 13)[0]
+    features = torch.cat([maps[0], maps[1][:7]])
+    quantise = latents.through_tokens(tokenizer)
+    again = quantise(features, 11, random.Random(5))
+    assert again.shape == features.shape
+    features[:11] += 1.0
+    assert torch.equal(quantise(features, 11, random.Random(5))[11:], again[11:])
+
+
+def test_the_renderer_stage_learns(vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss falls with and without a prompt half, text reaches it, and both kinds of window are judged."""
+    monkeypatch.setattr(render, "START_CLIPS", 3)
+    monkeypatch.setattr(render, "HELD_OUT", 1)
+    config = narrow()
+    text = SmallT5(config.text, make_tokenizer(tmp_path)).eval()
+    tokenizer = SemanticTokenizer(config.tokenizer).eval()
+    stage = render.RendererStage(config, vae, text.encode, latents.through_tokens(tokenizer), 0, "cpu", tmp_path)
+    assert improves(stage, 15, 2e-3)
+    with torch.no_grad():
+        assert set(stage.evaluate()) == {
+            "psnr_prompted_db", "subject_prompted_db", "psnr_first_db", "subject_first_db"
+        }  # fmt: skip
+    assert stage.hidden()
+    stage.export()
+    assert (tmp_path / "renderer.safetensors").exists()
+
+
+def test_a_stage_without_what_it_needs_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The planner cannot be trained before the tokenizer."""
+    assert command.main(["planner", "--weights", str(tmp_path), "--folder", str(tmp_path / "run")]) == 2
+    assert "tokenizer.safetensors is missing" in caplog.text
+
+
+def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line trains a stage for its minutes, and again only evaluates."""
+    monkeypatch.setattr(autoencoder, "PCA_CLIPS", 3)
+    monkeypatch.setattr(command, "preset", lambda name: narrow())
+    arguments = ["autoencoder", "--minutes", "0.02", "--batch", "2", "--folder", str(tmp_path / "run")]
+    arguments += ["--weights", str(tmp_path)]
+    for _ in range(2):
+        assert command.main(arguments) == 0
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("evaluate") == 2
+
+
+def test_a_component_of_another_width_is_refused(tmp_path: Path) -> None:
+    """Weights of one preset do not fit another."""
+    save_component(tmp_path, "vae", TinyVAE(narrow().vae))
+    with pytest.raises(ValueError, match="does not fit"):
+        load_component(tmp_path, "vae", TinyVAE(TinyVAEConfig()))

@@ -1,0 +1,208 @@
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import av
+import pytest
+from fakes import FPS, Watcher, sample_offer, serving, watching
+
+from streaming.hub import Hub
+from streaming.stats import Metrics
+from streaming.viewer import Feed, ViewerConfig
+
+pytestmark = pytest.mark.usefixtures("loopback")
+
+
+class HubProbe:
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def request_keyframe(self) -> None:
+        self.requests += 1
+
+
+def packet(key: bool) -> av.Packet:
+    made = av.Packet(b"x")
+    made.is_keyframe = key
+    return made
+
+
+def feed(size: int = 4) -> tuple[Feed, HubProbe, list[Feed]]:
+    hub, joined = HubProbe(), []
+
+    def join(one: Feed) -> Hub:
+        joined.append(one)
+        return hub  # type: ignore[return-value]
+
+    return Feed(size, join, Metrics()), hub, joined
+
+
+async def test_feed_joins_with_its_first_reader() -> None:
+    """A feed that nobody reads yet is not on air, so no backlog waits for a slow handshake."""
+    one, _, joined = feed()
+    assert joined == []
+    reading = asyncio.create_task(one.recv())
+    await asyncio.sleep(0)
+    assert joined == [one]
+    first = packet(True)
+    one.offer(first)
+    assert await reading is first
+    one.end()
+
+
+async def test_feed_begins_with_a_keyframe() -> None:
+    """Packets before the first key frame are dropped, and a key frame is asked for."""
+    one, hub, _ = feed()
+    reading = asyncio.create_task(one.recv())
+    await asyncio.sleep(0)
+    one.offer(packet(False))
+    assert hub.requests == 1
+    key = packet(True)
+    one.offer(key)
+    assert await reading is key
+    one.end()
+
+
+async def test_overflow_empties_the_queue_and_waits_for_a_keyframe() -> None:
+    """A slow viewer never holds others and never gets a delta without what it builds on."""
+    one, hub, _ = feed(2)
+    reading = asyncio.create_task(one.recv())
+    await asyncio.sleep(0)
+    one.offer(packet(True))
+    await reading
+    for _ in range(3):
+        one.offer(packet(False))
+    assert hub.requests == 1
+    key = packet(True)
+    one.offer(key)
+    assert await one.recv() is key
+    one.end()
+
+
+async def test_ended_feed_wakes_its_reader() -> None:
+    """The reader of an ended feed gets MediaStreamError, also when the queue was full; ending twice does no harm."""
+    from aiortc.mediastreams import MediaStreamError
+
+    one, _, _ = feed(1)
+    reading = asyncio.create_task(one.recv())
+    await asyncio.sleep(0)
+    one.end()
+    with pytest.raises(MediaStreamError):
+        await reading
+    one.end()
+    with pytest.raises(MediaStreamError):
+        await one.recv()
+
+
+@pytest.mark.parametrize("wrong", [{"most": 0}, {"queue": 0}, {"silence_s": 0.0}, {"connect_s": -1.0}])
+def test_bad_limits_are_refused(wrong: dict[str, int]) -> None:
+    """Limits must be positive."""
+    with pytest.raises(ValueError, match="positive"):
+        ViewerConfig(**wrong)
+
+
+@pytest.mark.parametrize("query", ["", "?codec=vp8", "?codec=h264"])
+async def test_viewer_sees_rising_timestamps(query: str) -> None:
+    """A real client decodes video whose timestamps rise by one frame period each."""
+    async with serving() as running, watching(running, query) as watcher:
+        await watcher.received(12)
+        assert (watcher.last.width, watcher.last.height) == (192, 128)
+        steps = [later - earlier for earlier, later in zip(watcher.pts, watcher.pts[1:], strict=False)]
+        assert min(steps) > 0
+        assert sorted(steps)[len(steps) // 2] == pytest.approx(90_000 / FPS, rel=0.05)
+        codec = "H264" if "h264" in query else "VP8"
+        assert watcher.answer is not None
+        assert f"{codec}/90000" in watcher.answer.text
+        assert "a=setup:passive" in watcher.answer.text
+
+
+async def test_second_viewer_does_not_disturb_the_first() -> None:
+    """While others come and go, by DELETE and abruptly, the first one's frames keep coming without a gap."""
+    async with serving() as running, watching(running) as first:
+        await first.received(4)
+        begin = len(first.pts)
+        for query in ("", "?codec=h264", "?marker=1"):
+            async with watching(running, query) as other:
+                await other.received(2)
+        assert (await running.http.delete(other.location)).status_code == 200
+        await first.received(4)
+        steps = [later - earlier for earlier, later in zip(first.pts[begin:], first.pts[begin + 1 :], strict=False)]
+        assert max(steps) < 2 * 90_000 / FPS
+        report = await running.report()
+        assert (report["repeats"], report["viewers"]) == (0, 1)
+
+
+async def test_sessions_leave_nothing_behind() -> None:
+    """Sessions that end while they negotiate, connect or run leave no task, descriptor or viewer."""
+    async with serving() as running:
+        async with watching(running) as watcher:
+            await watcher.received(2)
+        await running.until(lambda report: report["viewers"] == 0)
+        tasks, descriptors = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        for pause_s in (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1):
+            watcher = Watcher(running.http)
+            await watcher.join()
+            await asyncio.sleep(pause_s)
+            assert (await running.http.delete(watcher.location)).status_code == 200
+            await watcher.close()
+        for sdp in ("v=0", (await sample_offer(running)).replace("SAVPF", "SAVPF x")):
+            reply = await running.http.post("/whep/main", content=sdp, headers={"content-type": "application/sdp"})
+            assert reply.status_code == 400
+        async with asyncio.timeout(5):
+            # Nothing tells when aiortc's last task ended.
+            while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        assert (await running.report())["viewers"] == 0
+
+
+async def test_unconnected_viewer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session whose peer never connects ends after the limit, and its place is free for the next."""
+    limits = ViewerConfig(most=1, connect_s=0.3, check_s=0.05)
+    monkeypatch.setattr("streaming.viewer.ViewerConfig", lambda: limits)
+    async with serving() as running:
+        offer, headers = await sample_offer(running), {"content-type": "application/sdp"}
+        assert (await running.http.post("/whep/main", content=offer, headers=headers)).status_code == 201
+        full = await running.http.post("/whep/main", content=offer, headers=headers)
+        assert full.status_code == 503
+        assert full.headers["retry-after"]
+        await asyncio.sleep(0.6)
+        assert 'reason="not connected in time"' in (await running.http.get("/metrics")).text
+        assert (await running.http.post("/whep/main", content=offer, headers=headers)).status_code == 201
+
+
+async def test_killed_viewer_is_noticed_by_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A viewer that dies without a word is closed after the silence limit, and its place is free again."""
+    limits = ViewerConfig(silence_s=2.0, check_s=0.1)
+    monkeypatch.setattr("streaming.viewer.ViewerConfig", lambda: limits)
+    async with serving() as running:
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CLIENT, running.url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent
+        )
+        assert client.stdout is not None
+        session = (await client.stdout.readline()).decode().strip()
+        assert (await running.report())["viewers"] == 1
+        client.kill()
+        await client.wait()
+        await running.until(lambda report: report["viewers"] == 0, 12.0)
+        assert (await running.http.delete(session)).status_code == 200
+        assert 'reason="silent"' in (await running.http.get("/metrics")).text
+
+
+CLIENT = """
+import asyncio, sys
+from fakes import Watcher
+import aioice.ice, httpx
+
+async def main():
+    aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"] if use_ipv4 else []
+    async with httpx.AsyncClient(base_url=sys.argv[1]) as http:
+        watcher = Watcher(http)
+        await watcher.join()
+        await watcher.received(20)
+        print(watcher.location, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""

@@ -1,0 +1,197 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.whep import Policy, WhepError, check_fragment, check_offer
+
+PUBLIC, LOCAL = Policy(loopback=False), Policy(loopback=True)
+FINGERPRINT = "sha-256 " + ":".join(["AB"] * 32)
+OFFER = [
+    "v=0",
+    "o=- 1 1 IN IP4 0.0.0.0",
+    "s=-",
+    "t=0 0",
+    "a=group:BUNDLE 0",
+    "m=video 9 UDP/TLS/RTP/SAVPF 96 97 102",
+    "c=IN IP4 0.0.0.0",
+    "a=mid:0",
+    "a=recvonly",
+    "a=ice-ufrag:abcd",
+    "a=ice-pwd:0123456789abcdefghijkl",
+    f"a=fingerprint:{FINGERPRINT}",
+    "a=setup:actpass",
+    "a=rtcp-mux",
+    "a=rtpmap:96 VP8/90000",
+    "a=rtpmap:97 rtx/90000",
+    "a=fmtp:97 apt=96",
+    "a=rtpmap:102 H264/90000",
+]
+HOST = "a=candidate:1 1 udp 2130706431 192.0.2.7 5000 typ host"
+
+
+def text(lines: list[str]) -> bytes:
+    return ("\r\n".join(lines) + "\r\n").encode()
+
+
+def change(old: str, *new: str) -> bytes:
+    assert old in OFFER
+    place = OFFER.index(old)
+    return text([*OFFER[:place], *new, *OFFER[place + 1 :]])
+
+
+def refusal(body: bytes, content_type: str = "application/sdp", codec: str | None = None) -> int:
+    with pytest.raises(WhepError) as caught:
+        check_offer(body, content_type, codec, PUBLIC)
+    assert caught.value.detail.endswith(".")
+    return caught.value.status
+
+
+def test_good_offer_is_made_passive_for_us() -> None:
+    """The offer passes; the peer is told to be the DTLS client, as every stack can be."""
+    offer = check_offer(text(OFFER), "application/sdp; charset=utf-8", None, PUBLIC)
+    assert (offer.codec, offer.mid, offer.ufrag) == ("vp8", "0", "abcd")
+    assert "a=setup:active\r\n" in offer.sdp
+    assert "actpass" not in offer.sdp
+
+
+@pytest.mark.parametrize(("wanted", "got"), [("vp8", "vp8"), ("h264", "h264"), (None, "vp8")])
+def test_codec_is_the_one_asked_for(wanted: str | None, got: str) -> None:
+    """A codec can be chosen; without a choice VP8 is taken."""
+    assert check_offer(text(OFFER), "application/sdp", wanted, PUBLIC).codec == got
+
+
+def test_codec_that_is_not_offered_is_refused() -> None:
+    """Without a common codec the answer is 406; H264 is taken when it is the only one."""
+    without = change("a=rtpmap:96 VP8/90000", "a=rtpmap:96 VP9/90000")
+    assert check_offer(without, "application/sdp", None, PUBLIC).codec == "h264"
+    assert refusal(without, codec="vp8") == 406
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/json", "application/sdpx"])
+def test_other_content_types_are_refused(content_type: str) -> None:
+    """Anything but application/sdp is 415."""
+    assert refusal(text(OFFER), content_type) == 415
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\r\n\r\n",
+        b"\xff\xfe\x00",
+        b"hello",
+        b"<html></html>",
+        b"v=0",
+        b"v=0\r\n" * 2000,
+        text([*OFFER, "a=x:" + "y" * 5000]),
+        text(OFFER[:5]),
+        text(OFFER[:6]),
+        text(OFFER[:9]),
+        text([*OFFER, *OFFER[5:]]),
+        text([*OFFER, *["m=audio 9 UDP/TLS/RTP/SAVPF 0"] * 8]),
+        text([*OFFER, "m=application 9 UDP/DTLS/SCTP webrtc-datachannel"]),
+        change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=video 0 UDP/TLS/RTP/SAVPF 96"),
+        change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=video 99999999 UDP/TLS/RTP/SAVPF 96"),
+        change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=video"),
+        change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=audio 9 UDP/TLS/RTP/SAVPF 96"),
+        change("a=recvonly", "a=sendonly"),
+        change("a=recvonly", "a=inactive"),
+        change(f"a=fingerprint:{FINGERPRINT}"),
+        change(f"a=fingerprint:{FINGERPRINT}", "a=fingerprint:md5 AB:CD"),
+        change(f"a=fingerprint:{FINGERPRINT}", "a=fingerprint:sha-256 AB:CD"),
+        change(f"a=fingerprint:{FINGERPRINT}", f"a=fingerprint:{FINGERPRINT.replace('AB', 'ZZ')}"),
+        change("a=ice-ufrag:abcd"),
+        change("a=ice-ufrag:abcd", "a=ice-ufrag:a"),
+        change("a=ice-ufrag:abcd", "a=ice-ufrag:" + "a" * 900),
+        change("a=ice-pwd:0123456789abcdefghijkl", "a=ice-pwd:short"),
+        change("a=setup:actpass"),
+        change("a=setup:actpass", "a=setup:passive"),
+        text([*OFFER, *[HOST] * 500]),
+        text([*OFFER, *[HOST] * 21]),
+        text([*OFFER, "a=candidate:1"]),
+        text([*OFFER, HOST.replace("5000", "70000")]),
+        text([*OFFER, HOST.replace("5000", "0")]),
+        text([*OFFER, HOST.replace("5000", "five")]),
+    ],
+)
+def test_bad_offers_are_refused(body: bytes) -> None:
+    """Everything that would not lead to a watched video is 400, with a sentence."""
+    assert refusal(body) == 400
+
+
+@pytest.mark.parametrize(
+    ("address", "public", "local"),
+    [
+        ("192.0.2.7", True, True),
+        ("2001:db8::1", True, True),
+        ("127.0.0.1", False, True),
+        ("::1", False, True),
+        ("224.0.0.1", False, False),
+        ("255.255.255.255", False, False),
+        ("0.0.0.0", False, False),
+        ("3f9e.local", False, False),
+        ("example.org", False, False),
+    ],
+)
+def test_candidates_that_lead_nowhere_are_dropped(address: str, public: bool, local: bool) -> None:
+    """Names, multicast, broadcast and (unless we offer it ourselves) loopback addresses get no checks."""
+    line = HOST.replace("192.0.2.7", address)
+    for policy, kept in ((PUBLIC, public), (LOCAL, local)):
+        assert (line in check_offer(text([*OFFER, line]), "application/sdp", None, policy).sdp) == kept
+
+
+def test_other_transports_and_ssrc_lines_are_dropped() -> None:
+    """TCP and RTCP candidates and sources of a peer that only receives are of no use, and costly."""
+    extra = [HOST.replace("udp", "tcp") + " tcptype active", HOST.replace("1 1 udp", "1 2 udp"), "a=ssrc:1 cname:x"]
+    assert check_offer(text([*OFFER, *extra]), "application/sdp", None, PUBLIC).sdp.count("\r\n") == len(OFFER)
+
+
+FRAGMENT_TYPE = "application/trickle-ice-sdpfrag"
+
+
+def test_fragment_gives_its_candidates() -> None:
+    """Usable candidates and the end mark are read."""
+    lines = ["a=ice-ufrag:abcd", "m=video 9 RTP/AVP 0", "a=mid:0", HOST, HOST.replace("192.0.2.7", "x.local")]
+    fragment = check_fragment(text([*lines, "a=end-of-candidates"]), FRAGMENT_TYPE, "abcd", PUBLIC)
+    assert fragment.candidates == (HOST.removeprefix("a=candidate:"),)
+    assert fragment.complete
+    assert not check_fragment(text(lines), FRAGMENT_TYPE, "abcd", PUBLIC).complete
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (text([HOST]), "application/sdp", 415),
+        (b"", FRAGMENT_TYPE, 400),
+        (b"garbage", FRAGMENT_TYPE, 400),
+        (text(["a=mid:0"]), FRAGMENT_TYPE, 400),
+        (text(["a=candidate:1"]), FRAGMENT_TYPE, 400),
+        (text([HOST.replace("5000", "x")]), FRAGMENT_TYPE, 400),
+        (text([HOST] * 21), FRAGMENT_TYPE, 400),
+        (text(["a=ice-ufrag:other", HOST]), FRAGMENT_TYPE, 422),
+    ],
+)
+def test_bad_fragments_are_refused(body: bytes, content_type: str, status: int) -> None:
+    """Wrong type, garbage, malformed candidates and ICE restarts each have their status."""
+    with pytest.raises(WhepError) as caught:
+        check_fragment(body, content_type, "abcd", PUBLIC)
+    assert caught.value.status == status
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(lambda value: value.encode("utf-8", "replace")))
+def test_random_bodies_are_refused_cleanly(body: bytes) -> None:
+    """Whatever the bytes, the only exception is WhepError."""
+    with pytest.raises(WhepError):
+        check_offer(b"v=0\r\n" + body, "application/sdp", None, PUBLIC)
+
+
+@given(st.data())
+def test_mutilated_offers_are_taken_or_refused(data: st.DataObject) -> None:
+    """An offer with a line removed, doubled or replaced never raises anything but WhepError."""
+    place = data.draw(st.integers(0, len(OFFER) - 1))
+    new = data.draw(st.lists(st.sampled_from(OFFER) | st.text(max_size=40), max_size=2))
+    body = "\r\n".join([*OFFER[:place], *new, *OFFER[place + 1 :]]).encode("utf-8", "replace")
+    try:
+        check_offer(body, "application/sdp", None, LOCAL)
+    except WhepError as error:
+        assert error.status in (400, 406)
