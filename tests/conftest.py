@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import aioice.ice
 import pytest
+import tolerances  # noqa: F401 - sets TRITON_INTERPRET, which must stand before anything imports Triton
 
 
 @pytest.fixture

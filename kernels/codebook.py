@@ -1,0 +1,204 @@
+"""Nearest code of the semantic tokenizer's codebook, and codes back to features (FACTS 1.7).
+
+Shapes: `N` tokens, `K` codes, `d` width of a code, `D` width of a feature.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
+from kernels.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+
+ROWS = 16  # the smallest tile of tl.dot: a group has few tokens, and more programs hide more latency
+CODES = 64
+COLUMNS = 64
+WARPS = 4
+SMALLEST_TILE = 16  # tl.dot takes no shorter side
+WIDEST_CODE = 128  # a tile holds whole codes
+
+
+@jit
+def nearest_kernel(
+    x: operand,
+    codebook: operand,
+    out: operand,
+    rows: operand,
+    codes: operand,
+    width: operand,
+    x_row: operand,
+    COSINE: constexpr,
+    ROWS: constexpr,
+    CODES: constexpr,
+    BLOCK: constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    values = tl.load(x + row[:, None] * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    best = tl.full((ROWS,), float("inf"), tl.float32)
+    nearest = tl.zeros((ROWS,), tl.int32)
+    for first in range(0, codes, CODES):
+        code = first + tl.arange(0, CODES)
+        known = (column[:, None] < width) & (code[None, :] < codes)
+        source = codebook + code[None, :].to(tl.int64) * width + column[:, None]
+        entries = tl.load(source, mask=known, other=0.0).to(tl.float32)
+        square = tl.sum(entries * entries, axis=0)
+        product = tl.dot(values, entries, input_precision="ieee")
+        # The row's own length changes neither order, so it is left out.
+        if COSINE:
+            score = -product / tl.maximum(tl.sqrt(square), 1e-12)[None, :]
+        else:
+            score = square[None, :] - 2.0 * product
+        score = tl.where(code[None, :] < codes, score, float("inf"))
+        low = tl.min(score, axis=1)
+        place = tl.argmin(score, axis=1)
+        nearest = tl.where(low < best, first + place, nearest)
+        best = tl.minimum(low, best)
+    tl.store(out + row, nearest.to(tl.int64), mask=row < rows)
+
+
+@jit
+def lookup_kernel(
+    weight: operand,
+    bias: operand,
+    codebook: operand,
+    indices: operand,
+    out: operand,
+    rows: operand,
+    codes: operand,
+    width: operand,
+    features: operand,
+    COSINE: constexpr,
+    ROWS: constexpr,
+    COLUMNS: constexpr,
+    BLOCK: constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    feature = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.arange(0, BLOCK)
+    code = tl.load(indices + row, mask=row < rows, other=0)
+    valid = (code >= 0) & (code < codes)
+    known = valid[:, None] & (column[None, :] < width)
+    entries = tl.load(codebook + code[:, None] * width + column[None, :], mask=known, other=0.0).to(tl.float32)
+    if COSINE:
+        entries = entries / tl.maximum(tl.sqrt(tl.sum(entries * entries, axis=1)), 1e-12)[:, None]
+    used = (column[:, None] < width) & (feature[None, :] < features)
+    matrix = tl.load(weight + feature[None, :] * width + column[:, None], mask=used, other=0.0).to(tl.float32)
+    result = tl.dot(entries, matrix, input_precision="ieee")
+    result += tl.load(bias + feature, mask=feature < features, other=0.0).to(tl.float32)[None, :]
+    # An index outside the codebook cannot be reported from here; it must not pass for a feature.
+    result = tl.where(valid[:, None], result, float("nan"))
+    mask = (row[:, None] < rows) & (feature[None, :] < features)
+    tl.store(out + row[:, None] * features + feature[None, :], result.to(out.dtype.element_ty), mask=mask)
+
+
+def nearest_code(x: Tensor, codebook: Tensor, cosine: bool, backend: Backend = "auto") -> Tensor:
+    """Index of the nearest row of the codebook, the lowest of equals.
+
+    Args:
+        x: [N, d] float.
+        codebook: [K, d] float, dense.
+        cosine: nearest by angle instead of by Euclidean distance.
+
+    Returns:
+        [N] int64; new memory.
+
+    Raises:
+        ValueError: a shape, dtype, layout or device does not fit.
+    """
+    expect_rank("x", x, 2)
+    _check_codebook(codebook)
+    expect_shape("x", x, (x.shape[0], codebook.shape[1]))
+    expect_dtype("x", x)
+    expect_together(x=x, codebook=codebook)
+    return dispatch(backend, _nearest_code, reference.nearest_code, x, codebook, cosine)
+
+
+def _nearest_code(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
+    out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
+    start(
+        nearest_kernel,
+        (-(-x.shape[0] // ROWS),),
+        *(x, codebook, out, x.shape[0], codebook.shape[0], x.shape[1], x.stride(0)),
+        warps=WARPS,
+        COSINE=cosine,
+        ROWS=ROWS,
+        CODES=CODES,
+        BLOCK=_code_block(x.shape[1]),
+    )
+    return out
+
+
+def nearest_code_bound(x: Tensor, codebook: Tensor, cosine: bool) -> Bound:
+    """Rows and codebook read once, an index a row written; two operations for each pair's coordinate."""
+    return Bound(x.nbytes + codebook.nbytes + 8 * x.shape[0], 2 * x.numel() * codebook.shape[0])
+
+
+def lookup_project(
+    weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool, backend: Backend = "auto"
+) -> Tensor:
+    """Rows of the codebook through a linear layer.
+
+    Args:
+        weight: [D, d] float, dense.
+        bias: [D] float.
+        codebook: [K, d] float, dense.
+        indices: [N] int64 in 0..K-1. Outside, the kernel writes NaN rows, since it cannot raise.
+        cosine: codes are scaled to unit length first.
+
+    Returns:
+        [N, D], the dtype of `weight`; new memory.
+
+    Raises:
+        ValueError: a shape, dtype, layout or device does not fit.
+    """
+    _check_codebook(codebook)
+    expect_rank("weight", weight, 2)
+    expect_shape("weight", weight, (weight.shape[0], codebook.shape[1]))
+    expect_shape("bias", bias, weight.shape[:1])
+    expect_rank("indices", indices, 1)
+    expect_dtype("indices", indices, (torch.int64,))
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        expect_dtype(name, tensor)
+    if not weight.is_contiguous():
+        raise ValueError(f"weight must be dense, not of strides {weight.stride()}")
+    expect_together(weight=weight, bias=bias, codebook=codebook, indices=indices)
+    return dispatch(backend, _lookup_project, reference.lookup_project, weight, bias, codebook, indices, cosine)
+
+
+def _lookup_project(weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool) -> Tensor:
+    rows, features = indices.shape[0], weight.shape[0]
+    out = torch.empty(rows, features, dtype=weight.dtype, device=weight.device)
+    start(
+        lookup_kernel,
+        (-(-rows // ROWS), -(-features // COLUMNS)),
+        *(weight, bias, codebook, indices, out, rows, codebook.shape[0], codebook.shape[1], features),
+        warps=WARPS,
+        COSINE=cosine,
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        BLOCK=_code_block(codebook.shape[1]),
+    )
+    return out
+
+
+def lookup_project_bound(weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool) -> Bound:
+    """Indices, the rows they name and the layer read once, features written once."""
+    rows, (features, width) = indices.shape[0], weight.shape
+    gathered = min(rows, codebook.shape[0]) * width * codebook.element_size()
+    written = rows * features * weight.element_size()
+    return Bound(indices.nbytes + gathered + weight.nbytes + bias.nbytes + written, 2 * rows * features * width)
+
+
+def _check_codebook(codebook: Tensor) -> None:
+    expect_rank("codebook", codebook, 2)
+    expect_dtype("codebook", codebook)
+    if not codebook.is_contiguous():
+        raise ValueError(f"codebook must be dense, not of strides {codebook.stride()}")
+
+
+def _code_block(width: int) -> int:
+    if width > WIDEST_CODE:
+        raise Uncovered(f"a tile holds codes of at most {WIDEST_CODE}, not {width}")
+    return max(power_of_two(width), SMALLEST_TILE)

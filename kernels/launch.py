@@ -1,0 +1,176 @@
+"""Which code runs an operation, and how a Triton kernel is started.
+
+Imports without Triton: `jit` then leaves functions as they are and every operation runs its reference.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.runtime.errors import OutOfResources
+except ImportError:
+    triton = None
+    tl = None
+
+    class OutOfResources(Exception):  # type: ignore[no-redef]
+        """Stands for Triton's error of the same name, which nothing can raise here."""
+
+
+# Annotations inside kernels; Triton looks them up in its own language, so `Any` will not do.
+if TYPE_CHECKING:
+    constexpr: TypeAlias = Any
+    operand: TypeAlias = Any
+else:
+    constexpr = object if tl is None else tl.constexpr
+    operand = object if tl is None else tl.tensor
+
+__all__ = [
+    "Backend",
+    "Bound",
+    "Launch",
+    "Uncovered",
+    "constexpr",
+    "dispatch",
+    "jit",
+    "obstacle",
+    "operand",
+    "recording",
+    "start",
+    "tl",
+]
+
+Backend = Literal["auto", "triton", "reference"]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOWEST_CAPABILITY = (8, 0)  # bf16 arithmetic begins here
+# Kernels are bound to the interpreter or the compiler when they are decorated, so this never changes later.
+INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What an operation cannot do without: memory traffic with each operand moved once, and arithmetic."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel start, as `compile` reads it."""
+
+    kernel: Any
+    arguments: tuple[Tensor | int | float | None, ...]
+    constants: Mapping[str, int | bool]
+    warps: int
+
+
+class Uncovered(Exception):
+    """A kernel has no tile for a shape that the reference can do."""
+
+
+_recorder: ContextVar[list[Launch] | None] = ContextVar("recorder", default=None)
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`triton.jit`, or the function itself where there is no Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Kernel starts inside are listed, not run; operands may live on the meta device."""
+    launches: list[Launch] = []
+    token = _recorder.set(launches)
+    try:
+        yield launches
+    finally:
+        _recorder.reset(token)
+
+
+@functools.cache
+def obstacle(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on tensors of `device`; None where they can."""
+    if triton is None:
+        return "Triton is not installed"
+    if device.type == "cpu":
+        return None if INTERPRETED else "the tensors are on the CPU and TRITON_INTERPRET=1 was not set at import"
+    if device.type != "cuda":
+        return f"there are no kernels for device type '{device.type}'"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LOWEST_CAPABILITY:
+        return f"the device has compute capability {capability}, the kernels need {LOWEST_CAPABILITY}"
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # Triton raises whatever its driver build step met: no compiler, no libcuda
+        return f"Triton found no usable driver ({error})"
+    return None
+
+
+@functools.cache
+def _warn_once(name: str, reason: str) -> None:
+    logger.warning("%s runs its reference, slower: %s", name, reason)
+
+
+def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Runs `fused` where Triton can, `plain` elsewhere; the first operand is a tensor and names the device.
+
+    Kernels have no backward pass: under autograd "auto" takes `plain`, which has.
+
+    Args:
+        backend: "auto" takes Triton on CUDA only; "triton" and "reference" are orders.
+
+    Raises:
+        ValueError: "triton" was ordered and cannot run, or the backend is unknown.
+    """
+    first = args[0]
+    assert isinstance(first, Tensor)
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f"backend must be 'auto', 'triton' or 'reference', not {backend!r}")
+    learning = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    if backend == "reference" or (backend == "auto" and (learning or first.device.type == "cpu")):
+        return plain(*args, **kwargs)
+    reason = None if _recorder.get() is not None else obstacle(first.device)
+    if learning:
+        reason = "an operand requires a gradient, which kernels do not give"
+    if reason is None:
+        try:
+            return fused(*args, **kwargs)
+        except (OutOfResources, Uncovered) as error:
+            reason = str(error)
+    if backend == "triton":
+        raise ValueError(f"backend 'triton' cannot run {plain.__name__}: {reason}; 'reference' can")
+    _warn_once(plain.__name__, reason)
+    return plain(*args, **kwargs)
+
+
+def start(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Tensor | int | float | None,
+    warps: int = 4,
+    **constants: int | bool,
+) -> None:
+    """Starts `kernel` on the device of its first operand, or lists it inside `recording`."""
+    launches = _recorder.get()
+    if launches is not None:
+        launches.append(Launch(kernel, arguments, constants, warps))
+        return
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    with torch.cuda.device(first.device.index if first.is_cuda else -1):
+        kernel[grid](*arguments, num_warps=warps, **constants)

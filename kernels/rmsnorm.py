@@ -1,0 +1,128 @@
+"""RMSNorm of the planner, alone or together with the residual add before it (FACTS 2.5).
+
+Shapes: `D` width; leading dimensions are rows.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
+from kernels.tiles import expect_dtype, expect_shape, expect_together, row_tile
+
+
+@jit
+def rms_kernel(
+    x: operand,
+    update: operand,
+    weight: operand,
+    total: operand,
+    out: operand,
+    rows: operand,
+    width: operand,
+    eps: operand,
+    ROWS: constexpr,
+    BLOCK: constexpr,
+) -> None:
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    mask = (row < rows) & (column < width)
+    place = row * width + column
+    values = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    if update is not None:
+        values += tl.load(update + place, mask=mask, other=0.0).to(tl.float32)
+        # The stream is kept rounded, and what is normed is what is kept.
+        rounded = values.to(total.dtype.element_ty)
+        tl.store(total + place, rounded, mask=mask)
+        values = rounded.to(tl.float32)
+    square = tl.sum(values * values, axis=1)[:, None] / width
+    gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)
+    result = values * tl.rsqrt(square + eps) * gain
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "auto") -> Tensor:
+    """RMSNorm, scaled in float32 and cast last.
+
+    Args:
+        x: [..., D] float, dense.
+        weight: [D] float.
+
+    Returns:
+        [..., D], the dtype of `x`; new memory.
+
+    Raises:
+        ValueError: a shape, dtype, layout or device does not fit.
+    """
+    _check(weight, x)
+    return dispatch(backend, _rms_norm, reference.rms_norm, x, weight, eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = torch.empty_like(x)
+    _start(x, None, weight, None, out, eps)
+    return out
+
+
+def rms_norm_bound(x: Tensor, weight: Tensor, eps: float) -> Bound:
+    """x read and written once; four operations an element."""
+    return Bound(2 * x.nbytes + weight.nbytes, 4 * x.numel())
+
+
+def add_rms_norm(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The residual stream x + update and its RMSNorm, in one pass.
+
+    Args:
+        x, update: [..., D] float, dense, one dtype.
+        weight: [D] float.
+
+    Returns:
+        (normed, total), each [..., D] in the dtype of `x`; new memory.
+
+    Raises:
+        ValueError: a shape, dtype, layout or device does not fit.
+    """
+    _check(weight, x, update)
+    return dispatch(backend, _add_rms_norm, reference.add_rms_norm, x, update, weight, eps)
+
+
+def _add_rms_norm(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    out, total = torch.empty_like(x), torch.empty_like(x)
+    _start(x, update, weight, total, out, eps)
+    return out, total
+
+
+def add_rms_norm_bound(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Bound:
+    """Two streams read, two written; five operations an element."""
+    return Bound(4 * x.nbytes + weight.nbytes, 5 * x.numel())
+
+
+def _check(weight: Tensor, x: Tensor, update: Tensor | None = None) -> None:
+    if x.ndim < 1 or x.numel() == 0:
+        raise ValueError(f"x must have rows and elements, not shape {tuple(x.shape)}")
+    expect_shape("weight", weight, x.shape[-1:])
+    expect_dtype("weight", weight)
+    expect_dtype("x", x)
+    streams = {"x": x} | ({} if update is None else {"update": update})
+    for name, tensor in streams.items():
+        expect_shape(name, tensor, x.shape)
+        expect_dtype(name, tensor, (x.dtype,))
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
+    expect_together(weight=weight, **streams)
+
+
+def _start(x: Tensor, update: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float) -> None:
+    width = x.shape[-1]
+    rows = x.numel() // width
+    tile = row_tile(width)
+    start(
+        rms_kernel,
+        (tile.programs(rows),),
+        *(x, update, weight, total, out, rows, width, eps),
+        warps=tile.warps,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
+    )

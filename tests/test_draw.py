@@ -1,0 +1,68 @@
+"""Drawing codes against the reference."""
+
+import pytest
+import torch
+from tolerances import DEVICE, fused, normal
+
+from kernels import draw, reference
+
+
+def gumbel(*shape: int) -> torch.Tensor:
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(5)).clamp(1e-6, 1 - 1e-6)
+    return -torch.log(-torch.log(uniform)).to(DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (1, 1.0), (20, 1.0), (5000, 1.0), (0, 0.9), (0, 0.3), (0, 1e-6)]
+)
+@pytest.mark.parametrize(
+    ("guidance_rows", "batch", "vocabulary", "codes"),
+    [(2, 12, 431, 400), (1, 12, 100, 100), (2, 3, 63, 1), (1, 1, 1, 1)],
+)
+def test_draw_code(guidance_rows: int, batch: int, vocabulary: int, codes: int, top_k: int, top_p: float) -> None:
+    """draw_code draws what its reference draws, at a temperature at which every filter decides."""
+    logits = normal(guidance_rows, batch, vocabulary)
+    arguments = (logits, gumbel(batch, vocabulary), codes, 2.5, 3.0, top_k, top_p)
+    result = fused(draw.draw_code, *arguments)
+    assert torch.equal(result, reference.draw_code(*arguments))
+    assert bool((result < codes).all())
+
+
+def test_filters_decide() -> None:
+    """With the same noise the filters change draws, so the comparison above can fail."""
+    logits, noise = normal(1, 12, 400), gumbel(12, 400)
+    free = fused(draw.draw_code, logits, noise, 400, 1.0, 3.0, 0, 1.0)
+    for top_k, top_p in ((5, 1.0), (0, 0.1)):
+        assert not torch.equal(free, fused(draw.draw_code, logits, noise, 400, 1.0, 3.0, top_k, top_p))
+
+
+def test_ties_and_zeros_stay_together() -> None:
+    """Equal logits at the threshold are all kept, and minus zero counts as zero."""
+    logits = torch.tensor([[[2.0, 0.0, -0.0, 0.0, -1.0]]], device=DEVICE)
+    for place in range(5):
+        noise = torch.zeros(1, 5, device=DEVICE)
+        noise[0, place] = 9.0
+        drawn = fused(draw.draw_code, logits, noise, 5, 1.0, 1.0, 2, 1.0)
+        assert drawn.item() == (place if place < 4 else 0)
+
+
+def test_special_tokens_do_not_count() -> None:
+    """Ids beyond the codes take no place among the top k and no mass, however likely."""
+    logits = torch.tensor([[[1.0, 0.5, -9.0, 50.0]]], device=DEVICE)
+    noise = torch.tensor([[0.0, 2.0, 0.0, 0.0]], device=DEVICE)
+    for top_k, top_p in ((2, 1.0), (0, 0.9)):
+        assert fused(draw.draw_code, logits, noise, 3, 1.0, 1.0, top_k, top_p).item() == 1
+
+
+def test_refuses_wrong_operands() -> None:
+    """Settings out of range, both filters at once and wrong shapes are named before anything runs."""
+    logits, noise = normal(2, 1, 8), gumbel(1, 8)
+    for settings in ((8, 1.0, 0.0, 0, 1.0), (8, 1.0, 1.0, 0, 0.0), (8, 1.0, 1.0, -1, 1.0), (8, 1.0, 1.0, 5, 0.5)):
+        with pytest.raises(ValueError, match="one of top_k, top_p off"):
+            draw.draw_code(logits, noise, *settings)
+    with pytest.raises(ValueError, match="codes must be in 1..8"):
+        draw.draw_code(logits, noise, 9, 1.0, 1.0, 0, 1.0)
+    with pytest.raises(ValueError, match=r"gumbel must have shape \(1, 8\)"):
+        draw.draw_code(logits, noise[:, :4], 8, 1.0, 1.0, 0, 1.0)
+    with pytest.raises(ValueError, match="logits must be torch.float32"):
+        draw.draw_code(logits.half(), noise, 8, 1.0, 1.0, 0, 1.0)

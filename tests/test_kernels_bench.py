@@ -1,0 +1,55 @@
+"""The benchmark of kernels: correctness first."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tolerances import DEVICE
+
+from kernels import bench, cases
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a device to measure here")
+def test_without_a_device_it_checks_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """On the CPU every case is checked, no speed is reported, and the output says why."""
+    monkeypatch.setattr(cases, "CASES", cases.CASES[:4])
+    monkeypatch.setattr(sys, "argv", ["kernels.bench", "--json", str(tmp_path / "f.json")])
+    assert bench.main() == 0
+    report = json.loads((tmp_path / "f.json").read_text())
+    assert list(report["kernels"]) == [case.name for case in cases.CASES]
+    assert not any("fused" in entry for entry in report["kernels"].values())
+    assert "no device to measure" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="production shapes are measured on a device")
+def test_a_wrong_kernel_is_not_measured_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result that is off by a thousandth, or NaN, is named as wrong and left out of the figures."""
+    right = cases.CASES[2]
+
+    def slightly_off(*operands: torch.Tensor, backend: str) -> torch.Tensor:
+        return right.plain(*operands) * 1.001
+
+    def missing(*operands: torch.Tensor, backend: str) -> torch.Tensor:
+        return right.plain(*operands) * torch.nan
+
+    broken = (dataclasses.replace(right, run=slightly_off), dataclasses.replace(right, run=missing), right)
+    monkeypatch.setattr(cases, "CASES", broken)
+    report = bench.bench(DEVICE)
+    assert len(report["failed"]) == 2
+    assert list(report["kernels"]) == ["rms_norm"]
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_relative_error_of_integers_is_a_share() -> None:
+    """Indices must be equal; bytes may be one step apart."""
+    ids = torch.tensor([1, 2, 3, 4])
+    assert bench.relative_error(ids + torch.tensor([0, 1, 0, 0]), ids) == 0.25
+    pixels = torch.tensor([10, 20], dtype=torch.uint8)
+    assert bench.relative_error(pixels + torch.tensor([1, 2], dtype=torch.uint8), pixels) == 0.5

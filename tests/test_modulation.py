@@ -1,0 +1,62 @@
+"""Adaptive LayerNorm and gated residual against their references."""
+
+import pytest
+import torch
+from tolerances import DTYPES, assert_close, fused, normal, widened
+
+from kernels import modulation, reference
+
+CASES = {
+    "one token": (1, 1, 100, 0),
+    "one channel": (63, 5, 1, 2),
+    "all text": (2, 63, 100, 63),
+    "odd": (2, 5, 431, 3),
+    "image only": (3, 63, 63, 0),
+    "mini": (1, 20, 192, 7),
+}
+
+
+def operands(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    batch, tokens, width, _ = shape
+    wide = normal(batch, tokens + 2, width + 5, dtype=dtype) + 3
+    x = wide[:, 1:-1, :width]
+    return x, normal(width, seed=1), normal(width, seed=2), normal(batch, 2, 2, 3, width, dtype=dtype, seed=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())
+def test_layernorm_modulate(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """layernorm_modulate norms strided rows and modulates text and image rows each by their own pair."""
+    x, weight, bias, modulations = operands(shape, dtype)
+    arguments = (x, weight, bias, modulations[:, :, 0, 0], modulations[:, :, 0, 1], shape[3], 1e-5)
+    result = fused(modulation.layernorm_modulate, *arguments)
+    assert_close(result, reference.layernorm_modulate(*widened(*arguments)), dtype)
+
+
+@pytest.mark.parametrize("control", [False, True], ids=["plain", "control"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())
+def test_gated_residual(shape: tuple[int, int, int, int], dtype: torch.dtype, control: bool) -> None:
+    """gated_residual adds the update by the row's own gate, and the control residual where there is one."""
+    batch, tokens, width, text_rows = shape
+    x, update, extra = (normal(batch, tokens, width, dtype=dtype, seed=seed) for seed in range(3))
+    gate = normal(batch, 2, 2, 3, width, dtype=dtype, seed=3)[:, :, 1, 2]
+    arguments = (x, update, gate, text_rows, extra if control else None)
+    result = fused(modulation.gated_residual, *arguments)
+    assert_close(result, reference.gated_residual(*widened(*arguments)), dtype)
+
+
+def test_refuses_wrong_operands() -> None:
+    """Wrong shapes, dtypes, layouts and counts are named before anything runs."""
+    x, weight, bias, modulations = operands((2, 5, 8, 3), torch.float32)
+    shift, scale = modulations[:, :, 0, 0], modulations[:, :, 0, 1]
+    with pytest.raises(ValueError, match=r"weight must have shape \(8,\)"):
+        modulation.layernorm_modulate(x, weight[:7], bias, shift, scale, 3, 1e-5)
+    with pytest.raises(ValueError, match="text_rows must be in 0..5"):
+        modulation.layernorm_modulate(x, weight, bias, shift, scale, 6, 1e-5)
+    with pytest.raises(ValueError, match="shift must be"):
+        modulation.layernorm_modulate(x, weight, bias, shift.long(), scale, 3, 1e-5)
+    with pytest.raises(ValueError, match="x must be dense"):
+        modulation.gated_residual(x, x.contiguous(), shift, 3)
+    with pytest.raises(ValueError, match="bias must be dense in its last dimension"):
+        modulation.layernorm_modulate(x, weight, normal(16)[::2], shift, scale, 3, 1e-5)

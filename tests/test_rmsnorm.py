@@ -1,0 +1,41 @@
+"""RMSNorm, alone and after a residual add, against its reference."""
+
+import pytest
+import torch
+from tolerances import DTYPES, assert_close, fused, normal, widened
+
+from kernels import reference, rmsnorm
+
+SHAPES = [(1, 100), (63, 1), (63, 100), (2, 3, 431), (7, 63), (100,)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """rms_norm equals its reference for any number of leading dimensions."""
+    arguments = (normal(*shape, dtype=dtype), normal(shape[-1], seed=1), 1e-5)
+    assert_close(fused(rmsnorm.rms_norm, *arguments), reference.rms_norm(*widened(*arguments)), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_add_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """add_rms_norm returns the sum as the stream keeps it and the norm of exactly that, not of the wider sum."""
+    x, update = (normal(*shape, dtype=dtype, seed=seed) for seed in (0, 1))
+    weight = normal(shape[-1], seed=2)
+    normed, total = fused(rmsnorm.add_rms_norm, x, update, weight, 1e-5)
+    assert_close(total, x.float() + update.float(), dtype)
+    assert torch.equal(normed, fused(rmsnorm.rms_norm, total, weight, 1e-5))
+
+
+def test_refuses_wrong_operands() -> None:
+    """Wrong shapes, mixed dtypes and gaps in memory are named before anything runs."""
+    x, weight = normal(5, 8), normal(8)
+    with pytest.raises(ValueError, match=r"weight must have shape \(8,\)"):
+        rmsnorm.rms_norm(x, weight[:4], 1e-5)
+    with pytest.raises(ValueError, match="update must be torch.float32"):
+        rmsnorm.add_rms_norm(x, x.half(), weight, 1e-5)
+    with pytest.raises(ValueError, match="x must be dense"):
+        rmsnorm.rms_norm(normal(8, 5).T, weight, 1e-5)
+    with pytest.raises(ValueError, match="must have rows and elements"):
+        rmsnorm.rms_norm(x[:0], weight, 1e-5)
