@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from engine.training import reading, world
+from engine.training import reading, teacher, world
 from engine.training.captions import random_label
 
 
@@ -13,7 +13,7 @@ def test_true_features_are_read_rightly() -> None:
     """On the world's own maps every word of 200 labels is found (the detectors' proof of themselves)."""
     rng = random.Random(0)
     labels = [random_label(rng, held_out=rng.random() < 0.5) for _ in range(200)]
-    maps = world.teacher(world.sample(labels, rng), torch.arange(0, 52, 4).expand(200, -1))
+    maps = teacher.maps(world.sample(labels, rng), torch.arange(0, 52, 4).expand(200, -1))
     assert reading.shares(reading.read(maps), labels)["all"] >= 0.99
 
 
@@ -21,7 +21,7 @@ def test_a_wrong_word_is_counted() -> None:
     """A video read under another's label is not right."""
     rng = random.Random(1)
     labels = [random_label(rng) for _ in range(40)]
-    maps = world.teacher(world.sample(labels, rng), torch.arange(0, 52, 4).expand(40, -1))
+    maps = teacher.maps(world.sample(labels, rng), torch.arange(0, 52, 4).expand(40, -1))
     assert reading.shares(reading.read(maps), labels[1:] + labels[:1])["all"] < 0.2
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.training import world
+from engine.training import teacher, world
 from engine.training.captions import Label, random_label
 
 
@@ -41,7 +41,7 @@ def test_a_subject_comes_back_for_ever(direction: str) -> None:
     """In any minute of the video the subject is in the picture most of the time."""
     one = spec(1, direction=direction, speed="slow" if direction == "still" else "fast")
     frames = torch.arange(100_000, 100_480, 4)[None]
-    covered = world.teacher(one, frames)[:, :, world.channel("mask")].sum((2, 3, 4)) > 1
+    covered = teacher.maps(one, frames)[:, :, teacher.channel("mask")].sum((2, 3, 4)) > 1
     assert covered.float().mean() > 0.7
 
 
@@ -55,7 +55,7 @@ def test_the_teacher_knows_where_the_subject_is() -> None:
     rows, columns = torch.nonzero(changed, as_tuple=True)
     assert abs(rows.float().mean() - y) < 4 and abs(columns.float().mean() - x) < 4
     cells = torch.nn.functional.avg_pool2d(changed.float()[None, None], 16)[0, 0]
-    mask = world.teacher(one, frames)[0, 0, 0]
+    mask = teacher.maps(one, frames)[0, 0, 0]
     assert (cells - mask).abs().max() < 0.25
 
 
@@ -70,6 +70,6 @@ def test_a_new_label_goes_on_from_where_the_subject_was() -> None:
 
 def test_every_channel_has_a_name() -> None:
     """Maps are found by name, and unknown names are refused."""
-    assert world.channel("cloud").stop == world.FEATURE_DIM
+    assert teacher.channel("cloud").stop == teacher.FEATURE_DIM
     with pytest.raises(ValueError, match="no feature channel 'sound'"):
-        world.channel("sound")
+        teacher.channel("sound")

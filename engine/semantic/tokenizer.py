@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attend
-from engine.layers import rotary_angles, rotate
+from engine.layers import rotary_angles
 from engine.semantic.masks import decoder_mask, encoder_mask
 from engine.semantic.quantizer import QuantizerConfig, VectorQuantizer
+from engine.semantic.transformer import Block, Geometry
 
-_MLP_RATIO = 4
 _FEATURE_EPS = 1e-8
 _POSITION_STD = 0.3
 
@@ -102,15 +100,6 @@ class TokenizerOutput:
     perplexity: Tensor  # []
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Positions and masks of a group of a certain length."""
-
-    cos: Tensor  # [N, head_dim / 2] float32
-    sin: Tensor
-    mask: Tensor  # [N, N] bool
-
-
 def group_angles(config: TokenizerConfig, frames: int, device: torch.device | str) -> Tensor:
     """Rotary angles of time, row and column: patches at (t, y, x), the k-th latent at (k, k, k).
 
@@ -145,46 +134,6 @@ def _geometry(config: TokenizerConfig, frames: int, device: torch.device, decodi
         angles = group_angles(config, frames, device)
         mask = make_mask(frames, config.patches, config.i_tokens, config.p_tokens, device)
         return Geometry(cos=angles.cos(), sin=angles.sin(), mask=mask)
-
-
-class Attention(nn.Module):
-    """Masked self-attention with rotary positions."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """[B, N, W] -> [B, N, W]."""
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
-        )
-        q = rotate(q, geometry.cos, geometry.sin)
-        k = rotate(k, geometry.cos, geometry.sin)
-        out: Tensor = self.out(attend(q, k, v, geometry.mask).transpose(1, 2).flatten(2))
-        return out
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, _MLP_RATIO * width)
-        self.down = nn.Linear(_MLP_RATIO * width, width)
-
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
-        """[B, N, W] -> [B, N, W]."""
-        x = x + self.attention(self.attention_norm(x), geometry)
-        out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))
-        return out
 
 
 class Positions(nn.Module):

@@ -22,7 +22,7 @@ from engine.model import Model
 from engine.offline import film
 from engine.perceptual.tiny_vae import TinyVAEState
 from engine.semantic.theia import Theia
-from engine.training import judging, reading, world
+from engine.training import judging, reading, teacher, world
 from engine.training.autoencoder import BOX_PX, pixels, psnr
 from engine.training.captions import Label, caption, random_label
 from engine.training.run import write_atomically
@@ -174,7 +174,7 @@ def round_trip(model: Model, rng: random.Random) -> dict[str, Any]:
     rows = []
     for label in labels:
         frames = torch.arange(0, model.config.tokenizer.frames * 4, 4)[None]
-        maps = world.teacher(world.sample([label], rng), frames).to(model.device)
+        maps = teacher.maps(world.sample([label], rng), frames).to(model.device)
         with model.computing():
             again = model.tokenizer.decode(model.tokenizer.encode(maps)).float()
         rows.append(reading.read(again)[0].right(label))

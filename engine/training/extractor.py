@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.semantic.theia import Theia, TheiaConfig
-from engine.training import reading, world
+from engine.training import reading, teacher, world
 from engine.training.captions import Label, random_label
 from engine.training.tokens import channel_weights, groups
 from engine.weights import save_component
@@ -42,7 +42,7 @@ class ExtractorStage:
             spec = world.sample([random_label(rng)], rng).to(self.device)
             frames = torch.tensor([[rng.randrange(600) for _ in range(FRAMES_PER_WORLD)]], device=self.device)
             pictures.append(degraded(world.draw(spec, frames), rng))
-            maps.append(world.teacher(spec, frames))
+            maps.append(teacher.maps(spec, frames))
         with torch.autocast(self.device, torch.bfloat16):
             features = self.theia(torch.cat(pictures)).float()
         error = ((features - torch.cat(maps)).square() * self.scale).mean()
@@ -54,7 +54,7 @@ class ExtractorStage:
         for spec in self.specs:
             features = self.theia(world.draw(spec.to(self.device), frames)).float()
             readings += reading.read(features)
-            true = reading.path(world.teacher(spec.to(self.device), frames))[0]
+            true = reading.path(teacher.maps(spec.to(self.device), frames))[0]
             gaps.append((reading.path(features)[0] - true).norm(dim=-1).median())
         return {"position_px": float(torch.stack(gaps).median())} | reading.shares(readings, self.held_out)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.training import world
+from engine.training import teacher, world
 from engine.training.autoencoder import pixels
 from engine.training.captions import Label, caption, random_label
 
@@ -89,11 +89,10 @@ class LatentPool:
             latents = self.vae.encode(pixels(video), TinyVAEState())[0].float()
         semantic = frames[:, ::FRAMES_PER_LATENT]
         halves = [(spec, semantic[:, :change]), (after, semantic[:, change:])]
-        maps = [world.teacher(s, f) for s, f in halves if f.shape[1]]
-        teacher = torch.cat(maps, dim=1)[0]
-        features = teacher if self.quantise is None else self.quantise(teacher, change, rng)
+        true = torch.cat([teacher.maps(s, f) for s, f in halves if f.shape[1]], dim=1)[0]
+        features = true if self.quantise is None else self.quantise(true, change, rng)
         words = (caption(labels[0], rng), caption(labels[1], rng))
-        return Clip(latents, features, teacher[:, 0], words, labels, change)
+        return Clip(latents, features, true[:, 0], words, labels, change)
 
     def window(self, rng: random.Random, prompted: bool) -> Window:
         """A random window: with its prompt half, or the first frames of a video without one."""

@@ -22,7 +22,7 @@ from engine.semantic.planner import Planner
 from engine.semantic.sampling import SamplingConfig, gumbel, sample_code
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5, scaled_embeddings
-from engine.training import reading, world
+from engine.training import reading, teacher, world
 from engine.training.captions import Label, caption, random_label
 from engine.weights import save_component
 
@@ -95,7 +95,7 @@ class PlannerStage:
         where = begin + steps
         changed = world.relabel(spec, after, where[:, first].float()) if changes else spec
         codes = [
-            self.tokenizer.encode(world.teacher(s, w)).cpu()
+            self.tokenizer.encode(teacher.maps(s, w)).cpu()
             for s, w in ((spec, where[:, :first]), (changed, where[:, first:]))
         ]
         return [

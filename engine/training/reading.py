@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.training import world
+from engine.training import teacher, world
 from engine.training.captions import COLOURS, SCENES, SPEEDS, SUBJECTS, Label
 
 FRAMES_PER_STEP = 4  # video frames between two semantic frames
@@ -37,15 +37,15 @@ class Reading:
 
 def path(features: Tensor) -> tuple[Tensor, Tensor]:
     """Middle of the subject in px [B, T, 2] and the cells it covers [B, T]."""
-    area = features[:, :, world.channel("mask")].clamp(0, 1).sum((2, 3, 4))
-    offset = features[:, :, world.channel("offset")].clamp(-0.99, 0.99)
+    area = features[:, :, teacher.channel("mask")].clamp(0, 1).sum((2, 3, 4))
+    offset = features[:, :, teacher.channel("offset")].clamp(-0.99, 0.99)
     rows, columns = offset.shape[-2:]
     y, x = torch.meshgrid(
-        (torch.arange(rows, device=offset.device) + 0.5) * world.CELL_PX,
-        (torch.arange(columns, device=offset.device) + 0.5) * world.CELL_PX,
+        (torch.arange(rows, device=offset.device) + 0.5) * teacher.CELL_PX,
+        (torch.arange(columns, device=offset.device) + 0.5) * teacher.CELL_PX,
         indexing="ij",
     )
-    votes = torch.stack([x, y]) + world.OFFSET_PX * torch.atanh(offset)
+    votes = torch.stack([x, y]) + teacher.OFFSET_PX * torch.atanh(offset)
     weight = (1 - offset.square()) ** 2  # near cells know best
     return (votes * weight).sum((-2, -1)) / weight.sum((-2, -1)), area
 
@@ -87,7 +87,7 @@ def read(features: Tensor) -> list[Reading]:
     velocity = movement(middles, area > VISIBLE_CELLS, FRAMES_PER_STEP)
 
     def best(name: str, names: tuple[str, ...]) -> list[str]:
-        scores = totals[:, world.channel(name)][:, : len(names)]
+        scores = totals[:, teacher.channel(name)][:, : len(names)]
         return [names[i] for i in scores.argmax(1).tolist()]
 
     rows = zip(best("class", SUBJECTS), best("colour", COLOURS), best("scene", SCENES), velocity.tolist(), strict=True)

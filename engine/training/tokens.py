@@ -13,7 +13,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
-from engine.training import reading, world
+from engine.training import reading, teacher, world
 from engine.training.captions import Label, random_label
 from engine.weights import save_component
 
@@ -42,17 +42,17 @@ def groups(rng: random.Random, size: int, frames: int, held_out: bool = False) -
     labels = [random_label(rng, held_out) for _ in range(size)]
     spec = world.sample(labels, rng)
     start = torch.tensor([[rng.randrange(400) if rng.random() < 0.7 else 0] for _ in labels])
-    return world.teacher(spec, start + torch.arange(0, frames * 4, 4)), labels
+    return teacher.maps(spec, start + torch.arange(0, frames * 4, 4)), labels
 
 
 def channel_weights(features: Tensor) -> Tensor:
     """[D, 1, 1]: each map's error over its variance, times its share."""
     variance = features.var(dim=(0, 1, 3, 4))
-    weights = torch.empty(world.FEATURE_DIM)
-    for name, width in world.CHANNELS:
-        maps = world.channel(name)
+    weights = torch.empty(teacher.FEATURE_DIM)
+    for name, width in teacher.CHANNELS:
+        maps = teacher.channel(name)
         weights[maps] = SHARES[name] / (variance[maps].mean() * width)
-    return (weights * world.FEATURE_DIM / sum(SHARES.values()))[:, None, None]
+    return (weights * teacher.FEATURE_DIM / sum(SHARES.values()))[:, None, None]
 
 
 class ReadTokenizer(nn.Module):
@@ -65,7 +65,7 @@ class ReadTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.tokenizer = SemanticTokenizer(config)
-        widths = dict(world.CHANNELS)
+        widths = dict(teacher.CHANNELS)
         self.readers = nn.ModuleDict({name: nn.Linear(config.quantizer.dim, widths[name]) for name in READ_MAPS})
 
     def word_loss(self, latents: Tensor, features: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ReadTokenizer(nn.Module):
         mean = latents[:, : self.tokenizer.config.i_tokens].float().mean(1)
         losses = []
         for name in READ_MAPS:
-            words = features[:, 0, world.channel(name)].mean((-2, -1)).argmax(1)
+            words = features[:, 0, teacher.channel(name)].mean((-2, -1)).argmax(1)
             losses.append(nnf.cross_entropy(self.readers[name](mean), words))
         return torch.stack(losses).sum()
 

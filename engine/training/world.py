@@ -1,8 +1,8 @@
 """The world that preset `mini` learns: endless captioned videos, drawn exactly, with everything about them known.
 
 A `Spec` is a batch of worlds; a world is a function of the frame number, so any stretch of its endless video can be
-drawn. `draw` gives pixels, `teacher` gives the maps that the feature extractor is distilled from, without pixels.
-Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` feature cells, `D` feature channels.
+drawn.
+Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` points.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import random
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.training import subjects
-from engine.training.captions import COLOURS, SCENES, SPEEDS, SUBJECTS, Label
+from engine.training.captions import SPEEDS, Label
 
 HEIGHT_PX, WIDTH_PX = 128, 192
-CELL_PX = 16
-OFFSET_PX = 48.0  # how far away a cell still tells well where the subject is
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side this far outside the picture
 HORIZON_PX = 80.0
 SPEED_PX = (0.6, 1.1, 1.9)  # per frame, in the order of SPEEDS
@@ -50,29 +47,6 @@ SCENE_RGB = {
 RIDGE_PX = {"hills": 7.0, "desert": 6.0, "sea": 0.0, "night": 6.0}
 RIPPLE = {"hills": 0.015, "desert": 0.02, "sea": 0.05, "night": 0.008}
 STEP = {"still": (0.0, 0.0), "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-
-CHANNELS = (
-    ("mask", 1),
-    ("depth", 1),
-    ("class", 8),
-    ("colour", 8),
-    ("offset", 2),
-    ("scene", 6),
-    ("ground", 2),
-    ("glow", 1),
-    ("cloud", 1),
-)
-FEATURE_DIM = sum(width for _, width in CHANNELS)
-
-
-def channel(name: str) -> slice:
-    """Where the teacher's map `name` lies among the feature channels."""
-    start = 0
-    for other, width in CHANNELS:
-        if other == name:
-            return slice(start, start + width)
-        start += width
-    raise ValueError(f"no feature channel {name!r}; there are {', '.join(other for other, _ in CHANNELS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +137,7 @@ def _palette(spec: Spec) -> list[Tensor]:
     return [table[:, i, :, None, None] for i in range(table.shape[1])]
 
 
-def _ridge_alpha(spec: Spec, x: Tensor, y: Tensor, layer: int, base_px: float) -> Tensor:
+def ridge_alpha(spec: Spec, x: Tensor, y: Tensor, layer: int, base_px: float) -> Tensor:
     """Coverage [B, h, w] of everything below one ridge."""
     phase, waves = spec.ridges[:, layer, :2], spec.ridges[:, layer, 2:]
     angle = 6.2832 * waves[:, :, None] * x / WIDTH_PX + phase[:, :, None]
@@ -171,7 +145,7 @@ def _ridge_alpha(spec: Spec, x: Tensor, y: Tensor, layer: int, base_px: float) -
     return torch.sigmoid((y[None, :, None] - line[:, None, :]) * 2.0)
 
 
-def _cloud_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def cloud_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Coverage [B, F, h, w] of the drifting clouds; each puff is a product of a row and a column."""
     puffs = torch.tensor(PUFFS, device=x.device)
     span = WIDTH_PX + 60.0
@@ -184,7 +158,7 @@ def _cloud_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return 0.85 * torch.sigmoid((density - 0.55) * 9.0)
 
 
-def _glow(spec: Spec, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def glow(spec: Spec, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Sun or moon: its disc and the shine around it, [B, h, w] each."""
     dx, dy = x - spec.sun[:, 0, None], y - spec.sun[:, 1, None]
     square = dx[:, None, :] ** 2 + dy[:, :, None] ** 2
@@ -195,7 +169,7 @@ def _sky(spec: Spec, x: Tensor, y: Tensor) -> Tensor:
     """[B, 3, h, w]"""
     top, low, _, _, _, light, _ = _palette(spec)
     sky = torch.lerp(top, low, (y / HORIZON_PX).clamp(0, 1)[:, None])
-    disc, shine = _glow(spec, x, y)
+    disc, shine = glow(spec, x, y)
     sky = torch.lerp(sky, light, 0.35 * shine[:, None])
     night = torch.tensor([label.scene == "night" for label in spec.labels], device=x.device)
     stars = STARS.to(x.device)
@@ -221,7 +195,7 @@ def _ground(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return (ground[:, None] + ripple[:, :, None]).clamp(0, 1)
 
 
-def _subject(spec: Spec, row: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def subject(spec: Spec, row: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Alpha [...] and rgb [..., 3] of world `row`'s subject at points `x`, `y` px from its middle, which broadcast."""
     x, y = torch.broadcast_tensors(x, y)
     label = spec.labels[row]
@@ -230,7 +204,7 @@ def _subject(spec: Spec, row: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
     return subjects.paint(label.subject, x * spec.facing[row] / size, y / size, rgb)
 
 
-def _bobbing_centres(spec: Spec, frames: Tensor) -> Tensor:
+def bobbing_centres(spec: Spec, frames: Tensor) -> Tensor:
     bobs = torch.tensor([float(label.subject != "car") for label in spec.labels], device=frames.device)
     middle = centres(spec, frames)
     wave = BOB_PX * bobs[:, None] * torch.sin(6.2832 * frames / BOB_FRAMES + spec.ridges[:, 0, 0, None])
@@ -253,10 +227,10 @@ def draw(spec: Spec, frames: Tensor) -> Tensor:
     palette = _palette(spec)
     video = _sky(spec, x, y)[:, None].repeat(1, frames.shape[1], 1, 1, 1)
     low = int(HORIZON_PX) - 24  # no cloud reaches below it, no ridge above it
-    alpha = _cloud_alpha(spec, frames, x, y[: low + 8])
+    alpha = cloud_alpha(spec, frames, x, y[: low + 8])
     video[..., : low + 8, :] = torch.lerp(video[..., : low + 8, :], palette[6][:, None], alpha[:, :, None])
-    far = _ridge_alpha(spec, x, y[low:], 0, HORIZON_PX - 6.0)[:, None, None]
-    near = _ridge_alpha(spec, x, y[low:], 1, HORIZON_PX + 4.0)[:, None, None]
+    far = ridge_alpha(spec, x, y[low:], 0, HORIZON_PX - 6.0)[:, None, None]
+    near = ridge_alpha(spec, x, y[low:], 1, HORIZON_PX + 4.0)[:, None, None]
     below = torch.lerp(video[..., low:, :], palette[2][:, None], far)
     video[..., low:, :] = torch.lerp(below, _ground(spec, frames, x, y[low:]), near)
     _stamp(spec, frames, video)
@@ -266,7 +240,7 @@ def draw(spec: Spec, frames: Tensor) -> Tensor:
 def _stamp(spec: Spec, frames: Tensor, video: Tensor) -> None:
     """Draw the subjects into `video` [B, F, 3, H, W] in place, each only in the square around it."""
     reach = int(subjects.HALF_WIDTH_PX * 1.15) + 3
-    middle = _bobbing_centres(spec, frames)
+    middle = bobbing_centres(spec, frames)
     corner = middle.floor().long() - reach
     span = torch.arange(2 * reach, device=frames.device)
     for row in range(len(spec)):
@@ -274,67 +248,9 @@ def _stamp(spec: Spec, frames: Tensor, video: Tensor) -> None:
         pixel_y = corner[row, :, 1, None, None] + span[:, None]  # [F, S, 1]
         dx = pixel_x + 0.5 - middle[row, :, 0, None, None]
         dy = pixel_y + 0.5 - middle[row, :, 1, None, None]
-        alpha, rgb = _subject(spec, row, dx, dy)
+        alpha, rgb = subject(spec, row, dx, dy)
         inside = (pixel_x >= 0) & (pixel_x < WIDTH_PX) & (pixel_y >= 0) & (pixel_y < HEIGHT_PX)
         frame, i, j = torch.nonzero(inside & (alpha > 1e-3), as_tuple=True)
         at = (frame, slice(None), pixel_y[frame, i, 0], pixel_x[frame, 0, j])
         weight = alpha[frame, i, j][:, None]
         video[row][at] = torch.lerp(video[row][at], rgb[frame, i, j], weight)
-
-
-def teacher(spec: Spec, frames: Tensor) -> Tensor:
-    """The maps the feature extractor learns: what the world knows of each cell of CELL_PX pixels.
-
-    Args:
-        spec: B worlds.
-        frames: [B, F] frame numbers.
-
-    Returns:
-        float32 [B, F, FEATURE_DIM, HEIGHT_PX / CELL_PX, WIDTH_PX / CELL_PX]; channels as in CHANNELS. `class` and
-        `colour` are the subject's in every cell, and `offset` is tanh((subject - cell) / OFFSET_PX), so that each cell
-        tells what there is and which way it lies: what and where are then learned apart, which is far faster.
-    """
-    device, frames = frames.device, frames.float()
-    x = torch.arange(2, WIDTH_PX, 4, device=device).float()
-    y = torch.arange(2, HEIGHT_PX, 4, device=device).float()
-    batch, count = frames.shape
-
-    def cells(fine: Tensor) -> Tensor:
-        pooled: Tensor = F.avg_pool2d(fine.flatten(0, 1)[:, None], 4).unflatten(0, fine.shape[:2])
-        return pooled.expand(batch, count, *pooled.shape[2:])
-
-    middle = _bobbing_centres(spec, frames)
-    masks = []
-    for row in range(batch):
-        dx, dy = x - middle[row, :, 0, None, None], y[:, None] - middle[row, :, 1, None, None]
-        masks.append(_subject(spec, row, dx, dy)[0])
-    mask = cells(torch.stack(masks))
-    cell_x, cell_y = F.avg_pool1d(x[None], 4)[0], F.avg_pool1d(y[None], 4)[0]
-    gap_x = (middle[..., 0, None, None] - cell_x).expand(mask.shape[0], count, *mask.shape[-2:])
-    gap_y = (middle[..., 1, None, None] - cell_y[:, None]).expand_as(gap_x)
-    offset = torch.tanh(torch.stack([gap_x, gap_y], dim=2) / OFFSET_PX)
-    far = cells(_ridge_alpha(spec, x, y, 0, HORIZON_PX - 6.0)[:, None])
-    near = cells(_ridge_alpha(spec, x, y, 1, HORIZON_PX + 4.0)[:, None])
-    glow = cells(_glow(spec, x, y)[0][:, None]) * (1 - far)
-    cloud = cells(_cloud_alpha(spec, frames, x, y)) * (1 - far)
-    depth = torch.lerp(1.0 - 0.3 * far - 0.4 * near, torch.full_like(mask, 0.1), mask)
-
-    def one_hot(words: tuple[str, ...], name: str, width: int) -> Tensor:
-        index = torch.tensor([words.index(getattr(label, name)) for label in spec.labels], device=device)
-        return F.one_hot(index, width).float()[:, None, :, None, None].expand(-1, count, -1, *mask.shape[-2:])
-
-    return torch.cat(
-        [
-            mask,
-            depth,
-            one_hot(SUBJECTS, "subject", 8),
-            one_hot(COLOURS, "colour", 8),
-            offset,
-            one_hot(SCENES, "scene", 6),
-            far,
-            near,
-            glow,
-            cloud,
-        ],
-        dim=2,
-    )

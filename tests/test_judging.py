@@ -1,0 +1,47 @@
+"""Figures of finished videos."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine.perceptual.frames import to_host
+from engine.training import judging
+
+
+def test_planes_come_back_as_the_picture() -> None:
+    """A smooth picture survives the way to I420 and back within a few levels."""
+    ramp = torch.linspace(-0.9, 0.9, 48).expand(2, 3, 32, 48).clone()
+    ramp[:, 1] *= -1
+    rgb = judging.to_rgb(to_host(ramp[None]))
+    wanted = (ramp + 1) * 127.5
+    assert rgb.shape == (2, 3, 32, 48)
+    assert (rgb.float() - wanted).abs().mean() < 3
+
+
+def test_shares_have_intervals() -> None:
+    """3 of 4 is 0.75, with an interval that shrinks with the number of videos."""
+    few = judging.shares([{"colour": value} for value in (True, True, True, False)])["colour"]
+    many = judging.shares([{"colour": value} for value in (True, True, True, False) * 25])["colour"]
+    assert few["share"] == many["share"] == 0.75
+    assert few["n"] == 4 and few["half_width_95"] > 3 * many["half_width_95"] > 0.05
+
+
+def test_sharpness_falls_when_a_picture_is_blurred() -> None:
+    """Noise is sharper than its average over 3x3 pixels."""
+    noise = torch.randint(0, 256, (2, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    blurred = torch.nn.functional.avg_pool2d(noise.float(), 3, 1, 1).to(torch.uint8)
+    assert judging.sharpness(noise) > 2 * judging.sharpness(blurred)
+
+
+def test_the_change_of_frames_sees_a_jump() -> None:
+    """A cut is the largest change."""
+    clip = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    clip[3:] = 200
+    assert judging.change_of_frames(clip).tolist() == [0, 0, 200, 0]
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_nothing() -> None:
+    """It is zero for equal sets and grows with a shift by its square."""
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 4)))
+    assert judging.frechet(rows, rows) == pytest.approx(0, abs=1e-6)
+    assert judging.frechet(rows, rows + 2) == pytest.approx(16, rel=0.01)
