@@ -17,34 +17,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class TextEmbedding:
-    """A prompt as the planner and the renderer read it."""
-
-    planner: Tensor  # [1, N, D] of the planner's text encoder, padding removed
-    renderer: Tensor  # [1, N', D'] of the renderer's text encoder, as long as its configuration says
-
-
-@dataclass(frozen=True, slots=True)
-class TokenFrames:
-    """Codes of one group, or of its first frames: the I frame's codes, then each P frame's."""
-
-    codes: Tensor  # [1, N] int64
-    frames: int
-
-
-@dataclass(frozen=True, slots=True)
 class FeatureFrames:
     """Semantic features of consecutive frames, first frame number `start` since the video began."""
 
     features: Tensor  # [1, T, D, h, w]
-    start: int
-
-
-@dataclass(frozen=True, slots=True)
-class LatentFrames:
-    """Rendered latents of consecutive frames, first frame number `start` since the video began."""
-
-    latents: Tensor  # [1, T, C, h, w], in the renderer's scale
     start: int
 
 

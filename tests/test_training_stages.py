@@ -152,16 +152,20 @@ def test_the_planner_stage_learns(planner: planning.PlannerStage, tmp_path: Path
     assert {"text.safetensors", "planner.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_a_changed_pair_has_a_cut_group(planner: planning.PlannerStage) -> None:
-    """Where the caption changes, all first groups of a set have one length and whole frames, and are not judged."""
-    pairs = planner.make_pairs(random.Random(1), changes=True)
-    lengths = {len(pair.codes[0]) for pair in pairs}
-    assert len(lengths) == 1
+def test_samples_of_a_kind_fit_into_a_batch(planner: planning.PlannerStage) -> None:
+    """Contexts of a set have one length and whole frames; a first group has none."""
     config = planner.config.tokenizer
-    assert 1 <= config.frames_of(lengths.pop()) <= config.frames
-    first, sequence, is_code = planner.sequence(pairs[:2])
-    assert sequence.shape == is_code.shape
-    assert int(sequence[0, 0]) == int(sequence[0, first]) == planner.config.planner.iframe_start
+    for kind in planning.KINDS:
+        samples = planner.make(random.Random(1), kind)
+        lengths = {None if sample.context is None else len(sample.context) for sample in samples}
+        assert len(lengths) == 1
+        length = lengths.pop()
+        assert (length is None) == (kind == "first")
+        assert length is None or 1 <= config.frames_of(length) <= config.frames
+        assert {len(sample.codes) for sample in samples} == {config.group_tokens}
+    tokens, is_code = planner.sequence(samples[0].codes[None])
+    assert int(tokens[0, 0]) == planner.config.planner.iframe_start
+    assert int(is_code.sum()) == config.group_tokens
 
 
 def test_the_pool_describes_what_it_encodes(vae: TinyVAE) -> None:

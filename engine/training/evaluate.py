@@ -5,8 +5,12 @@ The judge is the feature extractor, which first has to prove itself on true pict
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import random
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.config import preset
 from engine.generator import Generator
-from engine.model import Model
+from engine.model import Model, load, pick_device, pick_dtype, use_cores
 from engine.offline import film
 from engine.perceptual.tiny_vae import TinyVAEState
 from engine.semantic.theia import Theia
@@ -26,6 +31,9 @@ from engine.training import judging, reading, teacher, world
 from engine.training.autoencoder import BOX_PX, pixels, psnr
 from engine.training.captions import Label, caption, random_label
 from engine.training.run import write_atomically
+from engine.weights import SHIPPED, load_component
+
+log = logging.getLogger(__name__)
 
 PROOF_SHARE = 0.99  # of true words the judge must find
 SHEET_ROWS = 24
@@ -209,3 +217,42 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
         part.write_text(json.dumps(figures, indent=1) + "\n")
 
     write_atomically(path, write)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments to figures; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, metavar="F", help="file to write the figures to")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet (default: beside the figures)")
+    parser.add_argument("--captions", type=int, default=100, help="held-out captions, two hops of video each")
+    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
+    parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights to use instead of the preset's own")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_cores()
+    try:
+        amount = EvaluateConfig(arguments.captions, arguments.drift_minutes, arguments.drift_videos, arguments.seed)
+        config, device = preset(arguments.preset), pick_device(arguments.device)
+        folder = arguments.weights or SHIPPED / config.name
+        model = load(config, folder, device, pick_dtype(device))
+        theia = Theia(config.theia).eval()
+        load_component(folder, "theia", theia)
+        figures = evaluate(model, theia, amount, arguments.sheet or arguments.json.with_suffix(".png"))
+    except ValueError as error:
+        log.error("evaluate: %s", error)
+        return 2
+    conditions = {
+        "command": "python -m engine evaluate " + " ".join(argv),
+        "device": device.type,
+        "dtype": str(model.dtype),
+        "torch": torch.__version__,
+        "steps": config.steps,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    write_figures(arguments.json, {"conditions": conditions, **figures})
+    log.info("%s", json.dumps({name: value["share"] for name, value in figures["held_out"].items()}))
+    return 0

@@ -1,8 +1,8 @@
 """Stage `planner`: text to semantic tokens (paper Eq. 4), with the text encoder trained along.
 
-A sample is two groups in a row: the second is planned under the first as context, as in endless planning. In some,
-the caption changes between them and the first is cut short, as after a prompt change. Features come from the world
-without pixels, so data are endless; encoded groups stay in a pool for a while, their captions are worded anew.
+A sample is a group to be planned: the first of a video, the next one after another as context, or one under a changed
+caption, whose context is cut short. Features come from the world without pixels, so data are endless; encoded groups
+stay in a pool for a while, their captions are worded anew.
 Shapes: `B` samples, `N` tokens, `V` vocabulary.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.kv_cache import KVCache
-from engine.semantic.planner import Planner
+from engine.semantic.planner import Planner, Prefix
 from engine.semantic.sampling import SamplingConfig, gumbel, sample_code
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5, scaled_embeddings
@@ -28,21 +28,20 @@ from engine.weights import save_component
 
 TEXT_STD = 0.3
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
-CHANGE_SHARE = 0.25  # batches whose caption changes between the groups
-FIRST_SHARE = 0.5  # other samples whose first group starts a video, and is judged too
-POOL, START_POOL, REFRESH = 6000, 400, 0.3  # samples kept, made before the first step, made anew per sample
+KINDS = {"first": 0.5, "next": 0.3, "changed": 0.2}  # share of the batches
+POOL, START_POOL, REFRESH = 6000, 256, 0.3  # of each kind: kept, made before the first step, made anew per sample
 ENCODE_BATCH = 16
 HELD_OUT = 96
 MOTION = {"still": 0.0, "slow": 0.3, "medium": 0.6, "fast": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two groups in a row."""
+class Sample:
+    """A group and what it is planned under."""
 
-    codes: tuple[Tensor, Tensor]  # int64 [codes of the first, whole or cut], [codes of a full group]
-    labels: tuple[Label, Label]
-    starts: bool  # the first group is the beginning of a video
+    context: Tensor | None  # int64 [codes of the group before, whole or cut]
+    codes: Tensor  # int64 [codes of a full group]
+    label: Label
 
 
 def motion_score(label: Label) -> float:
@@ -72,8 +71,7 @@ class PlannerStage:
         self.planner = Planner(config.planner)
         self.text = text
         self.module: nn.Module = TextPlanner(text, self.planner).to(device)
-        self.pools: dict[bool, list[Pair]] = {False: [], True: []}  # by whether the caption changes
-        self.drawn = 0
+        self.pools: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
         rng = random.Random(f"planner held out {seed}")
         self.held_out = [random_label(rng, held_out=True) for _ in range(HELD_OUT)]
         self.held_out_captions = [caption(label, rng) for label in self.held_out]
@@ -82,81 +80,70 @@ class PlannerStage:
         return []
 
     @torch.no_grad()
-    def make_pairs(self, rng: random.Random, changes: bool) -> list[Pair]:
-        """ENCODE_BATCH pairs; with `changes`, all first groups are cut to one random length."""
+    def make(self, rng: random.Random, kind: str) -> list[Sample]:
+        """ENCODE_BATCH samples of a kind; all their contexts have one length."""
         frames = self.config.tokenizer.frames
-        first = rng.randrange(1, frames + 1) if changes else frames
+        given = {"first": 0, "next": frames, "changed": rng.randrange(1, frames + 1)}[kind]
         before = [random_label(rng) for _ in range(ENCODE_BATCH)]
-        after = [random_label(rng) if changes else label for label in before]
-        starts = [rng.random() < FIRST_SHARE for _ in before]
+        after = [random_label(rng) if kind == "changed" else label for label in before]
+        begin = [0 if kind == "first" or rng.random() < 0.5 else FRAMES_PER_LATENT * rng.randrange(150) for _ in before]
         spec = world.sample(before, rng).to(self.device)
-        begin = torch.tensor([[0 if s else FRAMES_PER_LATENT * rng.randrange(150)] for s in starts], device=self.device)
-        steps = torch.arange(first + frames, device=self.device) * FRAMES_PER_LATENT
-        where = begin + steps
-        changed = world.relabel(spec, after, where[:, first].float()) if changes else spec
-        codes = [
-            self.tokenizer.encode(teacher.maps(s, w)).cpu()
-            for s, w in ((spec, where[:, :first]), (changed, where[:, first:]))
-        ]
-        return [
-            Pair((codes[0][row], codes[1][row]), (before[row], after[row]), starts[row]) for row in range(ENCODE_BATCH)
-        ]
+        steps = torch.arange(given + frames, device=self.device) * FRAMES_PER_LATENT
+        where = torch.tensor(begin, device=self.device)[:, None] + steps
+        changed = world.relabel(spec, after, where[:, given].float()) if kind == "changed" else spec
+        codes = self.tokenizer.encode(teacher.maps(changed, where[:, given:])).cpu()
+        if not given:
+            return [Sample(None, row, label) for row, label in zip(codes, after, strict=True)]
+        context = self.tokenizer.encode(teacher.maps(spec, where[:, :given])).cpu()
+        return [Sample(before_, row, label) for before_, row, label in zip(context, codes, after, strict=True)]
 
-    def refill(self, rng: random.Random, changes: bool, wanted: int) -> None:
-        pool = self.pools[changes]
+    def refill(self, rng: random.Random, kind: str, wanted: int) -> None:
+        pool = self.pools[kind]
         while wanted > 0:
-            pool.extend(self.make_pairs(rng, changes))
+            pool.extend(self.make(rng, kind))
             wanted -= ENCODE_BATCH
         del pool[:-POOL]
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"planner {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        for changes in (False, True):
-            if len(self.pools[changes]) < START_POOL:
-                self.refill(rng, changes, START_POOL)
-        changes = rng.random() < CHANGE_SHARE
+        for kind, pool in self.pools.items():
+            if len(pool) < START_POOL:
+                self.refill(rng, kind, START_POOL)
+        [kind] = rng.choices(list(KINDS), list(KINDS.values()))
         if rng.random() < batch * REFRESH / ENCODE_BATCH:
-            self.refill(rng, changes, 1)
-        pool = self.pools[changes]
-        # A batch needs first groups of one length; those made together have it.
-        one = rng.choice(pool)
-        alike = [pair for pair in pool if len(pair.codes[0]) == len(one.codes[0])]
-        pairs = [rng.choice(alike) for _ in range(batch)]
-        return self.pairs_loss(pairs, rng)
+            self.refill(rng, kind, 1)
+        pool = self.pools[kind]
+        # A batch needs contexts of one length; those made together have it.
+        one = rng.choice(pool).context
+        alike = pool if one is None else [s for s in pool if s.context is not None and len(s.context) == len(one)]
+        loss = self.nats([rng.choice(alike) for _ in range(batch)], rng)
+        return loss, {f"nats_{kind}": loss.item()}
 
-    def pairs_loss(self, pairs: list[Pair], rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        """Mean negative log-likelihood of the codes in nats, and the parts of it."""
-        first, tokens, is_code = self.sequence(pairs)
-        judged = is_code.clone()
-        for row, pair in enumerate(pairs):
-            if not (pair.starts and pair.labels[0] == pair.labels[1]):
-                judged[row, :first] = False  # the text does not tell of it
+    def nats(self, samples: list[Sample], rng: random.Random) -> Tensor:
+        """Mean negative log-likelihood of the groups' codes."""
+        group, is_code = self.sequence(torch.stack([sample.codes for sample in samples]))
         with torch.autocast(self.device, torch.bfloat16):
-            prefix = self.prefix([pair.labels[1] for pair in pairs], rng)
-            embeddings = torch.cat([prefix.embeddings, self.planner.embed(tokens[:, :-1], prefix.pooled)], dim=1)
-            logits = self.planner(embeddings)[:, prefix.embeddings.shape[1] - 1 :]
-        nats = nnf.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
-        loss = (nats * judged).sum() / judged.sum()
-        second = (nats * judged)[:, first:].sum() / judged[:, first:].sum()
-        return loss, {"second_group": second.item()}
+            prefix = self.prefix([sample.label for sample in samples], rng)
+            parts = [prefix.embeddings]
+            contexts = [sample.context for sample in samples if sample.context is not None]
+            if contexts:
+                tokens, _ = self.sequence(torch.stack(contexts))
+                parts.append(self.planner.embed(tokens, prefix.pooled))
+            parts.append(self.planner.embed(group[:, :-1], prefix.pooled))
+            hidden = self.planner.transform(torch.cat(parts, dim=1))[:, -group.shape[1] :]
+            logits = self.planner.logits(hidden[:, is_code])
+        return nnf.cross_entropy(logits.flatten(0, 1), group[:, is_code].flatten())
 
-    def sequence(self, pairs: list[Pair]) -> tuple[int, Tensor, Tensor]:
-        """Length of the first group, tokens [B, N] of both, and which of them are codes [B, N]."""
-        planner, tokenizer = self.config.planner, self.config.tokenizer
-        parts, lengths = [], []
-        for which in (0, 1):
-            codes = torch.stack([pair.codes[which] for pair in pairs]).to(self.device)
-            layout = planner.layout(tokenizer.frames_of(codes.shape[1]))
-            fixed = torch.tensor([-1 if token is None else token for token in layout], device=self.device)
-            group = fixed.repeat(len(pairs), 1)
-            group[:, fixed < 0] = codes
-            parts.append(group)
-            lengths.append(len(layout))
-        tokens = torch.cat(parts, dim=1)
-        return lengths[0], tokens, tokens < planner.codebook_size
+    def sequence(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, codes] of a group, whole or cut -> its tokens [B, N], and which of the N are codes."""
+        layout = self.config.planner.layout(self.config.tokenizer.frames_of(codes.shape[1]))
+        fixed = torch.tensor([-1 if token is None else token for token in layout], device=self.device)
+        tokens = fixed.repeat(len(codes), 1)
+        tokens[:, fixed < 0] = codes.to(self.device)
+        return tokens, fixed < 0
 
-    def prefix(self, labels: list[Label], rng: random.Random):  # type: ignore[no-untyped-def]
+    def prefix(self, labels: list[Label], rng: random.Random) -> Prefix:
         captions = [caption(label, rng) for label in labels]
         missing = float("nan")
         motion = [missing if rng.random() < NULL_MOTION_SHARE else motion_score(label) for label in labels]
@@ -198,9 +185,7 @@ class PlannerStage:
         """Share of right words in plans sampled for held-out captions: the first group, and one after it."""
         sampling = SamplingConfig(guidance=1.0)
         first = self.sample(self.held_out_captions, None, sampling, 1)
-        pairs = [Pair((codes, codes), (label, label), True) for codes, label in zip(first, self.held_out, strict=True)]
-        length, tokens, _ = self.sequence(pairs)
-        second = self.sample(self.held_out_captions, tokens[:, :length], sampling, 2)
+        second = self.sample(self.held_out_captions, self.sequence(first)[0], sampling, 2)
         figures: dict[str, float] = {}
         for name, codes in (("first", first), ("second", second)):
             shares = reading.shares(reading.read(self.tokenizer.decode(codes)), self.held_out)

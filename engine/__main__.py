@@ -1,0 +1,144 @@
+"""`python -m engine COMMAND`: arguments to calls; nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TypeVar
+
+from engine.messages import SEED_LIMIT
+from engine.prompt import check_prompt
+
+T = TypeVar("T")
+
+
+# Commands with an argument parser of their own, by the module that has it and its `main`.
+MODULES = {
+    "check-reference": ("engine.check_reference", "compare every golden case of a folder with our modules"),
+    "convert": ("engine.convert", "published checkpoints to our layout"),
+    "evaluate": ("engine.training.evaluate", "the quality figures of preset mini"),
+    "inspect": ("engine.inspect_model", "parameters, bytes and FLOPs of a preset"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status, 2 for a mistake of the caller."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in MODULES:
+        command: Callable[[Sequence[str]], int] = import_module(MODULES[words[0]][0]).main
+        return command(words[1:])
+    arguments = parser().parse_args(words)
+    try:
+        return int(arguments.run(arguments))
+    except ValueError as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{arguments.command}: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(prog="python -m engine", description="The engine without its server.")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, purpose) in MODULES.items():
+        commands.add_parser(name, help=purpose)
+    _generate_options(commands.add_parser("generate", help="write a video to a file", description="Writes a video."))
+    return whole
+
+
+def _generate_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--prompt", type=_checked(check_prompt), required=True, help="what the video begins with")
+    options.add_argument("--seconds", type=_checked(_seconds), required=True, metavar="S", help="length of the video")
+    options.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
+    options.add_argument("--seed", type=_checked(_seed), default=0, help="same seed, same video (default: 0)")
+    options.add_argument(
+        "--change",
+        type=_checked(_change),
+        action="append",
+        default=[],
+        metavar="SECONDS:PROMPT",
+        help="a new prompt from the first hop on that begins at SECONDS or later; may be repeated",
+    )
+    options.add_argument("--preset", default="mini", help="which model (default: mini)")
+    options.add_argument("--weights", type=Path, metavar="DIR", help="weights to use instead of the preset's own")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    options.add_argument("--steps", type=_checked(_steps), metavar="N", help="denoising steps a hop (the preset's own)")
+    options.set_defaults(run=_generate)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    # Torch loads slowly; a wrong argument should not wait for it.
+    from tqdm import tqdm
+
+    from engine.config import preset
+    from engine.generator import Generator
+    from engine.model import load, pick_device, pick_dtype, use_cores
+    from engine.offline import Change, film
+    from engine.video_file import VideoFile
+    from engine.weights import SHIPPED
+
+    use_cores()
+    config = preset(arguments.preset)
+    frames = max(1, round(arguments.seconds * config.fps))
+    changes = [Change(math.ceil(seconds * config.fps), prompt) for seconds, prompt in arguments.change]
+    with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
+        device = pick_device(arguments.device)
+        model = load(config, arguments.weights or SHIPPED / config.name, device, pick_dtype(device))
+        generator = Generator(model, arguments.steps)
+        channel = generator.open(arguments.prompt, arguments.seed)
+        with tqdm(total=frames, unit="frame", desc=arguments.out.name) as bar:
+            for chunk in film(generator, channel, frames, changes):
+                file.write(chunk.i420)
+                bar.update(chunk.frames)
+    return 0
+
+
+def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
+    """A converter whose ValueError argparse shows as it is."""
+
+    def convert(text: str) -> T:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
+        raise ValueError(f"{text!r} is not a seed, 0 to {SEED_LIMIT - 1}")
+    return int(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise ValueError(f"{text!r} is not a number of steps, 1 to 1000")
+    return int(text)
+
+
+def _change(text: str) -> tuple[float, str]:
+    seconds, colon, prompt = text.partition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not SECONDS:PROMPT")
+    return _seconds(seconds), check_prompt(prompt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Pictures leave the device: decoded video to I420 planes on the host.
+
+BT.601, limited range; luma rounds to nearest, chroma is the mean of 2x2 pixels, rounded to nearest.
+Shapes: `F` frames, `H` x `W` picture size, both even.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from kernels.planes import rgb_to_i420
+
+
+def to_host(video: Tensor) -> npt.NDArray[np.uint8]:
+    """Video [1, F, 3, H, W] in -1..1, clamped to that -> planes Y, U, V of each frame [F, 3H/2, W], new memory.
+
+    Raises:
+        ValueError: if H or W is odd, or there is more than one video.
+    """
+    if len(video) != 1:
+        raise ValueError(f"{len(video)} videos given; frames of one go to the host at a time")
+    return cast("npt.NDArray[np.uint8]", rgb_to_i420(video[0].transpose(0, 1)).cpu().numpy())

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from tiny import tiny_config, write_weights
+
+from engine.__main__ import main
+from engine.config import PRESETS
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the tiny preset's weights; `--preset tiny` works."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    folder = tmp_path / "weights"
+    write_weights(folder)
+    return folder
+
+
+def _generate(out: Path, weights: Path, *more: str) -> int:
+    given = ["--prompt", "a red ball", "--seconds", "5", "--out", str(out), "--preset", "tiny"]
+    return main(["generate", *given, "--weights", str(weights), "--device", "cpu", *more])
+
+
+def _read(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray() for frame in container.decode(video=0)]).astype(int)
+
+
+def test_generate_writes_the_video(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file has the asked length; it changes with the seed, and from the hop on with a changed prompt."""
+    plain, seeded, changed = tmp_path / "plain.mp4", tmp_path / "seeded.mp4", tmp_path / "changed.mp4"
+    assert _generate(plain, weights) == 0
+    assert "40/40" in capsys.readouterr().err
+    assert _generate(seeded, weights, "--seed", "1") == 0
+    assert _generate(changed, weights, "--change", "2.5:the blue sea: calm") == 0
+    videos = [_read(path) for path in (plain, seeded, changed)]
+    assert {video.shape for video in videos} == {(40, 48, 48)}
+    distance = [abs(video - videos[0]).mean(axis=(1, 2)) for video in videos[1:]]
+    assert (distance[0] > 2).all()
+    # The encoder looks ahead, so it may draw the last frames before a change a little differently.
+    assert (distance[1][:20] < 0.5).all() and (distance[1][25:] > 2).all()
+
+
+def test_bad_weights_are_one_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is cut short or missing ends the command with status 2, one line, and no file."""
+    (weights / "vae.safetensors").write_bytes((weights / "vae.safetensors").read_bytes()[:500])
+    assert _generate(tmp_path / "a.mp4", weights) == 2
+    (weights / "vae.safetensors").unlink()
+    assert _generate(tmp_path / "b.mp4", weights) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and all("vae.safetensors" in line and line.startswith("generate: ") for line in lines)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--prompt", "  "], "empty"),
+        (["--prompt", "a\x07b"], "control characters"),
+        (["--prompt", "x" * 2001], "2001"),
+        (["--seconds", "0"], "'0'"),
+        (["--seconds", "nan"], "'nan'"),
+        (["--seconds", "soon"], "'soon'"),
+        (["--seed", "-1"], "'-1'"),
+        (["--steps", "0"], "'0'"),
+        (["--change", "the sea"], "SECONDS:PROMPT"),
+        (["--change", "3: "], "empty"),
+    ],
+)
+def test_bad_arguments_are_refused(wrong: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each wrong argument ends the command with status 2 and is named."""
+    given = ["generate", "--prompt", "a red ball", "--seconds", "5", "--out", "never.mp4"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*given, *wrong])
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--preset", "huge"), ("--out", "missing/video.mp4")])
+def test_what_is_not_there_is_one_line(
+    option: str, value: str, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown presets and folders end the command with status 2 and one line."""
+    assert _generate(tmp_path / "never.mp4", weights, option, str(tmp_path / value) if "/" in value else value) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and value.split("/")[0] in lines[0]

@@ -1,0 +1,391 @@
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny import tiny_config, tiny_model, write_weights
+
+from engine.config import PRESETS
+from engine.generator import Generator
+from engine.interleave import Interleaver, serve
+from engine.messages import (
+    ChunkReady,
+    EngineSettings,
+    Failed,
+    FrameRing,
+    HopDone,
+    Progress,
+    PromptSet,
+    Ready,
+    Refused,
+    SetPaused,
+    SetPrompt,
+    Shown,
+    Stop,
+)
+from engine.model import load, pick_device, pick_dtype
+from engine.offline import Change, film
+from streaming.ring import RingConfig, RingReader
+
+SETTINGS = EngineSettings("tiny", None, "cpu", "main", "a red ball", 3, 0, 0, 20)
+LIMIT_S = 100.0
+LOOK_AHEAD = 12  # semantic frames
+
+
+@cache
+def _generator() -> Generator:
+    return Generator(tiny_model())
+
+
+def _offline(settings: EngineSettings, frames: int, changes: Sequence[Change] = ()) -> npt.NDArray[np.uint8]:
+    channel = _generator().open(settings.prompt, settings.seed, settings.first_frame, settings.first_hop)
+    return np.concatenate([chunk.i420 for chunk in film(_generator(), channel, frames, changes)])
+
+
+class MemoryRing:
+    """A ring in this process; frames are copied in, so that a slot that is written too early shows."""
+
+    slot_bytes = 1 << 20
+
+    def __init__(self, slots: int) -> None:
+        self.free = list(range(slots))
+        self.frames: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def acquire(self) -> int | None:
+        return self.free.pop(0) if self.free else None
+
+    def write(self, slot: int, i420: npt.NDArray[np.uint8]) -> None:
+        assert slot not in self.free
+        self.frames[slot] = i420.copy()
+
+    def release(self, slots: Sequence[int]) -> None:
+        assert not set(slots) & set(self.free)
+        self.free += slots
+
+
+class Server:
+    """The other end of the pipe: shows frames in order, as fast as a test asks."""
+
+    def __init__(self, pipe: Connection, ring: MemoryRing, settings: EngineSettings) -> None:
+        self.pipe, self.ring = pipe, ring
+        self.inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self.chunks: list[ChunkReady] = []  # not wholly shown
+        self.seen: list[ChunkReady] = []
+        self.video: list[npt.NDArray[np.uint8]] = []
+        self.first = self.shown = self.end = settings.first_frame
+        self.others: list[Any] = []
+
+    def read(self) -> None:
+        while self.pipe.poll():
+            self.inbox.put_nowait(self.pipe.recv())
+
+    async def receive(self, kind: type) -> Any:
+        """The next message of a kind; chunks on the way are kept, and all others too."""
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                message = await self.inbox.get()
+                if isinstance(message, ChunkReady):
+                    assert message.index == self.end
+                    self.end += message.frames
+                    self.chunks.append(message)
+                    self.seen.append(message)
+                    self.video.append(self.ring.frames[message.slot])
+                else:
+                    self.others.append(message)
+                if isinstance(message, kind):
+                    return message
+
+    async def settle(self) -> None:
+        """Waits until the engine has nothing left to do but to listen: it answers, then nothing follows."""
+        self.pipe.send(SetPrompt(99, "nobody", "x", "flow"))
+        await self.receive(Refused)
+        for _ in range(300):
+            await asyncio.sleep(0)
+        assert self.inbox.empty()
+
+    def show(self, count: int) -> None:
+        """Shows some frames, one message each, and frees slots that are done."""
+        for _ in range(min(count, self.end - self.shown)):
+            self.shown += 1
+            freed = [chunk.slot for chunk in self.chunks if chunk.index + chunk.frames <= self.shown]
+            self.chunks = self.chunks[len(freed) :]
+            self.pipe.send(Shown("main", self.shown, tuple(freed)))
+
+
+@asynccontextmanager
+async def _running(settings: EngineSettings = SETTINGS, slots: int = 8) -> AsyncIterator[tuple[Server, Interleaver]]:
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        ring = MemoryRing(slots)
+        interleaver = Interleaver(_generator(), ring, theirs)
+        interleaver.open(settings)
+        server = Server(ours, ring, settings)
+        asyncio.get_running_loop().add_reader(ours.fileno(), server.read)
+        task = asyncio.create_task(interleaver.run())
+        try:
+            yield server, interleaver
+            ours.send(Stop())
+            await asyncio.wait_for(task, LIMIT_S)
+        finally:
+            task.cancel()
+            asyncio.get_running_loop().remove_reader(ours.fileno())
+
+
+@pytest.mark.parametrize(
+    ("slots", "low_mark", "seed"), [(8, 20, 0), (2, 1, 1), (3, 40, 2), (8, 5, 3)], ids=["usual", "tight", "few", "low"]
+)
+async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) -> None:
+    """Whatever the credits, the pace and the moments of prompt changes, frames equal those of `film` bit for bit."""
+    settings = EngineSettings("tiny", None, "cpu", "main", "a red ball", 3, 0, 0, low_mark)
+    rng = random.Random(seed)
+    answers = []
+    async with _running(settings, slots) as (server, _):
+        while server.end < 200:
+            await server.receive(ChunkReady)
+            if rng.random() < 0.2:
+                server.pipe.send(SetPrompt(len(answers), "main", rng.choice(["the sea", "a blue boat"]), "flow"))
+                answers.append(await server.receive(PromptSet))
+            server.show(rng.randrange(server.end - server.shown + 1) if server.ring.free else 99)
+            if server.end - server.shown > low_mark:
+                server.show(server.end - server.shown - rng.randrange(low_mark))
+    changes = [Change(answer.frame, answer.prompt) for answer in answers]
+    video = np.concatenate(server.video)
+    assert len(changes) >= 2 and (video == _offline(settings, len(video), changes)).all()
+
+
+async def test_answer_names_the_first_changed_frame() -> None:
+    """Frames under a new prompt begin exactly at the answered number, and chunks name the prompt they show."""
+    async with _running() as (server, _):
+        await server.receive(ChunkReady)
+        server.pipe.send(SetPrompt(7, "main", "  the blue sea ", "flow"))
+        answer = await server.receive(PromptSet)
+        while server.end < 73:
+            server.show(99)
+            await server.receive(ChunkReady)
+    assert answer == PromptSet(7, "main", "the blue sea", 25)
+    video = np.concatenate(server.video)
+    plain = _offline(SETTINGS, len(video))
+    assert np.flatnonzero((video != plain).any(axis=(1, 2))).tolist() == list(range(25, len(video)))
+    assert [chunk.prompt for chunk in server.seen] == [
+        "a red ball" if chunk.index < 25 else "the blue sea" for chunk in server.seen
+    ]
+
+
+async def test_engine_waits_above_the_low_mark() -> None:
+    """With more frames in the buffer than the low mark no hop begins; planning goes on to its look-ahead and rests."""
+    async with _running() as (server, interleaver):
+        await server.receive(HopDone)
+        await server.settle()
+        state = interleaver._channels["main"].state
+        assert server.end == 25
+        assert LOOK_AHEAD <= _generator().ahead(state) < LOOK_AHEAD + 8
+        server.show(4)
+        await server.settle()
+        assert server.end == 25
+        server.show(1)
+        await server.receive(HopDone)
+        assert server.end == 49
+
+
+async def test_finished_frames_wait_for_a_slot() -> None:
+    """With no slot left the engine keeps a chunk, goes on planning, and delivers it when one is freed."""
+    async with _running(slots=2) as (server, interleaver):
+        while server.end < 17:
+            await server.receive(ChunkReady)
+        await server.settle()
+        assert server.end == 17
+        assert _generator().ahead(interleaver._channels["main"].state) >= LOOK_AHEAD
+        server.show(8)
+        await server.settle()
+        assert server.end == 17
+        server.show(1)
+        assert (await server.receive(ChunkReady)).index == 17
+
+
+async def test_paused_channel_rests() -> None:
+    """Nothing is made while a channel is paused; it goes on where it was."""
+    async with _running() as (server, interleaver):
+        await server.receive(ChunkReady)
+        server.pipe.send(SetPaused("main", True))
+        server.pipe.send(SetPrompt(99, "nobody", "x", "flow"))
+        await server.receive(Refused)
+        planned, end = _generator().ahead(interleaver._channels["main"].state), server.end
+        await server.settle()
+        assert (server.end, _generator().ahead(interleaver._channels["main"].state)) == (end, planned)
+        server.pipe.send(SetPaused("main", False))
+        await server.receive(HopDone)
+    video = np.concatenate(server.video)
+    assert server.end == 25 and (video == _offline(SETTINGS, 25)).all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (SetPrompt(1, "main", " \n", "flow"), "empty"),
+        (SetPrompt(1, "main", "a\x00b", "flow"), "control characters"),
+        (SetPrompt(1, "main", "x" * 3000, "flow"), "3000"),
+        (SetPrompt(1, "main", "the sea", "cut"), "'cut'"),
+        (SetPrompt(1, "other", "the sea", "flow"), "'other'"),
+    ],
+)
+async def test_bad_requests_are_refused(request_: SetPrompt, reason: str) -> None:
+    """A request that cannot be done is answered with its reason and changes nothing."""
+    async with _running() as (server, _):
+        server.pipe.send(request_)
+        answer = await server.receive(Refused)
+        assert answer.request == 1 and reason in answer.reason
+        await server.receive(HopDone)
+        server.show(25)
+        await server.receive(HopDone)
+    video = np.concatenate(server.video)
+    assert (video == _offline(SETTINGS, len(video))).all()
+
+
+async def test_hop_reports_its_cost() -> None:
+    """Every hop is reported once, with its stages' compute and the seconds of video it made."""
+    async with _running() as (server, _):
+        first = await server.receive(HopDone)
+        server.show(25)
+        second = await server.receive(HopDone)
+    assert (first.hop, first.steps, first.seconds_of_video) == (0, 2, 25 / 8)
+    assert (second.hop, second.steps, second.seconds_of_video) == (1, 2, 24 / 8)
+    for done in (first, second):
+        assert set(done.stage_ms) == {"plan", "render", "vae"} and min(done.stage_ms.values()) > 0
+        assert done.compute_s == pytest.approx(sum(done.stage_ms.values()) / 1000)
+
+
+async def test_restarted_channel_goes_on_counting() -> None:
+    """Frames and hops are numbered from the settings', and equal those of `film` from there."""
+    settings = EngineSettings("tiny", None, "cpu", "main", "the sea", 3, 97, 4, 20)
+    async with _running(settings) as (server, _):
+        done = await server.receive(HopDone)
+    assert (server.seen[0].index, server.seen[0].hop, done.hop, server.end) == (97, 4, 4, 122)
+    assert (np.concatenate(server.video) == _offline(settings, 25)).all()
+
+
+async def test_closed_pipe_ends_the_loop() -> None:
+    """The engine ends by itself when the server is gone, while it works and while it waits."""
+    for wait in (False, True):
+        ours, theirs = multiprocessing.Pipe()
+        with theirs:
+            interleaver = Interleaver(_generator(), MemoryRing(8), theirs)
+            interleaver.open(SETTINGS)
+            task = asyncio.create_task(interleaver.run())
+            for _ in range(500 if wait else 2):
+                await asyncio.sleep(0)
+            ours.close()
+            await asyncio.wait_for(task, LIMIT_S)
+
+
+def _serve_in_thread(settings: EngineSettings) -> list[Any]:
+    ours, theirs = multiprocessing.Pipe()
+    messages: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve(settings, MemoryRing(8), theirs)
+        except RuntimeError as error:
+            errors.append(error)
+        finally:
+            theirs.close()
+
+    thread = threading.Thread(target=run)
+    with ours:
+        thread.start()
+        try:
+            while True:
+                messages.append(ours.recv())
+        except EOFError:
+            thread.join()
+    return messages + errors
+
+
+@pytest.mark.parametrize(
+    ("preset", "weights", "device", "words"),
+    [
+        ("huge", "", "cpu", "no preset 'huge'"),
+        ("tiny", "missing", "cpu", "missing"),
+        ("tiny", "", "toaster", "'toaster'"),
+    ],
+)
+def test_model_that_cannot_be_loaded_is_told(
+    preset: str, weights: str, device: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong presets, devices and weights end the process with one `Failed` that names them, and no exception."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    settings = EngineSettings(preset, str(tmp_path / weights), device, "main", "the sea", 0, 0, 0, 20)
+    messages = _serve_in_thread(settings)
+    assert isinstance(messages[-1], Failed) and words in messages[-1].error and "\n" not in messages[-1].error
+
+
+def test_error_in_a_unit_is_told_and_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug ends the process with `Failed` and its exception, never in silence."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    write_weights(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    monkeypatch.setattr(Interleaver, "_advance", broken)
+    settings = EngineSettings("tiny", str(tmp_path), "cpu", "main", "the sea", 0, 0, 0, 20)
+    messages = _serve_in_thread(settings)
+    assert isinstance(messages[-1], RuntimeError)
+    assert messages[-2] == Failed("RuntimeError: out of memory")
+
+
+def _tiny_engine(settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
+    PRESETS["tiny"] = tiny_config
+    serve(settings, ring, control)
+
+
+def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
+    """A spawned engine loads, warms up, streams the frames of `film` through a real ring, bears Ctrl-C and stops."""
+    write_weights(tmp_path)
+    settings = EngineSettings("tiny", str(tmp_path), "cpu", "main", "a red ball", 3, 0, 0, 20)
+    ring = RingReader(RingConfig(8, 1 << 16))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_tiny_engine, args=(settings, ring.writer(), theirs))
+    process.start()
+    theirs.close()
+    messages: list[Any] = []
+    try:
+        while not messages or not isinstance(messages[-1], HopDone):
+            assert ours.poll(LIMIT_S)
+            messages.append(ours.recv())
+            if isinstance(messages[-1], Ready):
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGINT)
+        ours.send(Stop())
+        process.join(LIMIT_S)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+        ours.close()
+        ring.close()
+    kinds = [type(message) for message in messages]
+    chunks = [message for message in messages if isinstance(message, ChunkReady)]
+    assert kinds == [Progress] * kinds.count(Progress) + [Ready] + [ChunkReady] * 3 + [HopDone]
+    ready = messages[kinds.index(Ready)]
+    assert (ready.width, ready.height, ready.fps, ready.preset, ready.steps) == (48, 32, 8.0, "tiny", 2)
+    assert [message.fraction for message in messages[: kinds.index(Ready)]][-1] == 1.0
+    device = pick_device("cpu")
+    generator = Generator(load(tiny_config(), tmp_path, device, pick_dtype(device)))
+    expected = film(generator, generator.open("a red ball", 3), 25)
+    for message, chunk in zip(chunks, expected, strict=True):
+        assert (message.index, message.frames) == (chunk.index, chunk.frames)
+        assert (ring.frames(message.slot, message.frames, 32, 48) == chunk.i420).all()

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, write_weights
+
+from engine.generator import Generator
+from engine.model import COMPONENTS, load, pick_device, pick_dtype
+from engine.offline import film
+
+
+def test_loaded_model_computes_what_was_saved(tmp_path: Path) -> None:
+    """Weights come back into every stage: two loads of one folder give the same frames, and progress ends at 1."""
+    write_weights(tmp_path)
+    shares: list[float] = []
+    videos = []
+    for _ in range(2):
+        model = load(tiny_config(), tmp_path, torch.device("cpu"), torch.float32, shares.append)
+        generator = Generator(model)
+        videos.append([chunk.i420.tobytes() for chunk in film(generator, generator.open("a red ball", 0), 9)])
+    assert videos[0] == videos[1]
+    assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0] * 2)
+    saved = tiny_model()
+    for name in COMPONENTS:
+        for key, value in getattr(saved, name).state_dict().items():
+            assert torch.allclose(getattr(model, name).state_dict()[key], value, rtol=1e-2, atol=1e-6), f"{name} {key}"
+
+
+def test_model_is_ready_to_compute() -> None:
+    """Every stage is in evaluation mode and without gradients."""
+    model = tiny_model()
+    for name in COMPONENTS:
+        module = getattr(model, name)
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_low_precision_changes_speed_not_meaning(tmp_path: Path) -> None:
+    """Lowered weights give bit for bit what autocast gives with the weights in float32."""
+    write_weights(tmp_path)
+    lowered = load(tiny_config(), tmp_path, torch.device("cpu"), torch.bfloat16)
+    plain = load(tiny_config(), tmp_path, torch.device("cpu"), torch.float32)
+    features = torch.randn(1, 7, 6, 2, 3)
+    with lowered.computing():
+        conditions = [model.renderer.condition(features) for model in (lowered, plain)]
+    assert conditions[0].dtype == torch.bfloat16 and torch.equal(*conditions)
+    assert lowered.renderer.base.positions.dtype == torch.float32
+    assert lowered.tokenizer.quantizer.codes.dtype == torch.float32
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_missing_file_is_named(component: str, tmp_path: Path) -> None:
+    """A folder that lacks one file raises ValueError with that file's name."""
+    write_weights(tmp_path)
+    (tmp_path / f"{component}.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"{component}\.safetensors"):
+        load(tiny_config(), tmp_path, torch.device("cpu"), torch.float32)
+
+
+def test_devices() -> None:
+    """Unknown and absent devices raise ValueError; 'auto' takes what is here."""
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="'tpu'"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no CUDA device"):
+            pick_device("cuda")

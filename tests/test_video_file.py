@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from engine.video_file import VideoFile
+
+WIDTH, HEIGHT = 64, 48
+
+
+def _planes(luma: int, count: int) -> npt.NDArray[np.uint8]:
+    i420 = np.full((count, HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
+    i420[:, :HEIGHT] = luma
+    i420[:, :HEIGHT, : WIDTH // 2] = luma // 2
+    return i420
+
+
+def test_file_plays_what_was_written(tmp_path: Path) -> None:
+    """The file is H.264 in mp4, yuv420p of BT.601 and limited range, with every frame at its time and in its place."""
+    path = tmp_path / "video.mp4"
+    with VideoFile(path, WIDTH, HEIGHT, 8.0) as file:
+        for luma in (60, 120, 180):
+            file.write(_planes(luma, 4))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", WIDTH, HEIGHT)
+        frames = list(container.decode(stream))
+        assert stream.average_rate == 8 and float(stream.duration * stream.time_base) == pytest.approx(1.5)
+    assert [frame.time for frame in frames] == pytest.approx([index / 8 for index in range(12)])
+    assert [int(frame.color_range) for frame in frames] == [1] * 12
+    assert [int(frame.colorspace) for frame in frames] == [5] * 12
+    for index, frame in enumerate(frames):
+        planes = frame.to_ndarray()
+        luma = (60, 120, 180)[index // 4]
+        assert abs(int(planes[HEIGHT // 2, 3 * WIDTH // 4]) - luma) <= 3
+        assert abs(int(planes[HEIGHT // 2, WIDTH // 4]) - luma // 2) <= 3
+        assert abs(planes[HEIGHT:].astype(int) - 128).max() <= 3
+
+
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
+    """An error inside the block, before or after the first frame, leaves the folder as it was."""
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"before")
+    for frames in (0, 3):
+        with pytest.raises(RuntimeError), VideoFile(path, WIDTH, HEIGHT, 8.0) as file:
+            file.write(_planes(100, frames))
+            raise RuntimeError
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("video.mp4", b"before")]
+
+
+def test_unfinished_file_is_not_in_place(tmp_path: Path) -> None:
+    """Until the block ends, the name does not exist."""
+    with VideoFile(tmp_path / "video.mp4", WIDTH, HEIGHT, 8.0) as file:
+        file.write(_planes(100, 3))
+        assert not (tmp_path / "video.mp4").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["video.mp4"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("video.avi", "mp4"), ("missing/video.mp4", "does not exist")])
+def test_places_that_cannot_be_written_are_refused(tmp_path: Path, name: str, words: str) -> None:
+    """Other formats and missing folders raise ValueError at once."""
+    with pytest.raises(ValueError, match=words):
+        VideoFile(tmp_path / name, WIDTH, HEIGHT, 8.0)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,97 @@
+"""A whole model at a size that tests can afford, with random weights."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import T5Tokenizer
+
+from engine.config import EngineConfig
+from engine.model import COMPONENTS, Model, assemble
+from engine.perceptual.dit import DiTConfig
+from engine.perceptual.renderer import RendererConfig
+from engine.perceptual.tiny_vae import TinyVAEConfig
+from engine.perceptual.upsampler import ConditionConfig
+from engine.semantic.planner import PlannerConfig
+from engine.semantic.quantizer import QuantizerConfig
+from engine.semantic.theia import TheiaConfig
+from engine.semantic.tokenizer import TokenizerConfig
+from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
+from engine.weights import save_component
+
+WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
+
+
+def tiny_config(context_groups: int = 1) -> EngineConfig:
+    """`mini` in everything but size: 32x48 pixels, I frames of 6 codes, P frames of 3."""
+    quantizer = QuantizerConfig(dim=16, codebook_size=32, codebook_dim=4, metric="cosine")
+    dit = DiTConfig(
+        hidden=32, heads=2, layers=2, patch=2, height=4, width=6, channels=4, time_dim=16, time_scale=1000.0,
+        text_length=6, text_dim=16, position_scale=1.0, per_half_time=True, half_causal=True, head="conv",
+        head_width=16, head_blocks=1,
+    )  # fmt: skip
+    condition = ConditionConfig(
+        feature_dim=6, width=16, multipliers=(1.0, 1.0), blocks=1, out_channels=8, latent_channels=4, groups=4
+    )
+    return EngineConfig(
+        name="tiny",
+        height_px=32,
+        width_px=48,
+        fps=8.0,
+        steps=2,
+        text=TextConfig(hidden=16, layers=1, heads=2, mlp=32, vocabulary=64, max_length=6),
+        theia=TheiaConfig(
+            hidden=16, layers=1, heads=2, mlp=32, image_size=48, patch=16, canvas=48, output_shape=(2, 3), feature_dim=6
+        ),
+        tokenizer=TokenizerConfig(
+            feature_dim=6, grid=(2, 3), width=32, layers=1, heads=2, i_tokens=6, p_tokens=3, quantizer=quantizer
+        ),
+        planner=PlannerConfig(
+            hidden=32, layers=2, heads=2, mlp=48, codebook_size=32, text_dim=16, micro_freq=8, micro_hidden=8,
+            i_tokens=6, p_tokens=3, context_groups=context_groups, pooled_text=True, null_micro=True,
+        ),
+        renderer=RendererConfig(dit=dit, condition=condition, control_layers=1, prediction="x0"),
+        vae=TinyVAEConfig(latent_channels=4, width_8=8, width_4=8, blocks_8=1, blocks_4=1),
+    )  # fmt: skip
+
+
+def tiny_tokenizer() -> T5Tokenizer:
+    """A few words and all small letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -3.0) for word in WORDS)]
+    letters = [(letter, -20.0) for letter in ("▁", *string.ascii_lowercase)]
+    return T5Tokenizer(vocab=[*pieces, *letters], extra_ids=0)
+
+
+def randomize(name: str, module: nn.Module) -> None:
+    """Weights that let every input matter, the same in every process; `name` keys them."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * noise)  # norms start at one
+            else:
+                parameter.copy_(1.5 * parameter[0].numel() ** -0.5 * noise)
+    if name == "vae":
+        module.get_buffer("basis").normal_(0.0, 0.2, generator=generator)  # empty without training
+
+
+def tiny_model(context_groups: int = 1) -> Model:
+    """In float32 on the CPU."""
+    config = tiny_config(context_groups)
+    # Modules draw what `randomize` leaves alone, such as biases and the codebook.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text = SmallT5(config.text, tiny_tokenizer())
+        return assemble(config, text, torch.device("cpu"), torch.float32, randomize)
+
+
+def write_weights(folder: Path) -> None:
+    """The tiny model as a weights folder."""
+    model = tiny_model()
+    for name in COMPONENTS:
+        save_component(folder, name, getattr(model, name))
+    model.text.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
