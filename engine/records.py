@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class TextEmbedding:
+    """A prompt as the planner and the renderer read it."""
+
+    planner: Tensor  # [1, N, D] of the planner's text encoder, padding removed
+    renderer: Tensor  # [1, N', D'] of the renderer's text encoder, as long as its configuration says
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureFrames:
     """Semantic features of consecutive frames, first frame number `start` since the video began."""
 

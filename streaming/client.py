@@ -82,7 +82,9 @@ class Http:
         except urllib.error.HTTPError as error:
             with error:
                 detail = _detail(error.read())
-            raise RequestError(error.code, f"{method} {self.url}{path}: {error.code} {detail or error.reason}") from error
+            raise RequestError(
+                error.code, f"{method} {self.url}{path}: {error.code} {detail or error.reason}"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise RequestError(None, f"{method} {self.url}{path}: no reply: {reason}") from error
@@ -115,9 +117,10 @@ class Spectator:
         Raises BenchError when the server refuses, or no picture comes.
         """
         transceiver = self._peer.addTransceiver("video", direction="recvonly")
-        transceiver.setCodecPreferences(
-            [codec for codec in RTCRtpReceiver.getCapabilities("video").codecs if codec.name.lower() == self._codec]
-        )
+        known = RTCRtpReceiver.getCapabilities("video").codecs
+        # With its retransmissions, or nothing that was lost could be asked for again.
+        wanted = (f"video/{self._codec}", "video/rtx")
+        transceiver.setCodecPreferences([entry for entry in known if entry.mimeType.lower() in wanted])
         end_consent_with_connection(transceiver.receiver.transport)
         self._peer.on("track", self._on_track)
         await self._peer.setLocalDescription(await self._peer.createOffer())

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from streaming.marker import CLOCK_WRAP_MS, Mark
 
@@ -59,6 +60,21 @@ class Smoothness:
     stall_ratio: float  # share of the span that lies in gaps of more than STALL_PERIODS
 
 
+@dataclass(slots=True)
+class Recording:
+    """What is noted while a viewer watches; times of samples and memory count from `begin_s`."""
+
+    begin_s: float
+    end_s: float
+    same_clock: bool  # the server's clock marks are on the viewer's own clock
+    arrivals: list[Arrival]  # in the order they came
+    changes: list[Change] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)  # the channel's reports
+    hops: dict[int, dict[str, float]] = field(default_factory=dict)  # milliseconds by stage
+    memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # MB by process
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Linear between neighbours. Raises ValueError without values or for a share outside 0 to 1."""
     if not values or not 0 <= share <= 1:
@@ -95,15 +111,13 @@ def smoothness(times_s: Sequence[float], fps: float, begin_s: float, end_s: floa
     if not begin_s < end_s or fps <= 0:
         raise ValueError(f"a span from {begin_s} to {end_s} s at {fps} fps; it must be positive")
     # The open ends are gaps too, but no intervals between two frames.
-    edges = [min(begin_s, *times_s[:1]), *times_s, max(end_s, *times_s[-1:])]
+    edges = [min([begin_s, *times_s[:1]]), *times_s, max([end_s, *times_s[-1:]])]
     gaps = [(low, high) for low, high in pairwise(edges) if high > begin_s and low < end_s]
     stalls = [(low, high) for low, high in gaps if high - low > STALL_PERIODS / fps]
     stalled_s = sum(min(high, end_s) - max(low, begin_s) for low, high in stalls)
-    inside = [time_s for time_s in times_s if begin_s <= time_s <= end_s]
+    inside = [time_s for time_s in times_s if begin_s <= time_s < end_s]
     intervals_ms = [(high - low) * 1000 for low, high in pairwise(inside)]
-    p50, p95, p99 = (
-        round(percentile(intervals_ms, share), 3) if intervals_ms else None for share in (0.5, 0.95, 0.99)
-    )
+    p50, p95, p99 = (round(percentile(intervals_ms, share), 3) if intervals_ms else None for share in (0.5, 0.95, 0.99))
     return Smoothness(
         fps=round(len(inside) / (end_s - begin_s), 3),
         interval_p50_ms=p50,
@@ -181,3 +195,46 @@ def thin(series: Sequence[tuple[float, float]], most: int = MOST_POINTS) -> list
     if len(series) <= most:
         return list(series)
     return [series[round(place * (len(series) - 1) / (most - 1))] for place in range(most)]
+
+
+def figures(recording: Recording, settle_s: float, growth_from_s: float) -> dict[str, Any]:
+    """Everything that a recording says. Raises ValueError when none of its frames has a marker."""
+    shown = fresh(recording.arrivals)
+    if not shown:
+        raise ValueError(f"none of {len(recording.arrivals)} decoded frames has a readable marker")
+    last = recording.samples[-1][1]
+    even = smoothness([at_s for at_s, _ in shown], last["fps"], recording.begin_s + settle_s, recording.end_s)
+    settled = [report for at_s, report in recording.samples if at_s >= settle_s]
+    factors = [report["realtime_factor"] for report in settled if report["realtime_factor"] is not None]
+    delays = spread(delays_ms(shown) if recording.same_clock else [])
+    without_hold = spread(delays_without_hold_ms(recording.arrivals) if recording.same_clock else [])
+    waits = prompt_to_pixel_s(recording.changes, shown)
+    unseen = [f"prompt change {place} was never seen" for place, wait in enumerate(waits, 1) if wait is None]
+    return {
+        **asdict(even),
+        "realtime_factor": statistics.median(factors) if factors else None,
+        "realtime_factor_least": min(factors, default=None),
+        "frames": len(shown),
+        "frames_missing": missing(shown),
+        "frames_unreadable": sum(arrival.mark is None for arrival in recording.arrivals),
+        "repeats": last["repeats"] - recording.samples[0][1]["repeats"],
+        "buffered_s_least": min((report["buffered_s"] for report in settled), default=None),
+        "glass_to_glass_p50_ms": delays.median,
+        "glass_to_glass_p95_ms": delays.p95,
+        "glass_to_glass_without_hold_p95_ms": without_hold.p95,
+        "prompt_to_pixel_s": asdict(spread(wait for wait in waits if wait is not None)),
+        "prompt_answer_s": asdict(spread(change.answer_s for change in recording.changes)),
+        "hop_ms": {stage: asdict(ms) for stage, ms in by_stage(recording.hops.values()).items()},
+        "rss_mb": {name: _memory(series, growth_from_s) for name, series in recording.memory.items()},
+        "failed": recording.refused + unseen,
+    }
+
+
+def _memory(series: Sequence[tuple[float, float]], from_s: float) -> dict[str, Any]:
+    return {
+        "end": series[-1][1],
+        "most": max(size_mb for _, size_mb in series),
+        "growth": growth(series, from_s),
+        "growth_from_s": from_s,
+        "series": thin(series),
+    }

@@ -1,39 +1,22 @@
 // The page: a channel's state and prompts around the player. State arrives as server-sent events.
 
-import { backoffMs, Pause, Problem, WhepPlayer } from "./whep.js";
+import { Events } from "./events.js";
+import { IDEAS, PARTS, surprise } from "./ideas.js";
+import { Problem, WhepPlayer } from "./whep.js";
 
 const CHANNEL = "/channels/main";
 const ANSWER_MS = 15000; // for a prompt; the server gives up before
-const QUIET_MS = 5000; // state comes every second
 const TICK_MS = 1000;
 const RATE_TICKS = 4; // over which the frame rate is taken
 const GLOW_MS = 400;
-
-// What the small model's world holds; a colour, a subject, a motion and a scene.
-const IDEAS = [
-  "a red car drives slowly to the right through the desert",
-  "a white sailboat drifts gently to the left on the sea",
-  "a yellow ball rolls quickly to the right over green hills",
-  "a blue fish swims up under the stars at night",
-  "a purple car goes fast to the left at night",
-  "a green ball floats slowly up in the desert at sunset",
-  "a red sailboat sails to the right over the blue sea",
-  "a white fish glides down over the hills on a sunny day",
-];
-const PARTS = {
-  colour: ["red", "yellow", "green", "blue", "purple", "white"],
-  subject: { ball: "floats", sailboat: "sails", car: "drives", fish: "swims" },
-  speed: ["slowly", "at a steady pace", "fast"],
-  direction: ["to the left", "to the right", "up", "down"],
-  scene: ["over green hills", "in the desert at sunset", "on the sea", "under the stars at night"],
-};
 
 const $ = (id) => document.getElementById(id);
 const video = $("video");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 let player;
-let state = null; // the newest report of the channel; null while the server cannot be reached
+let events;
+let state; // the newest report of the channel; null while the server cannot be reached
 let playing = { state: "connecting", detail: "" };
 let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
 
@@ -42,10 +25,9 @@ const headers = () => {
   return token ? { Authorization: `Bearer ${token}` } : {};
 };
 
-// --- connection -------------------------------------------------------------------------------------------------
-
 /** One word for styles and one line for people, from what the player and the channel say. */
 function connection() {
+  if (state === undefined) return ["connecting", "Connecting", "Connecting"];
   if (state === null) return ["waiting", "Reconnecting", "The server cannot be reached. Trying again."];
   if (state.state === "failed") return ["failed", "Stopped", state.error];
   if (state.state === "starting") return ["starting", "Starting", `The engine is starting. ${state.progress ?? ""}`];
@@ -74,42 +56,9 @@ function onPlayer(name, detail) {
   showConnection();
 }
 
-// --- the channel's events ---------------------------------------------------------------------------------------
-
-const pause = new Pause();
-
-/** Listens for ever. An event stream that breaks, or says nothing, is opened again. */
-async function listen() {
-  for (let failures = 0; ; failures += 1) {
-    if (failures > 0) await pause.wait(backoffMs(failures));
-    await new Promise((resolve) => {
-      const source = new EventSource(`${CHANNEL}/events`);
-      let timer;
-      const end = () => {
-        clearTimeout(timer);
-        source.close();
-        resolve();
-      };
-      const heard = (handle) => (event) => {
-        clearTimeout(timer);
-        timer = setTimeout(end, QUIET_MS);
-        failures = 0;
-        handle(JSON.parse(event.data));
-      };
-      timer = setTimeout(end, 2 * QUIET_MS);
-      source.onopen = () => player.check();
-      source.onerror = end;
-      source.addEventListener("state", heard(onState));
-      source.addEventListener("prompt", heard(onPrompt));
-    });
-    state = null;
-    showConnection();
-  }
-}
-
 function onState(report) {
   const joinable = report.width !== null && report.state !== "failed";
-  if (joinable && (state === null || state.width === null)) player.retry();
+  if (joinable && state?.width == null) player.retry();
   state = report;
   const newest = report.prompts.at(-1);
   // An event may have been lost with a connection; the report knows too.
@@ -121,11 +70,17 @@ function onState(report) {
   showEngine();
 }
 
-function onPrompt({ prompt, frame }) {
-  if (pending && prompt === pending.prompt && (pending.frame ?? frame) === frame) settle();
+function onLost() {
+  state = null;
+  showConnection();
 }
 
-// --- changing the prompt ----------------------------------------------------------------------------------------
+function onPrompt({ prompt, frame }) {
+  const entry = state.prompts.find((one) => one.frame === frame && one.prompt === prompt);
+  if (entry) entry.shown = true;
+  showTimeline();
+  if (pending && prompt === pending.prompt && (pending.frame ?? frame) === frame) settle();
+}
 
 async function send(text) {
   const change = { prompt: text.trim(), frame: null, sentMs: performance.now() };
@@ -177,8 +132,6 @@ function outcome(name, text, waitS = 0) {
   meter.getAnimations().forEach((animation) => animation.cancel());
   if (waitS > 0 && !calm.matches) meter.animate({ transform: ["scaleX(0)", "scaleX(1)"] }, waitS * 1000);
 }
-
-// --- what is shown ----------------------------------------------------------------------------------------------
 
 function showTimeline() {
   const entries = state.prompts.toReversed();
@@ -282,16 +235,6 @@ function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// --- controls ---------------------------------------------------------------------------------------------------
-
-const pick = (list) => list[Math.floor(Math.random() * list.length)];
-
-function surprise() {
-  const subject = pick(Object.keys(PARTS.subject));
-  const verb = PARTS.subject[subject];
-  return `a ${pick(PARTS.colour)} ${subject} ${verb} ${pick(PARTS.speed)} ${pick(PARTS.direction)} ${pick(PARTS.scene)}`;
-}
-
 function offer(label, prompt, colour) {
   const item = document.createElement("li");
   const button = document.createElement("button");
@@ -322,12 +265,14 @@ function onKey(event) {
 
 /** Ends the waits before the next attempts: the network or the person is back. */
 function hurry() {
-  pause.cut();
+  events.retry();
   player.retry();
 }
 
 function start() {
   player = new WhepPlayer(video, "/whep/main", headers, onPlayer);
+  const handlers = { state: onState, prompt: onPrompt };
+  events = new Events(`${CHANNEL}/events`, handlers, () => player.check(), onLost);
   offer("Surprise me", surprise, "any");
   for (const idea of IDEAS) offer(idea, () => idea, PARTS.colour.find((colour) => idea.includes(colour)));
   $("form").addEventListener("submit", (event) => {
@@ -346,7 +291,7 @@ function start() {
   setInterval(glow, GLOW_MS);
   watchRate();
   player.start();
-  listen();
+  events.listen();
 }
 
 start();

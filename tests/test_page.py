@@ -1,0 +1,160 @@
+import shutil
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import CRASH, REFUSE, serving
+
+playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium", path="/usr/bin")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--autoplay-policy=no-user-gesture-required",
+    "--allow-loopback-in-peer-connection",
+]
+PAGE = Path(__file__).parents[1] / "streaming" / "page"
+LIVE = "document.getElementById('connection').dataset.state === 'live'"
+LIMIT_MS = 40_000
+COUNT_FRAMES = """() => {
+    const video = document.getElementById("video");
+    window.shown = 0;
+    const count = () => { window.shown += 1; video.requestVideoFrameCallback(count); };
+    video.requestVideoFrameCallback(count);
+}"""
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.usefixtures("loopback"),
+    pytest.mark.skipif(CHROMIUM is None, reason="/usr/bin/chromium is missing: apt-get install chromium"),
+]
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Any]:
+    """Chromium without a window, with media on loopback."""
+    async with playwright.async_playwright() as driver:
+        chromium = await driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        await chromium.close()
+
+
+async def opened(browser: Any, url: str, width_px: int = 1280) -> tuple[Any, list[str]]:
+    """The page when its video plays, and the list to which its uncaught errors go."""
+    # The page's own policy forbids what playwright's waiting functions do.
+    page = await browser.new_page(viewport={"width": width_px, "height": 800}, bypass_csp=True)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    await page.goto(url)
+    await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+    await page.evaluate(COUNT_FRAMES)
+    return page, errors
+
+
+async def plays(page: Any) -> None:
+    """Waits until eight more frames reached the screen."""
+    await page.wait_for_function(f"window.shown >= {await page.evaluate('window.shown')} + 8", timeout=LIMIT_MS)
+
+
+async def outcome(page: Any, prompt: str, name: str) -> str:
+    """Sends a prompt, waits for the named outcome, and returns its text."""
+    await page.fill("#prompt", prompt)
+    await page.press("#prompt", "Enter")
+    await page.wait_for_function(f"document.getElementById('outcome').dataset.state === '{name}'", timeout=LIMIT_MS)
+    return str(await page.inner_text("#outcome"))
+
+
+async def test_the_video_plays_and_follows_the_prompt(browser: Any) -> None:
+    """Frames reach the screen; a prompt is taken, measured to its picture, and becomes the caption."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        await plays(page)
+        assert await page.evaluate("[video.videoWidth, video.videoHeight]") == [192, 128]
+        assert "On screen after" in await outcome(page, "a green ball at night", "shown")
+        assert (await running.report())["prompt"] == "a green ball at night"
+        assert float(await page.inner_text("#reaction")) > 0
+        assert await page.input_value("#prompt") == ""
+        await page.wait_for_function("document.getElementById('caption').textContent === 'a green ball at night'")
+        assert await page.inner_text("#timeline [data-when=now] button") == "a green ball at night"
+        assert 0 < float(await page.inner_text("#fps")) < 30
+        assert float(await page.inner_text("#buffered")) >= 0
+        await page.close()
+        await running.until(lambda report: report["viewers"] == 0, 20.0)
+        assert errors == []
+
+
+async def test_a_refused_prompt_is_kept_with_the_reason(browser: Any) -> None:
+    """The server's own words appear, the field is marked, and its text stays."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        assert await outcome(page, REFUSE, "refused") == "this prompt is refused for the test"
+        assert await page.input_value("#prompt") == REFUSE
+        assert await page.get_attribute("#prompt", "aria-invalid") == "true"
+        assert "empty" in await outcome(page, "   ", "refused")
+        assert errors == []
+
+
+async def test_an_idea_is_one_click(browser: Any) -> None:
+    """A chip sends its prompt."""
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        idea = page.locator("#ideas button").nth(1)
+        await idea.click()
+        text = await idea.inner_text()
+        assert (await running.until(lambda report: report["prompt"] == text))["prompt"] == text
+
+
+async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
+    """At 360 px nothing is wider than the page, and the video takes its whole width."""
+    async with serving() as running:
+        page, _ = await opened(browser, running.url, 360)
+        assert await page.evaluate("document.documentElement.scrollWidth") == 360
+        assert (await page.locator("#video").bounding_box())["width"] == pytest.approx(360, abs=1)
+        for control in ("#prompt", "#form button", "#fullscreen"):
+            box = await page.locator(control).bounding_box()
+            assert 0 <= box["x"] and box["x"] + box["width"] <= 360, control
+
+
+async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
+    """After a crash of the engine and after a restart of the server the video plays again, without a reload."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    async with serving("--port", port) as running:
+        page, errors = await opened(browser, running.url)
+        await outcome(page, CRASH, "refused")
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        await plays(page)
+    await page.wait_for_function(f"!({LIVE})", timeout=LIMIT_MS)
+    assert await page.inner_text("#connection") == "Reconnecting"
+    async with serving("--port", port):
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        await plays(page)
+        assert errors == []
+        await page.close()
+
+
+async def test_every_control_has_a_name(browser: Any) -> None:
+    """Screen readers find a name for each button and field, also for those without text."""
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        nameless = await page.evaluate(
+            """() => [...document.querySelectorAll("button, input")]
+                .filter((one) => !(one.textContent.trim() || one.ariaLabel || one.labels?.length))
+                .map((one) => one.outerHTML)"""
+        )
+        assert nameless == []
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    """No file of the page names another host, except as the name of the vocabulary of SVG."""
+    for path in PAGE.iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "://" not in text, path
