@@ -194,7 +194,7 @@ def _seed(text: str) -> int:
 
 
 def _prompt(text: str) -> str:
-    from streaming.prompts import check_prompt
+    from engine.prompt import check_prompt
 
     try:
         return check_prompt(text)

@@ -29,7 +29,6 @@ from engine.messages import (
     PromptSet,
     Ready,
     Refused,
-    SetPaused,
     SetPrompt,
     Shown,
     Stop,
@@ -65,7 +64,6 @@ class Channel:
     low_mark_frames: int
     shown: int  # number of the next frame to show
     delivered: int  # number of the next frame to put into the ring
-    paused: bool = False
     hop: RunningHop | None = None
     chunk: FrameChunk | None = None  # finished, and waiting for a slot
     spent_s: dict[str, float] = field(default_factory=dict)  # by stage, since the last hop was finished
@@ -118,15 +116,15 @@ class Interleaver:
 
     def _work(self) -> bool:
         """Does the most urgent unit; False if there is none to do."""
-        active = [(name, channel) for name, channel in self._channels.items() if not channel.paused]
-        for name, channel in active:
+        channels = list(self._channels.items())
+        for name, channel in channels:
             if channel.chunk is not None:
                 self._deliver(name, channel)
-        for name, channel in sorted(active, key=lambda item: item[1].buffered):
+        for name, channel in sorted(channels, key=lambda item: item[1].buffered):
             if channel.chunk is None and (channel.hop is not None or channel.buffered <= channel.low_mark_frames):
                 self._advance(name, channel)
                 return True
-        for _, channel in sorted(active, key=lambda item: self._generator.ahead(item[1].state)):
+        for _, channel in sorted(channels, key=lambda item: self._generator.ahead(item[1].state)):
             if self._generator.ahead(channel.state) < self._look_ahead:
                 self._plan(channel)
                 return True
@@ -193,8 +191,6 @@ class Interleaver:
             case Shown():
                 self._channels[message.channel].shown = message.frame
                 self._ring.release(message.freed_slots)
-            case SetPaused():
-                self._channels[message.channel].paused = message.paused
             case SetPrompt():
                 self._send(self._change(message))
 

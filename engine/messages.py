@@ -72,14 +72,6 @@ class SetPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class SetPaused:
-    """Holds or resumes rendering of a channel."""
-
-    channel: str
-    paused: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Shown:
     """Progress on air, sent after every frame shown for the first time (a repeat is not news)."""
 
@@ -163,5 +155,5 @@ class Failed:
     error: str
 
 
-ToEngine = SetPrompt | SetPaused | Shown | Stop
+ToEngine = SetPrompt | Shown | Stop
 FromEngine = Progress | Ready | PromptSet | Refused | ChunkReady | HopDone | Failed

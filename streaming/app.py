@@ -18,10 +18,11 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+from engine.prompt import check_prompt
 from streaming import guard, marker
 from streaming.channel import Channel, PromptAnswer
 from streaming.events import PromptShown, Unavailable
-from streaming.prompts import PromptRefused, check_prompt
+from streaming.prompts import PromptRefused
 from streaming.stats import ChannelReport, Metrics
 from streaming.viewer import Viewer, Viewers
 from streaming.whep import Policy, WhepError, check_fragment, check_offer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import unicodedata
 from collections import deque
 from itertools import count
 
@@ -11,26 +10,12 @@ from engine.messages import PromptSet, Refused
 from streaming.events import PromptShown, Unavailable
 from streaming.stats import PromptReport
 
-LONGEST_PROMPT = 2000  # characters
 PROMPTS_KEPT = 8
 MOST_REQUESTS = 16
 
 
 class PromptRefused(Exception):
     """The engine refused a prompt; the text is its reason."""
-
-
-def check_prompt(text: str) -> str:
-    """The prompt without white space around it. Raises ValueError when it is empty, too long or not text."""
-    prompt = text.strip()
-    if not prompt:
-        raise ValueError("the prompt is empty")
-    if len(prompt) > LONGEST_PROMPT:
-        raise ValueError(f"the prompt has {len(prompt)} characters; at most {LONGEST_PROMPT} are taken")
-    # Cc are control characters; Cs are halves of surrogate pairs, which no encoding can carry.
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
-        raise ValueError("the prompt has control characters")
-    return prompt
 
 
 class PromptBook:

@@ -170,7 +170,7 @@ async def serving(*argv: str, target: EngineTarget = fake_engine) -> AsyncIterat
         async with httpx.AsyncClient(base_url=url, timeout=10) as http:
             running = Serving(url, http, stop, task)
             try:
-                await running.until(lambda report: report["state"] != "starting")
+                await running.until(lambda report: report["state"] != "starting", limit_s=60)
                 yield running
             finally:
                 stop.set()

@@ -29,7 +29,6 @@ from engine.messages import (
     PromptSet,
     Ready,
     Refused,
-    SetPaused,
     SetPrompt,
     Shown,
     Stop,
@@ -211,22 +210,6 @@ async def test_finished_frames_wait_for_a_slot() -> None:
         assert server.end == 17
         server.show(1)
         assert (await server.receive(ChunkReady)).index == 17
-
-
-async def test_paused_channel_rests() -> None:
-    """Nothing is made while a channel is paused; it goes on where it was."""
-    async with _running() as (server, interleaver):
-        await server.receive(ChunkReady)
-        server.pipe.send(SetPaused("main", True))
-        server.pipe.send(SetPrompt(99, "nobody", "x", "flow"))
-        await server.receive(Refused)
-        planned, end = _generator().ahead(interleaver._channels["main"].state), server.end
-        await server.settle()
-        assert (server.end, _generator().ahead(interleaver._channels["main"].state)) == (end, planned)
-        server.pipe.send(SetPaused("main", False))
-        await server.receive(HopDone)
-    video = np.concatenate(server.video)
-    assert server.end == 25 and (video == _offline(SETTINGS, 25)).all()
 
 
 @pytest.mark.parametrize(
