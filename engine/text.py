@@ -31,6 +31,22 @@ class TextConfig:
             raise ValueError(f"hidden {self.hidden} is not divisible by {self.heads} heads")
 
 
+def text_encoder(config: TextConfig) -> T5EncoderModel:
+    """The encoder without its tokenizer, weights at random."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=config.vocabulary,
+            d_model=config.hidden,
+            d_kv=config.hidden // config.heads,
+            d_ff=config.mlp,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
 class SmallT5(nn.Module):
     """A T5 encoder trained with the planner, and its tokenizer. Case and unknown characters do not matter."""
 
@@ -41,18 +57,7 @@ class SmallT5(nn.Module):
             raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the encoder only {config.vocabulary}")
         self.config = config
         self.tokenizer = tokenizer
-        self.encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=config.vocabulary,
-                d_model=config.hidden,
-                d_kv=config.hidden // config.heads,
-                d_ff=config.mlp,
-                num_layers=config.layers,
-                num_heads=config.heads,
-                dropout_rate=0.0,
-                feed_forward_proj="gated-gelu",
-            )
-        )
+        self.encoder = text_encoder(config)
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Prompts -> [B, max_length, K] of the weights' dtype; rows behind a prompt's end are zero."""

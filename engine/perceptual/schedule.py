@@ -86,7 +86,7 @@ class DiffusionSchedule:
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=torch.float64) ** 2
         cumulated = torch.cumprod(1 - betas, dim=0)
         cumulated = cumulated / (self.shift + (1 - self.shift) * cumulated)
-        roots = cumulated[times].sqrt().float()
+        roots = cumulated[times].float().sqrt()
         return (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
 
     def _guidance(self, steps: int, time: int) -> float:

@@ -27,6 +27,7 @@ from engine.training.captions import Label, caption, random_label
 from engine.weights import save_component
 
 TEXT_STD = 0.3
+CODE_STD, HEAD_STD = 0.5, 0.02
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 KINDS = {"first": 0.5, "next": 0.3, "changed": 0.2}  # share of the batches
 POOL, START_POOL, REFRESH = 6000, 256, 0.3  # of each kind: kept, made before the first step, made anew per sample
@@ -49,6 +50,21 @@ def motion_score(label: Label) -> float:
     return MOTION["still" if label.direction == "still" else label.speed]
 
 
+@torch.no_grad()
+def learn_geometry(planner: Planner, tokenizer: SemanticTokenizer) -> None:
+    """Start embeddings and head with the geometry of the codebook, so that like codes are alike to the planner too.
+
+    Without it, and with embeddings too weak beside the pooled text, a small planner follows the words of a caption
+    within minutes but jumps from place to place: it does not learn what codes say of a position.
+    """
+    codes = tokenizer.quantizer.codes[0].float()
+    codes = codes / codes.std()
+    count, width = codes.shape
+    for weight, std in ((planner.tokens.weight, CODE_STD), (planner.head.weight, HEAD_STD)):
+        directions = torch.randn(width, weight.shape[1], device=weight.device) / width**0.5
+        weight[:count] += std * (codes @ directions)
+
+
 class TextPlanner(nn.Module):
     """What this stage trains."""
 
@@ -69,6 +85,7 @@ class PlannerStage:
         self.tokenizer = tokenizer.to(device).eval()
         scaled_embeddings(text, TEXT_STD)
         self.planner = Planner(config.planner)
+        learn_geometry(self.planner, tokenizer)
         self.text = text
         self.module: nn.Module = TextPlanner(text, self.planner).to(device)
         self.pools: dict[str, list[Sample]] = {kind: [] for kind in KINDS}

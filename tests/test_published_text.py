@@ -1,0 +1,142 @@
+"""The release's two text encoders, as small real T5 models with sentencepiece tokenizers made here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
+
+from engine.published_text import PublishedText, PublishedTextConfig, load_text_model
+
+PROMPT = "a red fish swims to the left"
+CPU = torch.device("cpu")
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    """A T5 encoder of two layers and its tokenizer, as files."""
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text("\n".join(f"{PROMPT} and back, number {n}, under the blue sea" for n in range(40)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, hard_vocab_limit=False,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    sizes = T5Config(
+        vocab_size=200, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    T5EncoderModel(sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("t5")
+    return make_model(folder / "flan", 1), make_model(folder / "v1_1", 2)
+
+
+@pytest.fixture
+def text(folders: tuple[Path, Path]) -> PublishedText:
+    config = PublishedTextConfig(planner_tokens=40, renderer_tokens=32, cached_prompts=2)
+    planner, renderer = (load_text_model(folder, torch.float32) for folder in folders)
+    return PublishedText(config, planner, renderer, CPU)
+
+
+def pieces(folder: Path, prompt: str) -> list[int]:
+    """What sentencepiece itself makes of a prompt, and the end of sentence."""
+    return [*sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model")).encode(prompt), 1]
+
+
+@torch.inference_mode()
+def test_planner_reads_the_prompt_and_its_end(text: PublishedText, folders: tuple[Path, Path]) -> None:
+    """The embedding is the encoder's for sentencepiece's pieces and </s>, without padding."""
+    ids = torch.tensor([pieces(folders[0], PROMPT)])
+    expected = T5EncoderModel.from_pretrained(folders[0]).eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(text.encode(PROMPT).planner, expected)
+
+
+@torch.inference_mode()
+def test_renderer_attends_to_its_padding(text: PublishedText, folders: tuple[Path, Path]) -> None:
+    """The prompt is filled up on the right and no token is masked."""
+    ids = pieces(folders[1], PROMPT)
+    assert len(ids) < 32
+    model = T5EncoderModel.from_pretrained(folders[1]).eval()
+    padded = torch.tensor([ids + [0] * (32 - len(ids))])
+    got = text.encode(PROMPT).renderer
+    torch.testing.assert_close(got, model(input_ids=padded, attention_mask=torch.ones(1, 32)).last_hidden_state)
+    masked = model(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state
+    assert (got - masked).abs().max() > 1e-3
+
+
+def test_long_prompts_are_cut_and_keep_their_end(text: PublishedText, folders: tuple[Path, Path]) -> None:
+    """A prompt of any length gives at most the configured tokens, the last being the end of sentence."""
+    embedding = text.encode("blue sea " * 300)
+    assert embedding.planner.shape == (1, 40, 16) and embedding.renderer.shape == (1, 32, 16)
+    ids = pieces(folders[0], "blue sea " * 300)
+    cut = torch.tensor([[*ids[:39], 1]])
+    with torch.inference_mode():
+        expected = T5EncoderModel.from_pretrained(folders[0]).eval()(input_ids=cut).last_hidden_state
+    torch.testing.assert_close(embedding.planner, expected)
+
+
+def test_no_text_is_zeros(text: PublishedText) -> None:
+    """The renderer's null is zeros of the same shape, unlike an encoded empty prompt."""
+    embedding = text.encode("")
+    assert text.null(embedding).shape == embedding.renderer.shape
+    assert not text.null(embedding).any() and embedding.renderer.any()
+
+
+def test_a_prompt_is_encoded_once(text: PublishedText) -> None:
+    """A known prompt gives the same object; the least recently used one is forgotten."""
+    first = text.encode("a")
+    text.encode("b")
+    assert text.encode("a") is first
+    text.encode("c")
+    assert text.encode("a") is first
+    assert text.encode("b") is not text.encode("a")
+    assert len(text._cache) == 2
+
+
+@pytest.mark.parametrize(("free", "stays"), [(None, True), (5, False), (15, True)])
+def test_encoders_leave_a_full_device(folders: tuple[Path, Path], free: int | None, stays: bool) -> None:
+    """Where less than the reserve is free, an encoder goes back to the host after use, and the result stays."""
+    planner, renderer = (load_text_model(folder, torch.float32) for folder in folders)
+    moves: list[str] = []
+    for encoder in (planner.encoder, renderer.encoder):
+        move = encoder.to
+        encoder.to = lambda target, move=move: (moves.append(str(target)), move(target))[1]
+    config = PublishedTextConfig(renderer_tokens=32, reserve_bytes=10)
+    text = PublishedText(config, planner, renderer, CPU, lambda device: free)
+    text.encode(PROMPT)
+    targets = ["cpu"] if stays else ["cpu", "cpu"]
+    assert moves == targets * 2
+
+
+def test_a_wrong_folder_is_named(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """A folder without vocabulary, or without a model, raises with its name."""
+    with pytest.raises(ValueError, match=r"spiece.model is missing"):
+        load_text_model(tmp_path)
+    (tmp_path / "spiece.model").write_bytes((folders[0] / "spiece.model").read_bytes())
+    with pytest.raises(ValueError, match="holds no complete T5 encoder"):
+        load_text_model(tmp_path)
+
+
+def test_missing_weights_are_named(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """A tensor that the files lack raises instead of being left at random numbers."""
+    shutil.copytree(folders[0], tmp_path / "t5")
+    tensors = load_file(tmp_path / "t5" / "model.safetensors")
+    del tensors["encoder.block.1.layer.1.DenseReluDense.wo.weight"]
+    save_file(tensors, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks encoder.block.1.layer.1.DenseReluDense.wo.weight"):
+        load_text_model(tmp_path / "t5")
+
+
+def test_wrong_configuration_is_refused() -> None:
+    """Numbers that cannot work are named."""
+    with pytest.raises(ValueError, match="renderer_tokens 0"):
+        PublishedTextConfig(renderer_tokens=0)
