@@ -40,7 +40,7 @@ STAGES = {
     "autoencoder": Defaults(12, 6, 1.5e-3, 5e-3),
     "tokenizer": Defaults(40, 24, 2e-3),
     "extractor": Defaults(30, 32, 1e-3),
-    "planner": Defaults(60, 24, 1.5e-3),
+    "planner": Defaults(60, 16, 1.5e-3, 8e-3),
     "renderer": Defaults(240, 8, 1e-3, 3e-3),
 }
 

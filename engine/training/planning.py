@@ -94,7 +94,7 @@ class PlannerStage:
         self.held_out_captions = [caption(label, rng) for label in self.held_out]
 
     def hidden(self) -> list[nn.Parameter]:
-        return []
+        return [p for p in self.planner.blocks.parameters() if p.ndim == 2]
 
     @torch.no_grad()
     def make(self, rng: random.Random, kind: str) -> list[Sample]:
