@@ -113,9 +113,12 @@ async def test_an_idea_is_one_click(browser: Any) -> None:
 
 
 async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
-    """At 360 px nothing is wider than the page, and the video takes its whole width."""
+    """At 360 px nothing is wider than the page, not even a long word, and the video takes its whole width."""
     async with serving() as running:
         page, _ = await opened(browser, running.url, 360)
+        await outcome(page, "w" * 500, "shown")
+        await page.wait_for_function("document.getElementById('caption').textContent.length === 500")
+        assert (await page.locator("#caption").bounding_box())["height"] < 60
         assert await page.evaluate("document.documentElement.scrollWidth") == 360
         assert (await page.locator("#video").bounding_box())["width"] == pytest.approx(360, abs=1)
         for control in ("#prompt", "#form button", "#fullscreen"):
@@ -139,6 +142,19 @@ async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
         await plays(page)
         assert errors == []
         await page.close()
+
+
+async def test_a_locked_server_is_opened_with_its_token(browser: Any) -> None:
+    """The page asks for the token, asks again after a wrong one, then plays and may change the prompt."""
+    async with serving("--token", "s3cret") as running:
+        page = await browser.new_page(bypass_csp=True)
+        await page.goto(running.url)
+        for token in ("wrong", "s3cret"):
+            await page.wait_for_selector("#lock[open]", timeout=LIMIT_MS)
+            await page.fill("#token", token)
+            await page.press("#token", "Enter")
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        assert "On screen after" in await outcome(page, "a red fish at night", "shown")
 
 
 async def test_every_control_has_a_name(browser: Any) -> None:

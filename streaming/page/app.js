@@ -72,6 +72,7 @@ function onState(report) {
 
 function onLost() {
   state = null;
+  for (const id of ["buffered", "factor"]) setText($(id), "–");
   showConnection();
 }
 
@@ -97,7 +98,8 @@ async function send(text) {
     if (pending !== change) return;
     pending = null;
     if (error.status === 401) $("lock").showModal();
-    outcome("refused", error.message);
+    // The server names the field; people see only one.
+    outcome("refused", error.message.replace(/^body\.prompt: /, ""));
   }
 }
 
