@@ -35,4 +35,5 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: b
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v
+    out: Tensor = scores.softmax(dim=-1) @ v
+    return out

@@ -108,6 +108,8 @@ def _mini() -> EngineConfig:
         width_px=192,
         fps=8.0,
         steps=4,
+        guidance=1.5,
+        temperature=0.8,
         text=TextConfig(hidden=128, layers=2, heads=4, mlp=256, vocabulary=256, max_length=24),
         theia=TheiaConfig(
             hidden=128, layers=4, heads=4, mlp=512, image_size=192, patch=16, canvas=192, output_shape=(8, 12),

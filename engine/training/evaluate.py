@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import platform
 import random
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -219,6 +222,16 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
+def _commit() -> str | None:
+    """The commit of the running code; None outside a clone."""
+    try:
+        words = ["git", "describe", "--always", "--dirty"]
+        described: str = subprocess.run(words, cwd=SHIPPED, capture_output=True, text=True, check=True).stdout
+        return described.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def main(argv: Sequence[str]) -> int:
     """Arguments to figures; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=__doc__)
@@ -248,6 +261,9 @@ def main(argv: Sequence[str]) -> int:
     conditions = {
         "command": "python -m engine evaluate " + " ".join(argv),
         "device": device.type,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
         "dtype": str(model.dtype),
         "torch": torch.__version__,
         "steps": config.steps,
