@@ -46,7 +46,9 @@ def rotate_kernel(
     column = tl.arange(0, 2 * PAIRS)[None, :]
     for turn in tl.static_range(HEADS):
         head = tl.program_id(1).to(tl.int64) * HEADS + turn
-        mask = (token < tokens) & (column < 2 * pairs) & (head < heads)
+        # Not joined as a third comparison: the interpreter of Triton 3.9 refuses a mask joined with a scalar's.
+        limit = tl.where(head < heads, 2 * pairs, 0)
+        mask = (token < tokens) & (column < limit)
         source = x + batch * x_batch + head * x_head + token * x_token + column
         values = tl.load(source, mask=mask, other=0.0).to(tl.float32)
         even, odd = tl.split(tl.reshape(values, (ROWS, PAIRS, 2)))
