@@ -77,7 +77,10 @@ async def test_engine_starts_and_stops_cleanly() -> None:
 async def test_killed_engine_is_named_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
     """kill -9 is in the log and in the report, and the next engine goes on with the following frame and hop."""
     async with supervised() as (supervisor, channel, _):
-        before = channel.report().buffered_s
+        # Ready comes before the first frames.
+        async with asyncio.timeout(10):
+            while not (before := channel.report().buffered_s):  # noqa: ASYNC110 - the channel tells nobody of a chunk
+                await asyncio.sleep(0.01)
         assert before > 0
         assert supervisor.engine is not None
         end = channel.settings().first_frame
