@@ -72,11 +72,6 @@ class EngineConfig:
         """Seconds of video of every hop but the first."""
         return self.hop_frames / self.fps
 
-    @property
-    def largest_chunk_frames(self) -> int:
-        """The most frames that one autoencoder call gives."""
-        return max(1 + (self.slices[0] - 1) * FRAMES_PER_LATENT, *(2 * FRAMES_PER_LATENT,))
-
 
 def _mini() -> EngineConfig:
     quantizer = QuantizerConfig(

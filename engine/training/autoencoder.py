@@ -108,10 +108,10 @@ class AutoencoderStage:
         # In the middle of a video the first latent only fills the memories and is not judged.
         starts = video.shape[1] % 4 == 1
         with torch.autocast(self.device, torch.bfloat16):
-            state = TinyVAEState() if starts else _running_state(self.vae, video, encoder=True)
+            state = TinyVAEState() if starts else _running_state(self.vae, video)
             latents = self.vae.encode(video, state)
             latents = latents + LATENT_NOISE * torch.randn_like(latents)
-            state = TinyVAEState() if starts else _running_state(self.vae, video, encoder=False)
+            state = TinyVAEState() if starts else _running_state(self.vae, video)
             again = self.vae.decode(latents, state).float()
         if not starts:
             video, again = video[:, 4:], again[:, 4:]
@@ -140,7 +140,7 @@ class AutoencoderStage:
         save_component(self.weights, "vae", self.vae)
 
 
-def _running_state(vae: TinyVAE, video: Tensor, encoder: bool) -> TinyVAEState:
+def _running_state(vae: TinyVAE, video: Tensor) -> TinyVAEState:
     """Memories of a video that is already running: zeros, since what came before was cut off."""
     batch, (height, width) = video.shape[0], video.shape[-2:]
     shape_4 = (batch, vae.config.width_4, height // 4, width // 4)
