@@ -135,6 +135,7 @@ def _engine_settings(arguments: argparse.Namespace) -> EngineSettings:
         first_frame=0,
         first_hop=0,
         low_mark_frames=LOW_MARK_FRAMES,
+        memory_gb=arguments.memory,
     )
 
 
@@ -158,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--preset", choices=("mini", "landiff"), default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    options.add_argument("--memory", metavar="GB", type=_gigabytes, help="most of the device's memory to use")
     options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
     options.add_argument("--port", type=_port, default=8000, help="HTTP port (default: 8000; 0 takes a free one)")
     options.add_argument(
@@ -178,6 +180,16 @@ def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
+    return number
 
 
 def _ip(text: str) -> str:

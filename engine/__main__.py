@@ -18,10 +18,12 @@ T = TypeVar("T")
 
 # Commands with an argument parser of their own, by the module that has it and its `main`.
 MODULES = {
-    "check-reference": ("engine.check_reference", "compare every golden case of a folder with our modules"),
-    "convert": ("engine.convert", "published checkpoints to our layout"),
+    "check-reference": ("engine.reference.check_reference", "compare every golden case of a folder with our modules"),
+    "convert": ("engine.checkpoints.convert", "published checkpoints to our layout"),
     "evaluate": ("engine.training.evaluate", "the quality figures of preset mini"),
     "inspect": ("engine.inspect_model", "parameters, bytes and FLOPs of a preset"),
+    "reconstruct": ("engine.video.reconstruct", "semantic tokens of a file to a video"),
+    "tokenize": ("engine.video.tokenize_video", "a video file to semantic tokens"),
 }
 
 
@@ -54,7 +56,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _generate_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--prompt", type=_checked(check_prompt), required=True, help="what the video begins with")
-    options.add_argument("--seconds", type=_checked(_seconds), required=True, metavar="S", help="length of the video")
+    length = options.add_mutually_exclusive_group(required=True)
+    length.add_argument("--seconds", type=_checked(_seconds), metavar="S", help="length of the video")
+    length.add_argument(
+        "--reference", action="store_true", help="landiff: one window of 49 frames, drawn as the release draws it"
+    )
     options.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
     options.add_argument("--seed", type=_checked(_seed), default=0, help="same seed, same video (default: 0)")
     options.add_argument(
@@ -66,9 +72,10 @@ def _generate_options(options: argparse.ArgumentParser) -> None:
         help="a new prompt from the first hop on that begins at SECONDS or later; may be repeated",
     )
     options.add_argument("--preset", default="mini", help="which model (default: mini)")
-    options.add_argument("--weights", type=Path, metavar="DIR", help="weights to use instead of the preset's own")
+    options.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     options.add_argument("--steps", type=_checked(_steps), metavar="N", help="denoising steps a hop (the preset's own)")
+    options.add_argument("--memory", type=_checked(_gigabytes), metavar="GB", help="most of the device's memory to use")
     options.set_defaults(run=_generate)
 
 
@@ -78,19 +85,29 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     from engine.config import preset
     from engine.generator import Generator
-    from engine.model import load, pick_device, pick_dtype, use_cores
+    from engine.model import load, pick_device, pick_dtype, use_cores, weights_folder
     from engine.offline import Change, film
-    from engine.video_file import VideoFile
-    from engine.weights import SHIPPED
+    from engine.reference.release import check_release, film_release, release_units
+    from engine.video.video_file import VideoFile
 
     use_cores()
     config = preset(arguments.preset)
-    frames = max(1, round(arguments.seconds * config.fps))
-    changes = [Change(math.ceil(seconds * config.fps), prompt) for seconds, prompt in arguments.change]
+    if arguments.reference:
+        check_release(config)
+        if arguments.change:
+            raise ValueError("--change needs an endless video: leave out --reference")
+    folder, device = weights_folder(config, arguments.weights), pick_device(arguments.device)
+    steps = config.steps if arguments.steps is None else arguments.steps
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
-        device = pick_device(arguments.device)
-        model = load(config, arguments.weights or SHIPPED / config.name, device, pick_dtype(device))
-        generator = Generator(model, arguments.steps)
+        model = load(config, folder, device, pick_dtype(device), memory_gb=arguments.memory)
+        if arguments.reference:
+            with tqdm(total=release_units(config, steps), unit="step", desc=arguments.out.name) as bar:
+                for chunk in film_release(model, arguments.prompt, arguments.seed, steps, bar.update):
+                    file.write(chunk.i420)
+            return 0
+        frames = max(1, round(arguments.seconds * config.fps))
+        changes = [Change(math.ceil(seconds * config.fps), prompt) for seconds, prompt in arguments.change]
+        generator = Generator(model, steps)
         channel = generator.open(arguments.prompt, arguments.seed)
         with tqdm(total=frames, unit="frame", desc=arguments.out.name) as bar:
             for chunk in film(generator, channel, frames, changes):
@@ -119,6 +136,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError(f"{text!r} is not a number of seconds above 0")
     return seconds
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is not a number of gigabytes above 0")
+    return number
 
 
 def _seed(text: str) -> int:

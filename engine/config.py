@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
+from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
 from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
+from engine.perceptual.vae import VAEConfig
+from engine.published_text import PublishedTextConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
+from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TextConfig
@@ -19,26 +23,53 @@ FRAMES_PER_LATENT = 4
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """One model, whole. Frames are video frames unless a name says latent; one latent stands for four."""
+    """One model, whole. Frames are video frames unless a name says latent; one latent stands for four.
+
+    What presets do differently, beyond sizes:
+
+    `text`: one small encoder for both stages (`TextConfig`), or the release's two (`PublishedTextConfig`).
+
+    `vae`: 2-D convolutions with memory (`TinyVAEConfig`), or the published 3-D ones (`VAEConfig`).
+
+    `schedule`: the renderer runs a rectified flow without guidance (`FlowSchedule`), or the published stochastic
+    sampler with its guidance (`DiffusionSchedule`, FACTS 3.5 to 3.8). It must suit the renderer's `prediction`.
+
+    `prompt_half`: how the frames that are given stand before every denoising step. 'clean' is what the paper says and
+    the release's losses do; 'renoised' brings them to the step's noise level with a new draw, which is an unused option
+    of the release's sampler ("sdedit", FACTS 6). Which of them the published weights take better is not known.
+
+    `shared_noise`: all frames of a hop start from the same noise, so that what stands still looks the same in each of
+    them (`mini`, trained so), or each from its own (the release).
+
+    `motion_score` and `plan_frames`, what the planner is told of motion and of the video's semantic frames; None is its
+    own null. The release has no null: it tells 0.1, and the number of frames that it then plans. A video without end
+    has no such number; what a planner with `context_groups` has before it is that and one group.
+
+    `first_latents`: latents of the first hop, which has no prompt half. The paper begins with half a window; the
+    release has only ever rendered whole ones, so its weights begin with one. `prompt_latents` and `new_latents` of all
+    other hops follow a comment in the release, 7 of 13 given.
+    """
 
     name: str
     height_px: int
     width_px: int
     fps: float
     steps: int  # denoising steps of a hop
-    text: TextConfig
+    text: TextConfig | PublishedTextConfig
     theia: TheiaConfig
     tokenizer: TokenizerConfig
     planner: PlannerConfig
+    sampling: SamplingConfig  # of the planner's codes
     renderer: RendererConfig
-    vae: TinyVAEConfig
-    motion_score: float | None = None  # None: the planner's own null
-    guidance: float = 1.0  # of the planner; 1: none
-    temperature: float = 1.0
-    top_p: float = 1.0
+    schedule: FlowSchedule | DiffusionSchedule
+    vae: TinyVAEConfig | VAEConfig
+    motion_score: float | None = None
+    plan_frames: int | None = None
+    prompt_half: str = "clean"
+    shared_noise: bool = False
     prompt_latents: int = 7
     new_latents: int = 6
-    slices: tuple[int, ...] = field(default=(3, 2, 2))  # latents decoded at a time in the first hop; later hops by 2
+    first_latents: int = 7
 
     def __post_init__(self) -> None:
         dit = self.renderer.dit
@@ -46,8 +77,11 @@ class EngineConfig:
             raise ValueError(
                 f"{self.prompt_latents} prompt and {self.new_latents} new latents do not fill a window of {dit.frames}"
             )
-        if sum(self.slices) != self.prompt_latents:
-            raise ValueError(f"slices {self.slices} do not add up to the first hop's {self.prompt_latents} latents")
+        if not self.prompt_latents <= self.first_latents <= dit.frames:
+            raise ValueError(
+                f"a first hop of {self.first_latents} latents gives no {self.prompt_latents} prompt latents within a "
+                f"window of {dit.frames}"
+            )
         if self.tokenizer.feature_dim != self.renderer.condition.feature_dim:
             raise ValueError(
                 f"the tokenizer makes {self.tokenizer.feature_dim} feature channels, the renderer reads "
@@ -57,6 +91,26 @@ class EngineConfig:
             raise ValueError(
                 f"the autoencoder has {self.vae.latent_channels} latent channels, the renderer {dit.channels}"
             )
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        prediction, needed = self.renderer.prediction, "x0" if isinstance(self.schedule, FlowSchedule) else "v"
+        if prediction != needed:
+            raise ValueError(f"a {type(self.schedule).__name__} needs prediction {needed!r}, not {prediction!r}")
+        if self.prompt_half not in ("clean", "renoised"):
+            raise ValueError(f"prompt_half {self.prompt_half!r} is neither 'clean' nor 'renoised'")
+        if self.prompt_half == "renoised" and self.renderer.dit.per_half_time:
+            raise ValueError("prompt_half 'renoised' needs one time for all frames, but the renderer has per_half_time")
+        if not self.planner.null_micro and None in (self.motion_score, self.plan_frames):
+            raise ValueError(
+                f"a planner without null_micro must be told motion_score {self.motion_score} and plan_frames "
+                f"{self.plan_frames}"
+            )
+
+    @property
+    def published(self) -> bool:
+        """Whether the weights are the release's, with its files, names and text encoders."""
+        return isinstance(self.text, PublishedTextConfig)
 
     @property
     def hop_frames(self) -> int:
@@ -65,7 +119,7 @@ class EngineConfig:
 
     @property
     def first_hop_frames(self) -> int:
-        return 1 + (self.prompt_latents - 1) * FRAMES_PER_LATENT
+        return 1 + (self.first_latents - 1) * FRAMES_PER_LATENT
 
     @property
     def hop_s(self) -> float:
@@ -103,8 +157,6 @@ def _mini() -> EngineConfig:
         width_px=192,
         fps=8.0,
         steps=4,
-        guidance=1.5,
-        temperature=0.8,
         text=TextConfig(hidden=128, layers=2, heads=4, mlp=256, vocabulary=256, max_length=24),
         theia=TheiaConfig(
             hidden=128, layers=4, heads=4, mlp=512, image_size=192, patch=16, canvas=192, output_shape=(8, 12),
@@ -115,12 +167,42 @@ def _mini() -> EngineConfig:
             hidden=256, layers=4, heads=4, mlp=704, codebook_size=1024, text_dim=128, micro_freq=64, micro_hidden=64,
             i_tokens=32, p_tokens=8, context_groups=1, pooled_text=True, null_micro=True,
         ),
+        sampling=SamplingConfig(guidance=1.5, temperature=0.8),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=1, prediction="x0"),
+        schedule=FlowSchedule(),
         vae=TinyVAEConfig(),
+        shared_noise=True,
     )  # fmt: skip
 
 
-PRESETS = {"mini": _mini}
+def _landiff() -> EngineConfig:
+    """The published model: every stage's defaults are its sizes.
+
+    The planner's guidance is the release's default; its example and the paper have 6.5. One group of context lets a
+    group continue the one before it, as the release's planner does when it is asked for two.
+    """
+    planner = PlannerConfig(context_groups=1)
+    return EngineConfig(
+        name="landiff",
+        height_px=480,
+        width_px=720,
+        fps=8.0,
+        steps=50,
+        text=PublishedTextConfig(),
+        theia=TheiaConfig(),
+        tokenizer=TokenizerConfig(),
+        planner=planner,
+        sampling=SamplingConfig(),
+        renderer=RendererConfig(),
+        schedule=DiffusionSchedule(),
+        vae=VAEConfig(),
+        motion_score=0.1,
+        plan_frames=(1 + planner.context_groups) * planner.group_frames,
+        first_latents=13,
+    )
+
+
+PRESETS = {"mini": _mini, "landiff": _landiff}
 
 
 def preset(name: str) -> EngineConfig:

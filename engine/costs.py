@@ -14,13 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.kv_cache import KVCache
-from engine.landiff import LandiffConfig
 from engine.perceptual.causal import CausalState
 from engine.perceptual.renderer import Renderer
+from engine.perceptual.schedule import DiffusionSchedule
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
 from engine.perceptual.vae import VAE
 from engine.semantic.planner import Planner
-from engine.semantic.sampling import SamplingConfig
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.semantic.transformer import Geometry
 
@@ -50,17 +49,17 @@ class Stage:
         return 1e3 * max(flops / (tflops * 1e12), traffic / (gb_s * 1e9))
 
 
-def group_s(config: LandiffConfig | EngineConfig) -> float:
+def group_s(config: EngineConfig) -> float:
     """Seconds of video of a group."""
     return config.planner.group_frames * FRAMES_PER_LATENT / config.fps
 
 
-def hop_s(config: LandiffConfig | EngineConfig) -> float:
+def hop_s(config: EngineConfig) -> float:
     """Seconds of video of a hop that has a prompt half."""
     return config.new_latents * FRAMES_PER_LATENT / config.fps
 
 
-def stages(config: LandiffConfig | EngineConfig, modules: Mapping[str, nn.Module]) -> list[Stage]:
+def stages(config: EngineConfig, modules: Mapping[str, nn.Module]) -> list[Stage]:
     """Every stage of endless generation, text encoding excepted: a prompt is encoded once.
 
     Args:
@@ -93,9 +92,9 @@ def _weights(*modules: nn.Module) -> float:
     return float(sum(_WEIGHT_BYTES * weight.numel() for module in modules for weight in module.parameters()))
 
 
-def _planner_stage(config: LandiffConfig | EngineConfig, planner: Planner) -> _Counted:
+def _planner_stage(config: EngineConfig, planner: Planner) -> _Counted:
     own = planner.config
-    rows = 1 + SamplingConfig(guidance=config.guidance).guided
+    rows = 1 + config.sampling.guided
     length = own.max_len(PROMPT_TOKENS)
     tokens = own.code_len(own.group_frames)
     # Work grows evenly with the position, so the one in the middle stands for all.
@@ -122,15 +121,15 @@ def _tokenizer_stage(tokenizer: SemanticTokenizer) -> _Counted:
     return "decode a group", flops, _weights(decoder), 1
 
 
-def _condition_stage(config: LandiffConfig | EngineConfig, renderer: Renderer) -> _Counted:
+def _condition_stage(config: EngineConfig, renderer: Renderer) -> _Counted:
     features = _meta(1, renderer.config.dit.frames, config.tokenizer.feature_dim, *config.tokenizer.grid)
     return "condition", _flops(lambda: renderer.condition(features)), _weights(renderer.condition), 1
 
 
-def _renderer_stages(config: LandiffConfig | EngineConfig, renderer: Renderer) -> list[_Counted]:
+def _renderer_stages(config: EngineConfig, renderer: Renderer) -> list[_Counted]:
     dit = renderer.config.dit
     # The published sampler guides; `mini` renders with the prompt alone.
-    rows = 2 if isinstance(config, LandiffConfig) else 1
+    rows = 2 if isinstance(config.schedule, DiffusionSchedule) else 1
     size = (dit.channels, dit.height, dit.width)
     text = _meta(rows, dit.text_length, dit.text_dim)
     given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
@@ -143,7 +142,7 @@ def _renderer_stages(config: LandiffConfig | EngineConfig, renderer: Renderer) -
     return [*counted, ("denoising step", flops, traffic, config.steps)]
 
 
-def _vae_stage(config: LandiffConfig | EngineConfig, vae: VAE | TinyVAE) -> _Counted:
+def _vae_stage(config: EngineConfig, vae: VAE | TinyVAE) -> _Counted:
     dit = config.renderer.dit
     latents = _meta(1, _VAE_LATENTS, dit.channels, dit.height, dit.width)
     if isinstance(vae, TinyVAE):

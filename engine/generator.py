@@ -8,52 +8,47 @@ A `ChannelState` is everything a video needs to go on; between two hops it can b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
-from engine.model import Model
-from engine.noise import normal
-from engine.perceptual.frames import to_host
-from engine.perceptual.renderer import PromptCache
-from engine.perceptual.schedule import FlowSchedule
-from engine.perceptual.solver import FlowSolver, SolverState
-from engine.perceptual.tiny_vae import TinyVAEState
+from engine.denoiser import Denoiser, Window
+from engine.graphs import Graphs, leaves, planted
+from engine.lanes import Download, Lanes, Mark
+from engine.model import Model, VideoState
+from engine.perceptual.frames import to_planes
+from engine.perceptual.vae import slice_lengths
 from engine.plan import Plan, PlanWriter
-from engine.records import FrameChunk
-from engine.semantic.sampling import SamplingConfig
+from engine.records import FeatureFrames, FrameChunk, TextEmbedding
 
 CODES_PER_UNIT = 8
-SLICE_LATENTS = 2  # decoded at a time, but for the first hop's `EngineConfig.slices`
+_PLAN, _RENDER = "plan", "render"  # lanes
 
 
 @dataclass(slots=True)
-class ChannelState:
-    """One endless video between two hops. Constant in size."""
+class RenderState:
+    """A video between two hops, as far as rendering goes. Constant in size."""
 
-    prompt: str
-    text: Tensor  # [1, L, K] of the prompt
+    text: TextEmbedding
     seed: int
     hop: int  # number of the next hop
     frame: int  # number of the next hop's first video frame
     latent: int  # number of the next hop's first latent and semantic frame
-    plan: Plan
     features: Tensor  # [1, T, D, h, w] float32 of the prompt half; T = 0 before the first hop
     prompt_half: Tensor  # [1, T, C, H, W] float32, the last latents rendered
-    vae: TinyVAEState
+    vae: VideoState
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What the denoising steps of one hop share."""
+@dataclass(slots=True)
+class ChannelState(RenderState):
+    """One endless video between two hops, which plans itself."""
 
-    hop: int
-    frame: int
-    prompt: PromptCache
-    condition: Tensor  # [1, T, C, H, W] of the new latents
+    prompt: str
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +57,41 @@ class Unit:
 
     stage: str  # "plan", "render" or "vae"
     chunk: FrameChunk | None = None  # frames it finished
+    mark: Mark = Mark()  # the next unit of the hop finds its work done when this is reached
 
 
 class Generator:
     """Makes hops of any number of channels with one model."""
 
-    def __init__(self, model: Model, steps: int | None = None) -> None:
-        """`steps` denoising steps a hop, the preset's own if None."""
+    def __init__(
+        self, model: Model, steps: int | None = None, graphs: Callable[[torch.device], Graphs] = Graphs.on
+    ) -> None:
+        """`steps` denoising steps a hop, the preset's own if None; `graphs` makes those of a lane."""
         config = model.config
         self.model = model
         self.steps = config.steps if steps is None else steps
-        self._solver = FlowSolver(FlowSchedule(), self.steps)
-        top_p = config.top_p if config.top_p < 1.0 else None
-        self._writer = PlanWriter(model, SamplingConfig(config.guidance, config.temperature, top_p=top_p))
+        self._graphs = graphs(model.device)
+        self._lanes = Lanes(model.device)
+        self._denoiser = Denoiser(model, self.steps, self._graphs)
+        self._writer = PlanWriter(model, config.sampling, graphs(model.device))
 
     def open(self, prompt: str, seed: int, first_frame: int = 0, first_hop: int = 0) -> ChannelState:
         """A new video whose frames and hops are numbered from the given ones; hops key the noise with the seed."""
-        config, device = self.model.config, self.model.device
-        latent = first_hop * config.new_latents
-        dit, tokenizer = config.renderer.dit, config.tokenizer
-        with self.model.computing():
-            text = self._text(prompt)
-            plan = self._writer.begin(text, seed, latent)
-        features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
-        prompt_half = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
-        return ChannelState(
-            prompt, text, seed, first_hop, first_frame, latent, plan, features, prompt_half, TinyVAEState()
-        )
+        latent = first_hop * self.model.config.new_latents
+        with self.model.computing(), self._lanes.lane(_PLAN):
+            text = self.model.text.embed(prompt)
+            plan = self._writer.begin(text.planner, seed, latent)
+        return ChannelState(text, seed, first_hop, first_frame, latent, *self._nothing(), prompt, plan)
+
+    def start(self, text: TextEmbedding, seed: int) -> RenderState:
+        """A new video for `render`."""
+        return RenderState(text, seed, 0, 0, 0, *self._nothing())
 
     def change(self, channel: ChannelState, prompt: str) -> int:
         """A new prompt from the next hop on. Returns the number of the first video frame under it."""
-        with self.model.computing():
-            channel.prompt, channel.text = prompt, self._text(prompt)
-            self._writer.cut(channel.plan, channel.latent, channel.text)
+        with self.model.computing(), self._lanes.lane(_PLAN):
+            channel.prompt, channel.text = prompt, self.model.text.embed(prompt)
+            self._writer.cut(channel.plan, channel.latent, channel.text.planner)
         return channel.frame
 
     def ahead(self, channel: ChannelState) -> int:
@@ -103,64 +100,97 @@ class Generator:
 
     def needs_plan(self, channel: ChannelState) -> bool:
         """Whether the next hop cannot begin yet."""
-        return self.ahead(channel) < self._new_latents(channel)
+        return self.ahead(channel) < self.new_latents(channel)
+
+    def new_latents(self, channel: RenderState) -> int:
+        """Latent and semantic frames of the next hop."""
+        config = self.model.config
+        return config.new_latents if channel.features.shape[1] else config.first_latents
 
     def plan(self, channel: ChannelState) -> Unit:
         """Plans some codes further."""
-        with self.model.computing():
+        with self.model.computing(), self._lanes.lane(_PLAN):
             for _ in range(CODES_PER_UNIT):
                 self._writer.write(channel.plan)
         return Unit("plan")
 
     def hop(self, channel: ChannelState) -> Iterator[Unit]:
         """The next hop, unit by unit. The plan must cover it; the channel waits until the last unit is done."""
-        window = self._open_window(channel)
+        with self.model.computing(), self._lanes.lane(_PLAN):
+            end = channel.latent + self.new_latents(channel)
+            planned = self._writer.features(channel.plan, channel.latent, end)
+            window = self._open_window(channel, planned)
+        self._writer.drop(channel.plan, channel.latent)
+        yield from self._film(channel, window)
+
+    def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
+        """The next hop, unit by unit, from given features of its `new_latents` frames."""
+        yield from self._film(state, self._open_window(state, planned))
+
+    def _film(self, channel: RenderState, window: Window) -> Iterator[Unit]:
+        with self._rendering():
+            state = self._denoiser.begin(window)
+            mark = self._lanes.mark()
         yield Unit("render")
-        noise = normal(tuple(window.condition.shape), channel.seed, "render", window.hop)
-        state = SolverState(noise.to(self.model.device))
         for index in range(self.steps):
-            state = self._denoise(window, index, state)
-            yield Unit("render")
-        latents = torch.cat([channel.prompt_half, state.x], dim=1)
-        channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
+            with self._rendering():
+                state = self._denoiser.step(window, index, state)
+                # The device has one more step to do while the host prepares the next.
+                before, mark = mark, self._lanes.mark()
+            yield Unit("render", mark=before)
+        with self._rendering():
+            latents = torch.cat([channel.prompt_half, state.x], dim=1)
+            channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
         frame = window.frame
-        first = not channel.vae.started
-        for part in state.x.split(list(self.model.config.slices) if first else SLICE_LATENTS, dim=1):
-            chunk = self._decode(channel, part, frame, window.hop)
+        for part in state.x.split(slice_lengths(state.x.shape[1], channel.vae.started), dim=1):
+            with self._rendering():
+                planes = self._decode(channel, part)
+            while not planes.mark.reached:
+                yield Unit("vae", mark=planes.mark)
+            chunk = FrameChunk(frame, window.hop, planes.array(), time.monotonic())
             frame += chunk.frames
             yield Unit("vae", chunk)
 
-    def _open_window(self, channel: ChannelState) -> Window:
-        """Takes the next hop's frames off the plan; from here on the channel's next hop is the one after it."""
-        config, renderer = self.model.config, self.model.renderer
-        given, new = channel.features.shape[1], self._new_latents(channel)
-        with self.model.computing():
-            made = self._writer.features(channel.plan, channel.latent, channel.latent + new).features
-            features = torch.cat([channel.features, made], dim=1)
-            condition = renderer.condition(features)
-            prompt = renderer.read_prompt(channel.prompt_half, channel.text, condition[:, :given])
-        window = Window(channel.hop, channel.frame, prompt, condition[:, given:])
-        channel.features = features[:, -config.prompt_latents :].clone()
+    @contextmanager
+    def _rendering(self) -> Iterator[None]:
+        with self.model.computing(), self._lanes.lane(_RENDER):
+            yield
+
+    def _open_window(self, channel: RenderState, planned: FeatureFrames) -> Window:
+        """Takes in the next hop's features; from here on the video's next hop is the one after it."""
+        given, new = channel.features.shape[1], planned.features.shape[1]
+        mark = self._lanes.mark()
+        with self._rendering():
+            for tensor in (channel.text.renderer, planned.features):
+                self._lanes.take(tensor, mark)
+            features = torch.cat([channel.features, planned.features], dim=1)
+            condition = self.model.renderer.condition(features)
+            place = (channel.hop, channel.frame, channel.seed)
+            window = self._denoiser.open(place, channel.text.renderer, channel.prompt_half, condition)
+            channel.features = features[:, -self.model.config.prompt_latents :].clone()
         channel.frame += new * FRAMES_PER_LATENT - (FRAMES_PER_LATENT - 1 if given == 0 else 0)
         channel.latent += new
         channel.hop += 1
-        self._writer.drop(channel.plan, channel.latent)
         return window
 
-    def _denoise(self, window: Window, index: int, state: SolverState) -> SolverState:
+    def _decode(self, channel: RenderState, latents: Tensor) -> Download:
+        """A slice of latents to pictures, on their way to the host."""
+        if channel.vae.started and self.model.vae_stays:
+            key = ("decode", latents.shape)
+            planes, channel.vae = self._graphs.call(key, self._sliced, (latents, channel.vae))
+        else:
+            planes = to_planes(self.model.vae.decode(latents, channel.vae))
+        return self._lanes.download(planes)
+
+    def _sliced(self, changing: tuple[Tensor, VideoState], lasting: tuple[()]) -> tuple[Tensor, VideoState]:
+        # A record of its own: the one that is given belongs to the graph.
+        latents, state = changing[0], planted(changing[1], iter(leaves(changing[1])))
         with self.model.computing():
-            now = torch.full((1,), self._solver.time(index), device=self.model.device)
-            output = self.model.renderer.denoise(state.x, now, window.condition, window.prompt)
-            return self._solver.step(index, state, self._solver.clean(index, state.x, output))
+            return to_planes(self.model.vae.decode(latents, state)), state
 
-    def _decode(self, channel: ChannelState, latents: Tensor, frame: int, hop: int) -> FrameChunk:
-        with self.model.computing():
-            i420 = to_host(self.model.vae.decode(latents, channel.vae))
-        return FrameChunk(frame, hop, i420, time.monotonic())
-
-    def _new_latents(self, channel: ChannelState) -> int:
-        config = self.model.config
-        return config.new_latents if channel.features.shape[1] else config.prompt_latents
-
-    def _text(self, prompt: str) -> Tensor:
-        return self.model.text.encode([prompt]).float()
+    def _nothing(self) -> tuple[Tensor, Tensor, VideoState]:
+        """Features, latents and the autoencoder's memory of a prompt half before the first hop."""
+        dit, tokenizer, device = self.model.config.renderer.dit, self.model.config.tokenizer, self.model.device
+        features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
+        prompt_half = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
+        return features, prompt_half, self.model.vae.new_state()

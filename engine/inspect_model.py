@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.config import PRESETS, EngineConfig
+from engine.checkpoints.filling import shapes_of
+from engine.checkpoints.published import FILES
+from engine.config import PRESETS, EngineConfig, preset
 from engine.costs import Stage, group_s, hop_s, stages
-from engine.landiff import LandiffConfig, build
-from engine.perceptual.renderer import Renderer
-from engine.perceptual.tiny_vae import TinyVAE
-from engine.published import FILES, shapes_of
-from engine.semantic.planner import Planner
-from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import text_encoder
+from engine.memory import Needs
+from engine.model import build, products
+from engine.text import TextConfig, text_encoder
 
 # An H100 with dense bf16.
 _TFLOPS = 989.0
@@ -30,26 +28,21 @@ _FP32_BYTES = 4
 Listing = dict[str, dict[str, list[int]]]
 
 
-def modules_of(config: LandiffConfig | EngineConfig) -> dict[str, nn.Module]:
-    """The preset's modules by component name, on the meta device."""
-    if isinstance(config, LandiffConfig):
+def modules_of(config: EngineConfig) -> dict[str, nn.Module]:
+    """The preset's modules by component name, on the meta device; published text encoders are not part of them."""
+    if not isinstance(config.text, TextConfig):
         return build(config)
     with torch.device("meta"):
-        return {
-            "text": nn.ModuleDict({"encoder": text_encoder(config.text)}),
-            "tokenizer": SemanticTokenizer(config.tokenizer),
-            "planner": Planner(config.planner),
-            "renderer": Renderer(config.renderer),
-            "vae": TinyVAE(config.vae),
-        }
+        text = nn.ModuleDict({"encoder": text_encoder(config.text)})
+    return {"text": text, **build(config)}
 
 
-def listing(config: LandiffConfig | EngineConfig, modules: Mapping[str, nn.Module]) -> Listing:
+def listing(config: EngineConfig, modules: Mapping[str, nn.Module]) -> Listing:
     """Every tensor's shape under its published name, by component as the files of the release are named.
 
     `mini` is published by this project: its components and names are our own.
     """
-    if isinstance(config, LandiffConfig):
+    if config.published:
         shapes = shapes_of(modules)
         return {
             file.name: {key: shapes[target] for key, target in sorted(file.keys(modules).items())} for file in FILES
@@ -98,15 +91,17 @@ def cost_table(costs: Sequence[Stage], spans: Mapping[str, float], tflops: float
 
 def main(argv: Sequence[str]) -> int:
     """Writes the JSON and prints the tables."""
-    presets: dict[str, Any] = {**PRESETS, "landiff": LandiffConfig}
     parser = argparse.ArgumentParser(prog="python -m engine inspect", description=__doc__)
-    parser.add_argument("--preset", choices=sorted(presets), default="mini", help="which model (default: mini)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="which model (default: mini)")
     parser.add_argument("--json", type=Path, metavar="F", help="file to write the components to")
     parser.add_argument("--keys", action="store_true", help="with every published name and its shape, in the file")
     parser.add_argument("--tflops", type=_positive, default=_TFLOPS, help=f"of the device (default: {_TFLOPS:g})")
+    parser.add_argument(
+        "--memory", type=_positive, action="append", default=[], metavar="GB", help="show the plan for so much memory"
+    )
     parser.add_argument("--gb-s", type=_positive, default=_GB_S, help=f"of its memory (default: {_GB_S:g})")
     arguments = parser.parse_args(argv)
-    config: LandiffConfig | EngineConfig = presets[arguments.preset]()
+    config = preset(arguments.preset)
     modules = modules_of(config)
     components = listing(config, modules)
     if arguments.json is not None:
@@ -119,6 +114,14 @@ def main(argv: Sequence[str]) -> int:
     spans = {"a group": group_s(config), "a hop": hop_s(config), "a second": 1.0}
     table = cost_table(stages(config, modules), spans, arguments.tflops, arguments.gb_s)
     sys.stdout.write(f"{component_table(components)}\n\n{table}\n")
+    try:
+        if arguments.memory:
+            needs = Needs.of(config, modules, products(modules, torch.bfloat16))
+            for memory_gb in arguments.memory:
+                sys.stdout.write(f"\n{needs.plan(round(memory_gb * 1e9)).table()}\n")
+    except ValueError as error:
+        sys.stderr.write(f"inspect: {error}\n")
+        return 2
     return 0
 
 

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from engine.config import FRAMES_PER_LATENT, preset
 from engine.generator import ChannelState, Generator, Unit
+from engine.lanes import Mark
 from engine.messages import (
     ChunkReady,
     EngineSettings,
@@ -34,13 +34,13 @@ from engine.messages import (
     Stop,
     ToEngine,
 )
-from engine.model import load, pick_device, pick_dtype, use_cores
+from engine.model import load, pick_device, pick_dtype, use_cores, weights_folder
 from engine.offline import film
 from engine.prompt import check_prompt
 from engine.records import FrameChunk
-from engine.weights import SHIPPED
 
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next hop
+DEVICE_POLL_S = 0.0005  # between two looks at the device's events, when there is nothing to launch
 WARM_UP_HOPS = 2  # the first hop's shapes differ from all others'
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Channel:
     delivered: int  # number of the next frame to put into the ring
     hop: RunningHop | None = None
     chunk: FrameChunk | None = None  # finished, and waiting for a slot
+    mark: Mark = field(default_factory=Mark)  # until it is reached, the device is at work for this hop
     spent_s: dict[str, float] = field(default_factory=dict)  # by stage, since the last hop was finished
 
     @property
@@ -104,9 +105,14 @@ class Interleaver:
         try:
             while not self._stopped:
                 self._heard.clear()
-                if not self._work():
+                # Asked before: what the device finishes meanwhile must not be waited for.
+                computing = not all(channel.mark.reached for channel in self._channels.values())
+                if self._work():
+                    await asyncio.sleep(0)
+                elif computing:
+                    await asyncio.sleep(DEVICE_POLL_S)
+                else:
                     await self._heard.wait()
-                await asyncio.sleep(0)
                 # Not in the reader: it would lag one unit behind, and its errors would be lost.
                 self._hear()
         except (BrokenPipeError, ConnectionResetError):
@@ -121,6 +127,8 @@ class Interleaver:
             if channel.chunk is not None:
                 self._deliver(name, channel)
         for name, channel in sorted(channels, key=lambda item: item[1].buffered):
+            if not channel.mark.reached:
+                continue
             if channel.chunk is None and (channel.hop is not None or channel.buffered <= channel.low_mark_frames):
                 self._advance(name, channel)
                 return True
@@ -144,6 +152,7 @@ class Interleaver:
             self._finish(name, channel, channel.hop)
             return
         channel.spend(unit.stage, time.monotonic() - began_s)
+        channel.mark = unit.mark
         if unit.chunk is not None:
             channel.chunk = unit.chunk
             self._deliver(name, channel)
@@ -237,11 +246,15 @@ async def _serve(generator: Generator, settings: EngineSettings, ring: FrameRing
 def _warm(settings: EngineSettings, control: Connection) -> Generator | None:
     """A generator that has made the first hops of a scratch video once; None if the model cannot be loaded."""
     began_s = time.monotonic()
+
+    def tell(share: float) -> None:
+        control.send(Progress("loading", share))
+
     try:
         config = preset(settings.preset)
         device = pick_device(settings.device)
-        folder = SHIPPED / config.name if settings.weights is None else Path(settings.weights)
-        model = load(config, folder, device, pick_dtype(device), lambda share: control.send(Progress("loading", share)))
+        folder = weights_folder(config, settings.weights)
+        model = load(config, folder, device, pick_dtype(device), tell, settings.memory_gb)
     except ValueError as error:
         control.send(Failed(str(error)))
         return None

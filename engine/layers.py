@@ -1,4 +1,4 @@
-"""Layers that several stages share.
+"""Layers that several stages share; each runs a kernel where there is one, and is written out in torch elsewhere.
 
 Shapes: `B` batch, `N` tokens, `D` width, `P` rotary pairs (half a head's width).
 """
@@ -8,7 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels import gelu, rmsnorm, rotary
+from kernels.launch import fuses
 
 
 def sinusoid(values: Tensor, dim: int) -> Tensor:
@@ -27,6 +31,12 @@ def sinusoid(values: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What the next matrix product of `x` computes in: a kernel that writes this type saves a pass to cast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs (x0, x1), (x2, x3), ... in float32 (FACTS 1.5, 2.5).
 
@@ -37,6 +47,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         The rotated tensor, same shape and dtype as `x`.
     """
+    # Tables that differ from row to row have no kernel.
+    if x.ndim == 4 and cos.ndim == 2 and fuses(x):
+        return rotary.rotate(x, cos, sin)
     pairs = x.float().unflatten(-1, (-1, 2))
     even, odd = pairs.unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -65,7 +78,24 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D], same dtype."""
+        """[..., D] -> [..., D], same dtype; on the way to a matrix product in its type where a kernel runs."""
+        if fuses(x):
+            return rmsnorm.rms_norm(x.contiguous(), self.weight, self.eps, product_dtype(x))
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight.float()).to(x.dtype)
+
+    def add(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x + update, and the sum itself."""
+        if fuses(x):
+            dtype = product_dtype(x)
+            return rmsnorm.add_rms_norm(x.contiguous(), update.contiguous(), self.weight, self.eps, dtype)
+        total = x + update
+        return self(total), total
+
+
+def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu_tanh(gate) up, all [..., D] (FACTS 2.5)."""
+    if fuses(gate):
+        return gelu.gated_gelu(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
+    return F.gelu(gate, approximate="tanh") * up

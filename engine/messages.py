@@ -51,6 +51,7 @@ class EngineSettings:
     first_frame: int  # number of the first frame to deliver: 0, or where a crashed engine stopped
     first_hop: int  # number of the first hop, which keys the noise together with the seed
     low_mark_frames: int  # a hop starts only when at most this many rendered frames are not yet shown
+    memory_gb: float | None = None  # most of the device's memory to use; None plans nothing
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEED_LIMIT:

@@ -30,6 +30,7 @@ def film(
         while generator.needs_plan(channel):
             generator.plan(channel)
         for unit in generator.hop(channel):
+            unit.mark.wait()
             if unit.chunk is not None and left > 0:
                 yield dataclasses.replace(unit.chunk, i420=unit.chunk.i420[:left])
                 left -= unit.chunk.frames

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.graphs import Graphs
 from engine.kv_cache import KVCache
+from engine.lanes import upload
 from engine.model import Model
 from engine.noise import uniform
 from engine.records import FeatureFrames
@@ -45,20 +47,23 @@ class Plan:
 class PlanWriter:
     """The planner and the tokenizer's decoder, at work on plans."""
 
-    def __init__(self, model: Model, sampling: SamplingConfig) -> None:
+    def __init__(self, model: Model, sampling: SamplingConfig, graphs: Graphs) -> None:
         self._model = model
         self._sampling = sampling
+        self._graphs = graphs
         self._rows = 1 + sampling.guided
         self._offsets = model.config.tokenizer.offsets
+        longest = model.config.planner.max_len(model.config.text.planner_tokens)
+        self._positions = torch.arange(longest, device=model.device)
 
     def begin(self, text: Tensor, seed: int, frame: int) -> Plan:
-        """An empty plan for the text [1, L, K] whose first frame has the number `frame`."""
+        """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer."""
         config, model = self._model.config.planner, self._model
         cache = KVCache.allocate(
             config.layers,
             self._rows,
             config.heads,
-            config.max_len(text.shape[1]),
+            config.max_len(model.config.text.planner_tokens),
             config.head_dim,
             model.device,
             model.dtype,
@@ -78,14 +83,34 @@ class PlanWriter:
         place = group.count - self._offsets[frame]
         if place == 0:
             shape = (self._offsets[frame + 1] - group.count, self._model.config.planner.codebook_size)
-            plan.noise = gumbel(uniform(shape, plan.seed, "plan", group.start + frame)).to(self._model.device)
+            noise = gumbel(uniform(shape, plan.seed, "plan", group.start + frame))
+            plan.noise = upload(noise, self._model.device)
         assert plan.noise is not None, "a frame's first code draws its noise"
-        step = self._step(plan, group, frame, place)
-        logits = self._model.planner(step, plan.cache, plan.position)[:, -1]
-        plan.position += step.shape[1]
-        group.codes[:, group.count] = sample_code(logits, plan.noise[place], self._sampling)
+        # With the position on the device the same code runs captured and not.
+        if place and (self._graphs.captures or self._model.device.type == "cuda"):
+            group.codes[:, group.count] = self._next(plan, group, plan.noise[place])
+            plan.position += 1
+        else:
+            step = self._step(plan, group, frame, place)
+            logits = self._model.planner(step, plan.cache, plan.position)[:, -1]
+            plan.position += step.shape[1]
+            group.codes[:, group.count] = sample_code(logits, plan.noise[place], self._sampling)
         group.count += 1
         group.closed = group.count == self._offsets[-1]
+
+    def _next(self, plan: Plan, group: Group, noise: Tensor) -> Tensor:
+        """The code [1] after another one, by a graph that belongs to the plan's cache."""
+        cache, last = plan.cache, group.codes[:, group.count - 1 : group.count]
+
+        def step(changing: tuple[Tensor, Tensor, Tensor], pooled: Tensor | None) -> Tensor:
+            token, position, noise = changing
+            with self._model.computing():
+                embedded = self._model.planner.embed(token.expand(self._rows, -1), pooled)
+                logits = self._model.planner(embedded, cache, position)[:, -1]
+                return sample_code(logits, noise, self._sampling)
+
+        position = self._positions[plan.position : plan.position + 1]
+        return self._graphs.call(("code", id(cache)), step, (last, position, noise), plan.prefix.pooled)
 
     def cut(self, plan: Plan, frame: int, text: Tensor) -> None:
         """Forgets everything from `frame` on; there a new group begins, for the text [1, L, K].
@@ -137,15 +162,16 @@ class PlanWriter:
         parts = []
         for group in plan.groups[:-1][-config.context_groups :] if config.context_groups else []:
             layout = config.layout(self._frames(group))
-            tokens = torch.tensor([[0 if token is None else token for token in layout]], device=self._model.device)
-            places = torch.tensor([place for place, token in enumerate(layout) if token is None])
-            tokens[:, places.to(tokens.device)] = group.codes[:, : group.count]
+            device = self._model.device
+            tokens = upload(torch.tensor([[0 if token is None else token for token in layout]]), device)
+            places = upload(torch.tensor([place for place, token in enumerate(layout) if token is None]), device)
+            tokens[:, places] = group.codes[:, : group.count]
             parts.append(tokens)
         return parts
 
     def _tokens(self, parts: list[Tensor]) -> Tensor:
         """Int64 [rows, N] on the device."""
-        return torch.cat([part.to(self._model.device) for part in parts], dim=1).expand(self._rows, -1)
+        return torch.cat([upload(part, self._model.device) for part in parts], dim=1).expand(self._rows, -1)
 
     def _frames(self, group: Group) -> int:
         """Frames of the group that are wholly decided."""
@@ -158,7 +184,6 @@ class PlanWriter:
 
     def _prefix(self, text: Tensor) -> Prefix:
         config = self._model.config
-        # A video without end has no frame count; a planner that must be told one hears that of a group.
-        frames = None if config.planner.null_micro else float(config.planner.group_frames)
+        frames = None if config.plan_frames is None else float(config.plan_frames)
         hidden = torch.arange(self._rows, device=text.device) > 0
         return self._model.planner.prefix(text.expand(self._rows, -1, -1), frames, config.motion_score, hidden)

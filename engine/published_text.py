@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from engine.records import TextEmbedding
 
@@ -77,8 +77,8 @@ class PublishedText:
         self._free_bytes = free_bytes
         self._cache: OrderedDict[str, TextEmbedding] = OrderedDict()
 
-    def encode(self, prompt: str) -> TextEmbedding:
-        """A prompt's embeddings, planner [1, L, K] without padding, renderer [1, N, K]; from the cache if known."""
+    def embed(self, prompt: str) -> TextEmbedding:
+        """A prompt as planner [1, L, K], without padding, and renderer [1, N, K] read it, float32; cached."""
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
@@ -87,10 +87,6 @@ class PublishedText:
         if len(self._cache) > self.config.cached_prompts:
             self._cache.popitem(last=False)
         return embedding
-
-    def null(self, embedding: TextEmbedding) -> Tensor:
-        """What the renderer reads for no text: zeros, not an encoded empty prompt. [1, N, K]."""
-        return torch.zeros_like(embedding.renderer)
 
     def _for_planner(self, prompt: str) -> Tensor:
         return self._run(self.planner, self.planner.ids(prompt, self.config.planner_tokens))
@@ -105,12 +101,22 @@ class PublishedText:
     def _run(self, model: TextModel, ids: list[int]) -> Tensor:
         encoder = model.encoder.to(self.device)
         numbers = torch.tensor([ids], device=self.device)
-        hidden: Tensor = encoder(input_ids=numbers, attention_mask=torch.ones_like(numbers)).last_hidden_state
+        with torch.autocast(self.device.type, enabled=False):
+            hidden: Tensor = encoder(input_ids=numbers, attention_mask=torch.ones_like(numbers)).last_hidden_state
         free = self._free_bytes(self.device)
         if free is not None and free < self.config.reserve_bytes:
             logger.info("moving a text encoder off %s, which has %.1f GB free", self.device, free / 1e9)
             encoder.to("cpu")
-        return hidden
+        return hidden.float()
+
+
+def t5_xxl() -> T5EncoderModel:
+    """The encoder of T5-v1.1-XXL, which has Flan-T5-XXL's sizes, on the meta device."""
+    sizes = T5Config(
+        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+    )
+    with torch.device("meta"):
+        return T5EncoderModel(sizes)
 
 
 def load_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextModel:

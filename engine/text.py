@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from engine.records import TextEmbedding
+
 TOKENIZER_FOLDER = "text_tokenizer"  # beside the weights
 
 
@@ -29,6 +31,11 @@ class TextConfig:
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} is not divisible by {self.heads} heads")
+
+    @property
+    def planner_tokens(self) -> int:
+        """The most that the planner reads."""
+        return self.max_length
 
 
 def text_encoder(config: TextConfig) -> T5EncoderModel:
@@ -74,6 +81,11 @@ class SmallT5(nn.Module):
         masked: Tensor = hidden * mask.unsqueeze(-1).to(hidden.dtype)
         return masked
 
+    def embed(self, prompt: str) -> TextEmbedding:
+        """A prompt as planner and renderer read it: the same [1, max_length, K] float32 for both."""
+        encoded = self.encode([prompt]).float()
+        return TextEmbedding(planner=encoded, renderer=encoded)
+
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:
     """The tokenizer saved in a weights folder.
@@ -89,5 +101,5 @@ def load_tokenizer(folder: Path) -> T5Tokenizer:
 
 @torch.no_grad()
 def scaled_embeddings(encoder: SmallT5, std: float) -> None:
-    """Start word embeddings at `std`: with T5's own start a small planner does not read its caption (MINI 3b)."""
+    """Start word embeddings at `std`: with T5's own start a small planner does not read its caption."""
     nn.init.normal_(encoder.encoder.shared.weight, std=std)

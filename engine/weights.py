@@ -1,19 +1,28 @@
-"""Our own layout of weights on disk: a folder with one safetensors file a component and a `config.json`.
+"""Weights on disk: our own layout, and which layout a folder has.
 
-Weights are stored in bfloat16, tables and codebooks in float32.
+Our own layout is a folder with one safetensors file a component, or several numbered ones, and a `config.json` that
+says the format, the preset and what made it. `convert` writes the published model so, training writes `mini` so.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from engine.checkpoints.filling import check, fill, raise_faults
+from engine.checkpoints.published import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
+from engine.checkpoints.tensor_files import Source, not_finite, open_tensors, write_safetensors
+
 SHIPPED = Path(__file__).parent / "weights"  # one folder a preset
+DESCRIPTION = "config.json"
+FORMAT = 1
+_OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
 
 
 def save_component(folder: Path, name: str, module: nn.Module) -> None:
@@ -25,36 +34,145 @@ def save_component(folder: Path, name: str, module: nn.Module) -> None:
         for key, value in module.state_dict().items()
     }
     partial = folder / f"{name}.safetensors.{os.getpid()}.part"
+    partial.unlink(missing_ok=True)
     try:
-        save_file(tensors, partial)
-        partial.chmod(0o644)
+        write_safetensors(partial, tensors)
         os.replace(partial, folder / f"{name}.safetensors")
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load_component(folder: Path, name: str, module: nn.Module) -> None:
-    """Fill `module` from `folder/name.safetensors`, casting to its dtypes.
+    """Copy a component from a folder of either layout into a module that has memory, casting to its types.
 
     Raises:
         ValueError: naming the file and every missing, surplus, mis-shaped or non-finite tensor, with nothing loaded.
     """
-    path = folder / f"{name}.safetensors"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: give a folder with complete weights, or train the stage that makes it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is cut short or no safetensors file ({error}): copy or train it again") from error
-    expected = module.state_dict()
-    faults = [f"{key} is missing" for key in expected.keys() - tensors.keys()]
-    faults += [f"{key} is not part of the model" for key in tensors.keys() - expected.keys()]
-    for key in expected.keys() & tensors.keys():
-        if tensors[key].shape != expected[key].shape:
-            faults.append(f"{key} is {list(tensors[key].shape)}, expected {list(expected[key].shape)}")
-        elif not torch.isfinite(tensors[key].float()).all():
-            faults.append(f"{key} holds numbers that are not finite")
+    components = {name: module}
+    sources = (open_published if is_published(folder) else open_own)(folder, components)
+    check(components, sources)
+    raise_faults(not_finite(sources))
+    module.load_state_dict({key: source.file.read(key) for source in sources for key in source.targets().values()})
+
+
+def write_description(folder: Path, preset: str, made_by: str) -> None:
+    """Write `folder/config.json`.
+
+    Args:
+        preset: whose sizes the weights have.
+        made_by: the command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"format": FORMAT, "preset": preset, "made_by": made_by}
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def load_weights(
+    folder: Path,
+    components: Mapping[str, nn.Module],
+    preset: str,
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fills modules, which may be on the meta device, from a folder of either layout.
+
+    Args:
+        components: name -> module; those that the caller needs.
+        preset: whose weights they must be.
+        dtypes: as `filling.fill` takes them.
+        progress: told bytes done and bytes in all.
+
+    Raises:
+        ValueError: for any fault in the files, before anything runs.
+    """
+    fill(components, open_folder(folder, components, preset), device, dtypes, progress)
+
+
+def open_folder(folder: Path, components: Mapping[str, nn.Module], preset: str) -> list[Source]:
+    """Opens a folder of weights, as published or in our own layout, which has a `config.json`.
+
+    Raises:
+        ValueError: if it is no folder, or naming every file that is missing, cut short, refused or of another preset.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give one that holds the weights")
+    if not is_own(folder):
+        return open_published(folder, components)
+    _check_description(folder / DESCRIPTION, preset)
+    return open_own(folder, components)
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder has our own layout; else it is taken for a published one."""
+    return (folder / DESCRIPTION).is_file() or any(folder.glob("*.safetensors"))
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published file."""
+    return any((folder / name).is_file() for name in (*(file.name for file in FILES), EXTRACTOR))
+
+
+def text_folders(folder: Path) -> tuple[Path, Path]:
+    """Where the published text encoders lie in a folder of either layout: the planner's, the renderer's."""
+    if is_own(folder):
+        return text_places(folder)
+    return folder / PLANNER_TEXT, folder / RENDERER_TEXT
+
+
+def text_places(folder: Path) -> tuple[Path, Path]:
+    """The same in our own layout, whether they are there or not."""
+    return folder / _OWN_PLANNER_TEXT, folder / _OWN_RENDERER_TEXT
+
+
+def open_own(folder: Path, components: Mapping[str, nn.Module]) -> list[Source]:
+    """Opens the files of our own layout, whatever the preset.
+
+    Raises:
+        ValueError: naming every file that is missing, cut short or refused.
+    """
+    sources, faults = [], []
+    for component, module in components.items():
+        try:
+            files = [open_tensors(path) for path in _shards(folder, component)]
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        names = {name: f"{component}.{name}" for name in module.state_dict()}
+        held = {key for file in files for key in file.shapes}
+        for number, file in enumerate(files):
+            # A tensor that no shard has is missed from the first.
+            own = {key: names[key] for key in names if key in file.shapes or (number == 0 and key not in held)}
+            sources.append(Source(file, own, {}))
     if faults:
-        raise ValueError(f"{path} does not fit: " + "; ".join(sorted(faults)))
-    module.load_state_dict(tensors)
+        raise ValueError("weights cannot be read:\n" + "\n".join(faults))
+    return sources
+
+
+def _check_description(path: Path, preset: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, which says what the weights are of: convert or train them again")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        form, own = facts["format"], facts["preset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or not of this engine ({error}): convert the weights again") from error
+    if form != FORMAT:
+        raise ValueError(f"{path} has format {form}, this engine reads {FORMAT}: convert the weights again")
+    if own != preset:
+        raise ValueError(f"{path} says the weights are of preset {own!r}, not {preset!r}")
+
+
+def _shards(folder: Path, component: str) -> list[Path]:
+    """The files of a component that must be there."""
+    pattern = re.compile(rf"{re.escape(component)}-(\d+)-of-(\d+)\.safetensors")
+    numbered = {
+        int(match[1]): (path, int(match[2])) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))
+    }
+    if not numbered:
+        return [folder / f"{component}.safetensors"]
+    count = next(iter(numbered.values()))[1]
+    return [
+        numbered[number][0] if number in numbered else folder / f"{component}-{number:05d}-of-{count:05d}.safetensors"
+        for number in range(1, count + 1)
+    ]

@@ -4,6 +4,7 @@ of 13 latent frames at 480x720, one group of the plan), and small odd ones to ch
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -54,10 +55,21 @@ def _modulated(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[
     return (_normal(device, dtype, batch, tokens, width), *affine, shift, scale, text_rows, 1e-5)
 
 
+def _modulated_stream(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """As under autocast: the residual stream and the norm's weights in float32, the rest in `dtype`."""
+    x, weight, bias, *rest = _modulated(shape, device, dtype)
+    return x.float(), weight.float(), bias.float(), *rest, dtype
+
+
 def _gated(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     batch, tokens, width, text_rows = shape
     x, update, control = (_normal(device, dtype, batch, tokens, width) for _ in range(3))
     return x, update, _normal(device, dtype, batch, 2, 2, 3, width)[:, :, 1, 2], text_rows, control
+
+
+def _gated_stream(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    x, *rest = _gated(shape, device, dtype)
+    return x.float(), *rest
 
 
 def _rows(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -67,6 +79,11 @@ def _rows(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, 
 def _added_rows(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     x, weight, eps = _rows(shape, device, dtype)
     return x, _normal(device, dtype, *shape), weight, eps
+
+
+def _added_stream(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    x, update, weight, eps = _added_rows(shape, device, dtype)
+    return x.float(), update, weight.float(), eps, dtype
 
 
 def _heads(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -118,8 +135,8 @@ def _draw(top_k: int, top_p: float) -> Make:
     def make(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
         batch, vocabulary, codes = shape
         logits = _normal(device, torch.float32, 2, batch, vocabulary)
-        gumbel = -torch.log(torch.empty(batch, vocabulary, device=device).exponential_())
-        return logits, gumbel, codes, 6.5, 1.0, top_k, top_p
+        gumbel = -torch.log(torch.empty(batch, codes, device=device).exponential_())
+        return logits, gumbel, 6.5, 1.0, top_k, top_p
 
     return make
 
@@ -143,145 +160,38 @@ def _pictures(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[A
     return (_normal(device, dtype, *shape) * 0.5,)
 
 
+def _case(name: str, module: ModuleType, make: Make, production: Shape, small: Shape, operation: str = "") -> Case:
+    """Of the operation named so in the module, its reference and its bound; the case's own name if none is given."""
+    operation = operation or name
+    run, plain, bound = getattr(module, operation), getattr(reference, operation), getattr(module, f"{operation}_bound")
+    return Case(name, run, plain, bound, make, production, small)
+
+
+WINDOW, ODD = (2, 17776, 1920, 226), (2, 63, 100, 5)
+PREFILL, ODD_ROWS = (2488, 2048), (63, 100)
+GROUP, ODD_GROUP = (1218, 2048, 16), (63, 100, 9)
+LOGITS, ODD_LOGITS = (1, 2055, 2048), (3, 431, 400)
+
 CASES = (
-    Case(
-        "layernorm_modulate",
-        modulation.layernorm_modulate,
-        reference.layernorm_modulate,
-        modulation.layernorm_modulate_bound,
-        _modulated,
-        (2, 17776, 1920, 226),
-        (2, 63, 100, 5),
-    ),
-    Case(
-        "gated_residual",
-        modulation.gated_residual,
-        reference.gated_residual,
-        modulation.gated_residual_bound,
-        _gated,
-        (2, 17776, 1920, 226),
-        (2, 63, 100, 5),
-    ),
-    Case("rms_norm", rmsnorm.rms_norm, reference.rms_norm, rmsnorm.rms_norm_bound, _rows, (2488, 2048), (63, 100)),
-    Case(
-        "add_rms_norm",
-        rmsnorm.add_rms_norm,
-        reference.add_rms_norm,
-        rmsnorm.add_rms_norm_bound,
-        _added_rows,
-        (2488, 2048),
-        (63, 100),
-    ),
-    Case(
-        "head_norm",
-        headnorm.head_norm,
-        reference.head_norm,
-        headnorm.head_norm_bound,
-        _heads,
-        (2, 30, 17776, 64),
-        (2, 3, 63, 20),
-    ),
-    Case(
-        "rotate_grid", rotary.rotate, reference.rotate, rotary.rotate_bound, _turned, (1, 12, 18768, 64), (1, 3, 63, 20)
-    ),
-    Case(
-        "rotate_prefill",
-        rotary.rotate,
-        reference.rotate,
-        rotary.rotate_bound,
-        _turned,
-        (2, 16, 1316, 128),
-        (2, 5, 31, 16),
-    ),
-    Case(
-        "rotate_decode",
-        rotary.rotate,
-        reference.rotate,
-        rotary.rotate_bound,
-        _turned_at,
-        (2, 16, 1, 4096, 128),
-        (2, 3, 1, 63, 20),
-    ),
-    Case("gated_gelu", gelu.gated_gelu, reference.gated_gelu, gelu.gated_gelu_bound, _pair, (2488, 11008), (63, 100)),
-    Case(
-        "nearest_code",
-        codebook.nearest_code,
-        reference.nearest_code,
-        codebook.nearest_code_bound,
-        _nearest(False),
-        (1218, 2048, 16),
-        (63, 100, 9),
-    ),
-    Case(
-        "nearest_code_cosine",
-        codebook.nearest_code,
-        reference.nearest_code,
-        codebook.nearest_code_bound,
-        _nearest(True),
-        (1218, 2048, 16),
-        (63, 100, 9),
-    ),
-    Case(
-        "lookup_project",
-        codebook.lookup_project,
-        reference.lookup_project,
-        codebook.lookup_project_bound,
-        _lookup,
-        (1218, 2048, 16, 768),
-        (31, 100, 9, 63),
-    ),
-    Case(
-        "guided_step",
-        guidance.guided_step,
-        reference.guided_step,
-        guidance.guided_step_bound,
-        _step,
-        (1, 13, 16, 60, 90),
-        (3, 431),
-    ),
-    Case(
-        "draw_code_top_k",
-        draw.draw_code,
-        reference.draw_code,
-        draw.draw_code_bound,
-        _draw(100, 1.0),
-        (1, 2055, 2048),
-        (3, 431, 400),
-    ),
-    Case(
-        "draw_code_top_p",
-        draw.draw_code,
-        reference.draw_code,
-        draw.draw_code_bound,
-        _draw(0, 0.9),
-        (1, 2055, 2048),
-        (3, 431, 400),
-    ),
-    Case(
-        "decode_attention",
-        decode_attention.decode_attention,
-        reference.decode_attention,
-        decode_attention.decode_attention_bound,
-        _cache,
-        (2, 16, 1536, 128),
-        (2, 3, 431, 24),
-    ),
-    Case(
-        "spatial_norm_silu",
-        spatial_norm.spatial_norm_silu,
-        reference.spatial_norm_silu,
-        spatial_norm.spatial_norm_silu_bound,
-        _conditioned,
-        (128, 8, 480, 720, 2, 60, 90),
-        (8, 5, 10, 14, 3, 5, 7),
-    ),
-    Case(
-        "rgb_to_i420",
-        planes.rgb_to_i420,
-        reference.rgb_to_i420,
-        planes.rgb_to_i420_bound,
-        _pictures,
-        (3, 8, 480, 720),
-        (3, 2, 10, 14),
-    ),
+    _case("layernorm_modulate", modulation, _modulated, WINDOW, ODD),
+    _case("layernorm_modulate_f32", modulation, _modulated_stream, WINDOW, ODD, "layernorm_modulate"),
+    _case("gated_residual", modulation, _gated, WINDOW, ODD),
+    _case("gated_residual_f32", modulation, _gated_stream, WINDOW, ODD, "gated_residual"),
+    _case("rms_norm", rmsnorm, _rows, PREFILL, ODD_ROWS),
+    _case("add_rms_norm", rmsnorm, _added_rows, PREFILL, ODD_ROWS),
+    _case("add_rms_norm_f32", rmsnorm, _added_stream, PREFILL, ODD_ROWS, "add_rms_norm"),
+    _case("head_norm", headnorm, _heads, (2, 30, 17776, 64), (2, 3, 63, 20)),
+    _case("rotate_grid", rotary, _turned, (1, 12, 18768, 64), (1, 3, 63, 20), "rotate"),
+    _case("rotate_prefill", rotary, _turned, (2, 16, 1316, 128), (2, 5, 31, 16), "rotate"),
+    _case("rotate_decode", rotary, _turned_at, (2, 16, 1, 4096, 128), (2, 3, 1, 63, 20), "rotate"),
+    _case("gated_gelu", gelu, _pair, (2488, 11008), ODD_ROWS),
+    _case("nearest_code", codebook, _nearest(False), GROUP, ODD_GROUP),
+    _case("nearest_code_cosine", codebook, _nearest(True), GROUP, ODD_GROUP, "nearest_code"),
+    _case("lookup_project", codebook, _lookup, (1218, 2048, 16, 768), (31, 100, 9, 63)),
+    _case("guided_step", guidance, _step, (1, 13, 16, 60, 90), (3, 431)),
+    _case("draw_code_top_k", draw, _draw(100, 1.0), LOGITS, ODD_LOGITS, "draw_code"),
+    _case("draw_code_top_p", draw, _draw(0, 0.9), LOGITS, ODD_LOGITS, "draw_code"),
+    _case("decode_attention", decode_attention, _cache, (2, 16, 1536, 128), (2, 3, 431, 24)),
+    _case("spatial_norm_silu", spatial_norm, _conditioned, (128, 8, 480, 720, 2, 60, 90), (8, 5, 10, 14, 3, 5, 7)),
+    _case("rgb_to_i420", planes, _pictures, (3, 8, 480, 720), (3, 2, 10, 14)),
 )

@@ -36,6 +36,7 @@ def nearest_kernel(
     column = tl.arange(0, BLOCK)
     inside = (row[:, None] < rows) & (column[None, :] < width)
     values = tl.load(x + row[:, None] * x_row + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    length = tl.sum(values * values, axis=1)
     best = tl.full((ROWS,), float("inf"), tl.float32)
     nearest = tl.zeros((ROWS,), tl.int32)
     for first in range(0, codes, CODES):
@@ -45,11 +46,12 @@ def nearest_kernel(
         entries = tl.load(source, mask=known, other=0.0).to(tl.float32)
         square = tl.sum(entries * entries, axis=0)
         product = tl.dot(values, entries, input_precision="ieee")
-        # The row's own length changes neither order, so it is left out.
         if COSINE:
+            # The row's own length does not change the order.
             score = -product / tl.maximum(tl.sqrt(square), 1e-12)[None, :]
         else:
-            score = square[None, :] - 2.0 * product
+            # The root rounds near-ties together, as the published numerics do: the lower index then wins.
+            score = tl.sqrt_rn(tl.maximum(length[:, None] + square[None, :] - 2.0 * product, 0.0))
         score = tl.where(code[None, :] < codes, score, float("inf"))
         low = tl.min(score, axis=1)
         place = tl.argmin(score, axis=1)

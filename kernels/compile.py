@@ -90,7 +90,9 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
         triton.knobs.nvidia.dump_ptxas_log = True
         triton.knobs.compilation.always_compile = True
         compiled = triton.compile(
-            source, target=GPUTarget("cuda", architecture, WARP), options={"num_warps": launch.warps}
+            source,
+            target=GPUTarget("cuda", architecture, WARP),
+            options={"num_warps": launch.warps, "enable_fp_fusion": True},
         )
     text = log.getvalue()
     registers = re.search(r"Used (\d+) registers", text)
@@ -103,10 +105,10 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
 def report(architectures: list[int], dtype: torch.dtype) -> int:
     """Compiles everything, writes one line a kernel, returns the number of kernels that failed or spilled."""
     bad = 0
-    sys.stdout.write(f"{'operation':22}{'kernel':26}{'sm':>4}{'warps':>6}{'regs':>6}{'spilled':>9}{'shared':>8}\n")
+    sys.stdout.write(f"{'operation':24}{'kernel':26}{'sm':>4}{'warps':>6}{'regs':>6}{'spilled':>9}{'shared':>8}\n")
     for name, launch in launches(dtype):
         for architecture in architectures:
-            label = f"{name:22}{launch.kernel.__name__:26}{architecture:>4}{launch.warps:>6}"
+            label = f"{name:24}{launch.kernel.__name__:26}{architecture:>4}{launch.warps:>6}"
             try:
                 usage = compile_launch(launch, architecture)
             except Exception as error:  # any stage of the compiler may fail, each in its own way

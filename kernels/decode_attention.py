@@ -9,11 +9,10 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
 
 PROGRAMS = 512  # aimed at: about four for each processor of a large device
-BLOCK_ELEMENTS = 4096  # of keys and as many of values in a program's hands
-WARPS = 4
+USUAL = Tile(4096, 4)  # elements of keys and as many of values in a program's hands
 
 
 @jit
@@ -22,6 +21,7 @@ def attend_part_kernel(
     keys: operand,
     values: operand,
     length: operand,
+    length_batch: operand,
     mixed: operand,
     peaks: operand,
     masses: operand,
@@ -47,7 +47,7 @@ def attend_part_kernel(
     inside = column < width
     query = tl.load(q + batch * q_batch + head * q_head + column, mask=inside, other=0.0).to(tl.float32) * scale
     first = part * part_rows
-    end = tl.minimum(tl.load(length), first + part_rows)
+    end = tl.minimum(tl.load(length + batch * length_batch), first + part_rows)
     peak = -float("inf")
     mass = 0.0
     total = tl.zeros((BLOCK,), tl.float32)
@@ -96,12 +96,12 @@ def join_parts_kernel(
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, backend: Backend = "auto") -> Tensor:
-    """Softmax attention, scale 1/sqrt(D), of one query a head over the first `length` rows of the cache.
+    """Softmax attention, scale 1/sqrt(D), of one query a head over the first `length` positions of the cache.
 
     Args:
         q: [B, H, D] float.
-        keys, values: [B, H, L, D] float, any strides but the last; rows past the length may hold anything.
-        length: [1] int64 in 1..L, on the device, so that the host need not know it.
+        keys, values: [B, H, L, D] float, any strides but the last; positions past the length may hold anything.
+        length: [1] int64 in 1..L, or one for each row [B]; on the device, so that the host need not know it.
 
     Returns:
         [B, H, D], dense, the dtype of `q`; new memory.
@@ -113,7 +113,7 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, ba
     expect_rank("keys", keys, 4)
     expect_shape("keys", keys, (*q.shape[:2], keys.shape[2], q.shape[2]))
     expect_shape("values", values, keys.shape)
-    expect_shape("length", length, (1,))
+    expect_shape("length", length, (q.shape[0] if length.numel() > 1 else 1,))
     expect_dtype("length", length, (torch.int64,))
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
         expect_dtype(name, tensor)
@@ -125,7 +125,8 @@ def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -
     batch, heads, width = q.shape
     pairs, capacity = batch * heads, keys.shape[2]
     block = max(power_of_two(width), 16)
-    rows = max(BLOCK_ELEMENTS // block, 16)
+    part = tile("attend_part", capacity, q.device, USUAL)
+    rows = max(part.elements // block, 16)
     wanted = max(-(-PROGRAMS // pairs), 1)
     part_rows = -(-capacity // (wanted * rows)) * rows
     parts = -(-capacity // part_rows)
@@ -135,9 +136,9 @@ def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -
     start(
         attend_part_kernel,
         (pairs, parts),
-        *(q, keys, values, length, mixed, peaks, masses, heads, width, part_rows, parts, q.stride(0), q.stride(1)),
-        *(*keys.stride()[:3], *values.stride()[:3], width**-0.5),
-        warps=WARPS,
+        *(q, keys, values, length, int(length.numel() > 1), mixed, peaks, masses, heads, width, part_rows, parts),
+        *(q.stride(0), q.stride(1), *keys.stride()[:3], *values.stride()[:3], width**-0.5),
+        warps=part.warps,
         ROWS=rows,
         BLOCK=block,
     )
@@ -145,7 +146,7 @@ def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -
         join_parts_kernel,
         (pairs,),
         *(mixed, peaks, masses, out, parts, width),
-        warps=WARPS,
+        warps=USUAL.warps,
         PARTS=power_of_two(parts),
         BLOCK=block,
     )

@@ -1,6 +1,7 @@
 """Drawing a code from the planner's logits without the host: guidance, temperature, top-k or top-p (FACTS 2.6).
 
-Noise is given, so that a draw depends on its key alone. Shapes: `B` batch, `V` vocabulary, `G` guidance rows.
+Noise is given, so that a draw depends on its key alone. Shapes: `B` batch, `V` vocabulary, `K` codes, `G` guidance
+rows.
 """
 
 import torch
@@ -59,7 +60,7 @@ def draw_kernel(
                 fits = tl.sum(tl.where(order > middle, weight, 0.0), axis=0) < most
                 low, high = tl.where(fits, low, middle + 1), tl.where(fits, middle, high)
         kept = allowed & (order >= low)
-    noise = tl.load(gumbel + row * vocabulary + column, mask=allowed, other=0.0).to(tl.float32)
+    noise = tl.load(gumbel + row * codes + column, mask=allowed, other=0.0).to(tl.float32)
     drawn = tl.argmax(tl.where(kept, values + noise, -float("inf")), axis=0)
     tl.store(out + row, drawn.to(tl.int64))
 
@@ -67,7 +68,6 @@ def draw_kernel(
 def draw_code(
     logits: Tensor,
     gumbel: Tensor,
-    codes: int,
     guidance: float,
     temperature: float,
     top_k: int,
@@ -78,8 +78,8 @@ def draw_code(
 
     Args:
         logits: [G, B, V] float32, dense: with the prompt, then without it; only with it if G is 1.
-        gumbel: [B, V] float32, dense: -log(-log(u)) of uniform u; zeros take the likeliest.
-        codes: only the first so many ids may be drawn, so special tokens cannot be.
+        gumbel: [B, K] float32, dense: -log(-log(u)) of uniform u; zeros take the likeliest. Only the first K <= V ids
+            may be drawn, so special tokens cannot be.
         guidance: factor of (with - without); not read if G is 1.
         temperature: divides the logits, > 0.
         top_k: keep logits not below the k-th; 0 keeps all.
@@ -94,28 +94,27 @@ def draw_code(
     expect_rank("logits", logits, 3)
     rows, batch, vocabulary = logits.shape
     expect_shape("logits", logits, (min(rows, 2), batch, vocabulary))
-    expect_shape("gumbel", gumbel, (batch, vocabulary))
+    expect_rank("gumbel", gumbel, 2)
+    if gumbel.shape[0] != batch or gumbel.shape[1] > vocabulary:
+        raise ValueError(
+            f"gumbel must have shape ({batch}, 1..{vocabulary}), the vocabulary, not {tuple(gumbel.shape)}"
+        )
     expect_together(logits=logits, gumbel=gumbel)
     for name, tensor in (("logits", logits), ("gumbel", gumbel)):
         expect_dtype(name, tensor, (torch.float32,))
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
-    if not 1 <= codes <= vocabulary:
-        raise ValueError(f"codes must be in 1..{vocabulary}, the vocabulary, not {codes}")
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0 or (top_k and top_p < 1):
         raise ValueError(
             "temperature must be > 0, top_p in (0, 1], top_k >= 0, and one of top_k, top_p off, "
             f"not {temperature}, {top_p}, {top_k}"
         )
-    return dispatch(
-        backend, _draw_code, reference.draw_code, logits, gumbel, codes, guidance, temperature, top_k, top_p
-    )
+    return dispatch(backend, _draw_code, reference.draw_code, logits, gumbel, guidance, temperature, top_k, top_p)
 
 
-def _draw_code(
-    logits: Tensor, gumbel: Tensor, codes: int, guidance: float, temperature: float, top_k: int, top_p: float
-) -> Tensor:
+def _draw_code(logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float) -> Tensor:
     rows, batch, vocabulary = logits.shape
+    codes = gumbel.shape[1]
     if vocabulary > LARGEST_BLOCK:
         raise Uncovered(f"a program holds a vocabulary of at most {LARGEST_BLOCK}, not {vocabulary}")
     out = torch.empty(batch, dtype=torch.int64, device=logits.device)
@@ -133,7 +132,7 @@ def _draw_code(
 
 
 def draw_code_bound(
-    logits: Tensor, gumbel: Tensor, codes: int, guidance: float, temperature: float, top_k: int, top_p: float
+    logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float
 ) -> Bound:
     """Logits and noise read once; some five operations a logit, the thresholds' passes not counted."""
     return Bound(logits.nbytes + gumbel.nbytes + 8 * gumbel.shape[0], 5 * logits.numel())

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import TILE_ELEMENTS, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
 
-WARPS = 4
+USUAL = Tile(2048, 4)
 
 
 @jit
@@ -49,13 +49,14 @@ def gated_gelu(gate: Tensor, up: Tensor, backend: Backend = "auto") -> Tensor:
 
 def _gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
     rows, width = gate.shape
-    block = min(power_of_two(width), TILE_ELEMENTS)
+    part = tile("gated_gelu", width, gate.device, USUAL)
+    block = min(power_of_two(width), part.elements)
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     start(
         gated_gelu_kernel,
         (rows, -(-width // block)),
         *(gate, up, out, width, gate.stride(0), up.stride(0)),
-        warps=WARPS,
+        warps=part.warps,
         BLOCK=block,
     )
     return out

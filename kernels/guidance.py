@@ -9,13 +9,12 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_shape
+from kernels.tiles import Tile, expect_dtype, expect_shape, tile
 
 # Columns of the table: clean = skip x + out output; x0 = clean_0 + scale (clean_1 - clean_0);
 # next = keep x - pull (mix x0 - mix_previous x0_before) + spread noise.
 COLUMNS = ("skip", "out", "scale", "keep", "pull", "mix", "mix_previous", "spread")
-BLOCK = 1024
-WARPS = 4
+USUAL = Tile(1024, 4)
 
 
 @jit
@@ -106,13 +105,14 @@ def _guided_step(
     x: Tensor, outputs: Tensor, coefficients: Tensor, step: Tensor, previous: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     following, denoised = torch.empty_like(x), torch.empty_like(x)
+    part = tile("guided_step", x.numel(), x.device, USUAL)
     start(
         guided_step_kernel,
-        (-(-x.numel() // BLOCK),),
+        (-(-x.numel() // part.elements),),
         *(x, outputs, coefficients, step, previous, noise, following, denoised, x.numel()),
-        warps=WARPS,
+        warps=part.warps,
         GUIDED=outputs.shape[0] == 2,
-        BLOCK=BLOCK,
+        BLOCK=part.elements,
     )
     return following, denoised
 

@@ -115,7 +115,7 @@ def _head_norm(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     rows = batch * heads * tokens
-    tile = row_tile(width)
+    tile = row_tile("head_norm", width, q.device)
     q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     start(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-    from triton.runtime.errors import OutOfResources
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
 except ImportError:
     triton = None
     tl = None
-
-    class OutOfResources(Exception):  # type: ignore[no-redef]
-        """Stands for Triton's error of the same name, which nothing can raise here."""
 
 
 # Annotations inside kernels; Triton looks them up in its own language, so `Any` will not do.
@@ -42,9 +40,11 @@ __all__ = [
     "Uncovered",
     "constexpr",
     "dispatch",
+    "fuses",
     "jit",
     "obstacle",
     "operand",
+    "preferring",
     "recording",
     "start",
     "tl",
@@ -54,7 +54,9 @@ Backend = Literal["auto", "triton", "reference"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+BACKENDS = ("auto", "triton", "reference")
 LOWEST_CAPABILITY = (8, 0)  # bf16 arithmetic begins here
+PREFERENCE = "LANDIFF_KERNELS"  # environment variable: one of `BACKENDS`, for every operation that is not told
 # Kernels are bound to the interpreter or the compiler when they are decorated, so this never changes later.
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -83,7 +85,22 @@ class Uncovered(Exception):
     """A kernel has no tile for a shape that the reference can do."""
 
 
+# Beside that: a device has too little of something for a kernel, or the compiler does not know the device.
+UNFIT = (Uncovered,) if triton is None else (Uncovered, OutOfResources, PTXASError, CompilationError)
+
+
 _recorder: ContextVar[list[Launch] | None] = ContextVar("recorder", default=None)
+
+
+def _from_environment() -> Backend:
+    wanted = os.environ.get(PREFERENCE, "auto")
+    if wanted not in BACKENDS:
+        raise ValueError(f"{PREFERENCE} must be {' or '.join(map(repr, BACKENDS))}, not {wanted!r}")
+    return cast(Backend, wanted)
+
+
+_ordered: Backend = _from_environment()
+_preferred: ContextVar[Backend] = ContextVar("preferred", default=_ordered)
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -102,6 +119,37 @@ def recording() -> Iterator[list[Launch]]:
         _recorder.reset(token)
 
 
+@contextlib.contextmanager
+def preferring(backend: Backend) -> Iterator[None]:
+    """Inside, `backend` stands for what the environment variable says."""
+    token = _preferred.set(backend)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether operations on `x` should go through this package, or be written out in torch by the caller.
+
+    True on a device that Triton can use, and where kernels were ordered; false under autograd, since they have no
+    backward pass, and where they were switched off. Where a device should have them and cannot, one warning says why.
+
+    Raises:
+        ValueError: kernels were ordered and cannot run.
+    """
+    preferred = _preferred.get()
+    if preferred == "reference" or (preferred == "auto" and not x.is_cuda) or torch.is_grad_enabled():
+        return False
+    reason = None if _recorder.get() is not None else obstacle(x.device)
+    if reason is None:
+        return True
+    if preferred == "triton":
+        raise ValueError(f"{PREFERENCE}=triton cannot run: {reason}; 'auto' and 'reference' can")
+    _warn_once("every operation", reason)
+    return False
+
+
 @functools.cache
 def obstacle(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on tensors of `device`; None where they can."""
@@ -115,10 +163,23 @@ def obstacle(device: torch.device) -> str | None:
     if capability < LOWEST_CAPABILITY:
         return f"the device has compute capability {capability}, the kernels need {LOWEST_CAPABILITY}"
     try:
-        triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # Triton raises whatever its driver build step met: no compiler, no libcuda
-        return f"Triton found no usable driver ({error})"
+        _try_out(device)
+    except Exception as error:  # Triton raises whatever its build steps met: no compiler, no libcuda, a chip too new
+        return f"Triton cannot run a kernel on it ({type(error).__name__}: {error})"
     return None
+
+
+def _try_out(device: torch.device) -> None:
+    """Builds and runs the smallest kernel."""
+    with torch.cuda.device(device):
+        triton.runtime.driver.active.get_current_target()
+        _probe_kernel[(1,)](torch.empty(1, device=device), enable_fp_fusion=True)
+        torch.cuda.synchronize(device)
+
+
+@jit
+def _probe_kernel(out: operand) -> None:
+    tl.store(out, 1.0)
 
 
 @functools.cache
@@ -132,17 +193,20 @@ def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *ar
     Kernels have no backward pass: under autograd "auto" takes `plain`, which has.
 
     Args:
-        backend: "auto" takes Triton on CUDA only; "triton" and "reference" are orders.
+        backend: "auto" takes Triton on CUDA, and also on the CPU if the environment variable says "triton"; nowhere
+            if that says "reference". "triton" and "reference" are orders.
 
     Raises:
         ValueError: "triton" was ordered and cannot run, or the backend is unknown.
     """
     first = args[0]
     assert isinstance(first, Tensor)
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend must be 'auto', 'triton' or 'reference', not {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be {' or '.join(map(repr, BACKENDS))}, not {backend!r}")
     learning = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
-    if backend == "reference" or (backend == "auto" and (learning or first.device.type == "cpu")):
+    preferred = _preferred.get()
+    off = learning or preferred == "reference" or (preferred == "auto" and first.device.type == "cpu")
+    if backend == "reference" or (backend == "auto" and off):
         return plain(*args, **kwargs)
     reason = None if _recorder.get() is not None else obstacle(first.device)
     if learning:
@@ -150,7 +214,7 @@ def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *ar
     if reason is None:
         try:
             return fused(*args, **kwargs)
-        except (OutOfResources, Uncovered) as error:
+        except UNFIT as error:
             reason = str(error)
     if backend == "triton":
         raise ValueError(f"backend 'triton' cannot run {plain.__name__}: {reason}; 'reference' can")
@@ -173,4 +237,5 @@ def start(
     first = arguments[0]
     assert isinstance(first, Tensor)
     with torch.cuda.device(first.device.index if first.is_cuda else -1):
-        kernel[grid](*arguments, num_warps=warps, **constants)
+        # Stated, since Triton changes what it does by default.
+        kernel[grid](*arguments, num_warps=warps, enable_fp_fusion=True, **constants)

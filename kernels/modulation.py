@@ -90,6 +90,7 @@ def layernorm_modulate(
     scale: Tensor,
     text_rows: int,
     eps: float,
+    dtype: torch.dtype | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """LayerNorm, then y (1 + scale) + shift with one pair for image rows, one for text rows, in one pass.
@@ -99,9 +100,10 @@ def layernorm_modulate(
         weight, bias: [D] float.
         shift, scale: [B, 2, D] float, image row then text row.
         text_rows: the first so many tokens of each sequence are text.
+        dtype: of the result, that of `x` if None; the type of a matrix product that follows saves a pass to cast.
 
     Returns:
-        [B, N, D], dense, the dtype of `x`; new memory.
+        [B, N, D], dense; new memory.
 
     Raises:
         ValueError: a shape, dtype or device does not fit.
@@ -117,16 +119,23 @@ def layernorm_modulate(
         expect_dtype(name, tensor)
     expect_together(x=x, weight=weight, bias=bias, shift=shift, scale=scale)
     return dispatch(
-        backend, _layernorm_modulate, reference.layernorm_modulate, x, weight, bias, shift, scale, text_rows, eps
+        backend, _layernorm_modulate, reference.layernorm_modulate, x, weight, bias, shift, scale, text_rows, eps, dtype
     )
 
 
 def _layernorm_modulate(
-    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, text_rows: int, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    text_rows: int,
+    eps: float,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     batch, tokens, width = x.shape
-    tile = row_tile(width)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tile = row_tile("modulate", width, x.device)
+    out = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
     start(
         modulate_kernel,
         (tile.programs(batch * tokens),),
@@ -140,10 +149,18 @@ def _layernorm_modulate(
 
 
 def layernorm_modulate_bound(
-    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, text_rows: int, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    text_rows: int,
+    eps: float,
+    dtype: torch.dtype | None = None,
 ) -> Bound:
-    """x read and written once, each modulation read once; ten operations an element."""
-    return Bound(2 * x.nbytes + weight.nbytes + bias.nbytes + shift.nbytes + scale.nbytes, 10 * x.numel())
+    """x read and the result written once, each modulation read once; ten operations an element."""
+    written = x.numel() * (dtype or x.dtype).itemsize
+    return Bound(x.nbytes + written + weight.nbytes + bias.nbytes + shift.nbytes + scale.nbytes, 10 * x.numel())
 
 
 def gated_residual(
@@ -179,7 +196,7 @@ def gated_residual(
 
 def _gated_residual(x: Tensor, update: Tensor, gate: Tensor, text_rows: int, control: Tensor | None) -> Tensor:
     batch, tokens, width = x.shape
-    tile = row_tile(width)
+    tile = row_tile("residual", width, x.device)
     out = torch.empty_like(x)
     start(
         residual_kernel,
@@ -196,8 +213,9 @@ def gated_residual_bound(
     x: Tensor, update: Tensor, gate: Tensor, text_rows: int, control: Tensor | None = None
 ) -> Bound:
     """Each stream read once, the sum written once; two or three operations an element."""
-    streams = 3 if control is None else 4
-    return Bound(streams * x.nbytes + gate.nbytes, (streams - 1) * x.numel())
+    added = (update,) if control is None else (update, control)
+    traffic = 2 * x.nbytes + sum(stream.nbytes for stream in added) + gate.nbytes
+    return Bound(traffic, (1 + len(added)) * x.numel())
 
 
 def _expect_text_rows(text_rows: int, tokens: int) -> None:

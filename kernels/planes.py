@@ -8,10 +8,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_rank, expect_shape
+from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, tile
 
-BLOCK = 512  # squares of 2x2 pixels a program
-WARPS = 4
+USUAL = Tile(512, 4)  # elements are squares of 2x2 pixels
 
 
 @jit
@@ -88,12 +87,13 @@ def rgb_to_i420(rgb: Tensor, backend: Backend = "auto") -> Tensor:
 def _rgb_to_i420(rgb: Tensor) -> Tensor:
     frames, height, width = rgb.shape[1:]
     out = torch.empty(frames, height * 3 // 2, width, dtype=torch.uint8, device=rgb.device)
+    part = tile("i420", height * width, rgb.device, USUAL)
     start(
         i420_kernel,
-        (frames, -(-(height * width // 4) // BLOCK)),
+        (frames, -(-(height * width // 4) // part.elements)),
         *(rgb, out, height, width, rgb.stride(0), rgb.stride(1), rgb.stride(2), rgb.stride(3)),
-        warps=WARPS,
-        BLOCK=BLOCK,
+        warps=part.warps,
+        BLOCK=part.elements,
     )
     return out
 

@@ -19,12 +19,20 @@ def _by_kind(modulation: Tensor, tokens: int, text_rows: int) -> Tensor:
 
 
 def layernorm_modulate(
-    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor, scale: Tensor, text_rows: int, eps: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    text_rows: int,
+    eps: float,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """LayerNorm, then y (1 + scale) + shift with one pair for image rows, one for text rows (FACTS 3.2)."""
     normed = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
     tokens = x.shape[1]
-    return (normed * (1 + _by_kind(scale, tokens, text_rows)) + _by_kind(shift, tokens, text_rows)).to(x.dtype)
+    result = normed * (1 + _by_kind(scale, tokens, text_rows)) + _by_kind(shift, tokens, text_rows)
+    return result.to(dtype or x.dtype)
 
 
 def gated_residual(x: Tensor, update: Tensor, gate: Tensor, text_rows: int, control: Tensor | None = None) -> Tensor:
@@ -33,16 +41,18 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor, text_rows: int, cont
     return (total if control is None else total + control.float()).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     """RMSNorm, scaled in float32 and cast last (FACTS 2.5)."""
     wide = x.float()
-    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps) * weight.float()).to(dtype or x.dtype)
 
 
-def add_rms_norm(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """The residual stream x + update, rounded to its dtype, and its RMSNorm: (normed, total)."""
     total = (x.float() + update.float()).to(x.dtype)
-    return rms_norm(total, weight, eps), total
+    return rms_norm(total, weight, eps, dtype), total
 
 
 def head_norm(
@@ -104,14 +114,12 @@ def guided_step(
     return result, denoised
 
 
-def draw_code(
-    logits: Tensor, gumbel: Tensor, codes: int, guidance: float, temperature: float, top_k: int, top_p: float
-) -> Tensor:
+def draw_code(logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Guidance, temperature, top-k or top-p, and a draw by the Gumbel noise given (FACTS 2.6). Returns [B] int64."""
-    wide = logits.float()
+    codes = gumbel.shape[1]
+    wide = logits[:, :, :codes].float()
     mixed = wide[0] if wide.shape[0] == 1 else wide[1] + guidance * (wide[0] - wide[1])
     scaled = mixed / temperature
-    scaled = scaled.masked_fill(torch.arange(scaled.shape[1], device=scaled.device) >= codes, -torch.inf)
     if top_k:
         lowest = scaled.topk(min(top_k, codes), dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < lowest, -torch.inf)
@@ -126,10 +134,10 @@ def draw_code(
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
     """Softmax attention of one query a head over the first `length` rows of a static cache (FACTS 2.5)."""
     scores = torch.einsum("bhd,bhld->bhl", q.float(), keys.float()) * q.shape[-1] ** -0.5
-    unused = torch.arange(keys.shape[2], device=q.device) >= length
+    unused = (torch.arange(keys.shape[2], device=q.device) >= length[:, None])[:, None]
     weights = scores.masked_fill(unused, -torch.inf).softmax(-1)
     # Rows past the end may hold anything, and 0 x NaN is NaN.
-    filled = values.float().masked_fill(unused[:, None], 0.0)
+    filled = values.float().masked_fill(unused[..., None], 0.0)
     return torch.einsum("bhl,bhld->bhd", weights, filled).to(q.dtype)
 
 

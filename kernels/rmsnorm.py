@@ -41,62 +41,76 @@ def rms_kernel(
     tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: Backend = "auto") -> Tensor:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None, backend: Backend = "auto"
+) -> Tensor:
     """RMSNorm, scaled in float32 and cast last.
 
     Args:
         x: [..., D] float, dense.
         weight: [D] float.
+        dtype: of the result, that of `x` if None.
 
     Returns:
-        [..., D], the dtype of `x`; new memory.
+        [..., D]; new memory.
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit.
     """
     _check(weight, x)
-    return dispatch(backend, _rms_norm, reference.rms_norm, x, weight, eps)
+    return dispatch(backend, _rms_norm, reference.rms_norm, x, weight, eps, dtype)
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out = torch.empty_like(x)
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
+    out = torch.empty_like(x, dtype=dtype)
     _start(x, None, weight, None, out, eps)
     return out
 
 
-def rms_norm_bound(x: Tensor, weight: Tensor, eps: float) -> Bound:
-    """x read and written once; four operations an element."""
-    return Bound(2 * x.nbytes + weight.nbytes, 4 * x.numel())
+def rms_norm_bound(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Bound:
+    """x read and the result written once; four operations an element."""
+    return Bound(x.nbytes + x.numel() * (dtype or x.dtype).itemsize + weight.nbytes, 4 * x.numel())
 
 
 def add_rms_norm(
-    x: Tensor, update: Tensor, weight: Tensor, eps: float, backend: Backend = "auto"
+    x: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype | None = None,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The residual stream x + update and its RMSNorm, in one pass.
 
     Args:
-        x, update: [..., D] float, dense, one dtype.
+        x, update: [..., D] float, dense.
         weight: [D] float.
+        dtype: of what is normed, that of `x` if None.
 
     Returns:
-        (normed, total), each [..., D] in the dtype of `x`; new memory.
+        (normed, total), each [..., D], the total in the dtype of `x`; new memory.
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit.
     """
     _check(weight, x, update)
-    return dispatch(backend, _add_rms_norm, reference.add_rms_norm, x, update, weight, eps)
+    return dispatch(backend, _add_rms_norm, reference.add_rms_norm, x, update, weight, eps, dtype)
 
 
-def _add_rms_norm(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    out, total = torch.empty_like(x), torch.empty_like(x)
+def _add_rms_norm(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    out, total = torch.empty_like(x, dtype=dtype), torch.empty_like(x)
     _start(x, update, weight, total, out, eps)
     return out, total
 
 
-def add_rms_norm_bound(x: Tensor, update: Tensor, weight: Tensor, eps: float) -> Bound:
+def add_rms_norm_bound(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Bound:
     """Two streams read, two written; five operations an element."""
-    return Bound(4 * x.nbytes + weight.nbytes, 5 * x.numel())
+    written = x.nbytes + x.numel() * (dtype or x.dtype).itemsize
+    return Bound(x.nbytes + update.nbytes + written + weight.nbytes, 5 * x.numel())
 
 
 def _check(weight: Tensor, x: Tensor, update: Tensor | None = None) -> None:
@@ -104,11 +118,10 @@ def _check(weight: Tensor, x: Tensor, update: Tensor | None = None) -> None:
         raise ValueError(f"x must have rows and elements, not shape {tuple(x.shape)}")
     expect_shape("weight", weight, x.shape[-1:])
     expect_dtype("weight", weight)
-    expect_dtype("x", x)
     streams = {"x": x} | ({} if update is None else {"update": update})
     for name, tensor in streams.items():
         expect_shape(name, tensor, x.shape)
-        expect_dtype(name, tensor, (x.dtype,))
+        expect_dtype(name, tensor)
         if not tensor.is_contiguous():
             raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
     expect_together(weight=weight, **streams)
@@ -117,7 +130,7 @@ def _check(weight: Tensor, x: Tensor, update: Tensor | None = None) -> None:
 def _start(x: Tensor, update: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float) -> None:
     width = x.shape[-1]
     rows = x.numel() // width
-    tile = row_tile(width)
+    tile = row_tile("rms", width, x.device)
     start(
         rms_kernel,
         (tile.programs(rows),),

@@ -93,7 +93,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None,
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> Tensor:
     batch, heads, tokens, width = x.shape
-    tile = row_tile(width)
+    tile = row_tile("rotate", width, x.device)
     rows = min(tile.rows, power_of_two(tokens))
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     start(

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
 
-BLOCK = 2048
-WARPS = 4
+USUAL = Tile(2048, 4)
 PROGRAMS = 1024  # aimed at by the statistics: some eight for each processor of a large device
 LARGEST_INT32 = 2**31 - 1
 MOST_PARTS = 256  # each program of the second pass reads all parts of its group
@@ -155,11 +154,12 @@ def _spatial_norm_silu(
 ) -> Tensor:
     batch, channels, frames, height, width = x.shape
     group_channels, size = channels // groups, frames * height * width
-    if size > LARGEST_INT32 - BLOCK:
+    part = tile("spatial_norm", size, x.device, USUAL)
+    if size > LARGEST_INT32 - part.elements:
         raise Uncovered(f"a channel's volume is counted in int32, {size} is more")
     total = group_channels * size
     wanted = min(max(PROGRAMS // (batch * groups), 1), MOST_PARTS)
-    part_size = -(-total // (wanted * BLOCK)) * BLOCK
+    part_size = -(-total // (wanted * part.elements)) * part.elements
     parts = -(-total // part_size)
     means, deviations = (torch.empty(batch * groups, parts, device=x.device) for _ in range(2))
     out = torch.empty_like(x)
@@ -167,18 +167,18 @@ def _spatial_norm_silu(
         group_statistics_kernel,
         (batch * groups, parts),
         *(x, means, deviations, total, part_size, parts),
-        warps=WARPS,
-        BLOCK=BLOCK,
+        warps=part.warps,
+        BLOCK=part.elements,
     )
     start(
         spatial_norm_kernel,
-        (batch * channels, -(-size // BLOCK)),
+        (batch * channels, -(-size // part.elements)),
         *(x, weight, bias, scale, shift, means, deviations, out, channels, group_channels, size, part_size, parts),
         *(frames, height, width, *scale.shape[2:], eps),
-        warps=WARPS,
+        warps=part.warps,
         APART=frames > 1 and frames % 2 == 1,
         PARTS=power_of_two(parts),
-        BLOCK=BLOCK,
+        BLOCK=part.elements,
     )
     return out
 

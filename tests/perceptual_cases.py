@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from engine.checkpoints.published_names_perceptual import BASE, DIFFUSION
+from engine.checkpoints.published_names_semantic import to_ours
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import Renderer, RendererConfig
 from engine.perceptual.upsampler import ConditionConfig
-from engine.published_names_perceptual import BASE, DIFFUSION
-from engine.published_names_semantic import to_ours
 from tests import golden
 
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.check_reference import CHECKS, check, main
-from engine.reference_case import load_case
+from engine.reference.check_reference import CHECKS, check, main
+from engine.reference.reference_case import load_case
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(folder: Path) -> tuple[int, list[str]]:
     """The command in a process of its own: how a processor rounds is settled once a process."""
-    program = f"import sys; from engine.check_reference import main; sys.exit(main([{str(folder)!r}]))"
+    program = f"import sys; from engine.reference.check_reference import main; sys.exit(main([{str(folder)!r}]))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines()
 

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
+from engine.checkpoints.published_names_perceptual import DIFFUSION
+from engine.checkpoints.published_names_semantic import to_ours, to_published
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.published_names_perceptual import DIFFUSION
-from engine.published_names_semantic import to_ours, to_published
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
 from tests import golden
 from tests.perceptual_cases import renderer

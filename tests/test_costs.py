@@ -7,7 +7,7 @@ import pytest
 from engine.config import preset
 from engine.costs import PROMPT_TOKENS, Stage, group_s, hop_s, stages
 from engine.inspect_model import modules_of
-from engine.landiff import LandiffConfig, build
+from engine.model import build
 
 
 def test_spans_and_bounds() -> None:
@@ -20,12 +20,12 @@ def test_spans_and_bounds() -> None:
 
 def test_landiff_counts() -> None:
     """Planner token, denoising step and tokenizer equal the sums of their matrix products."""
-    config = LandiffConfig()
+    config = preset("landiff")
     assert (group_s(config), hop_s(config)) == (6.5, 3.0)
     token, group, _, step, _ = stages(config, build(config))
     width, mlp, layers = 2048, 11008, 24
     weights = layers * (4 * width**2 + 3 * width * mlp) + 2055 * width
-    middle = 3 + PROMPT_TOKENS + 1244 - 1244 // 2 + 1
+    middle = 3 + PROMPT_TOKENS + 2 * 1244 - 1244 // 2 + 1
     assert token.flops == pytest.approx(2 * (2 * weights + 4 * layers * width * middle), rel=1e-6)
     assert token.calls == 1244
     count, hidden = 226 + 13 * 1350, 1920

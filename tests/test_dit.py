@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+from engine.checkpoints.published_names_perceptual import BASE
+from engine.checkpoints.published_names_semantic import to_ours, to_published
 from engine.perceptual.dit import DiT, DiTConfig, position_table
 from engine.perceptual.head import Frames
-from engine.published_names_perceptual import BASE
-from engine.published_names_semantic import to_ours, to_published
 from tests import golden
 from tests.perceptual_cases import renderer
 

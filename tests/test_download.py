@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from engine import download
-from engine.download import CHECKSUMS, HUB_ID, fetch, verify
-from engine.published import FILES
+from engine.checkpoints import download
+from engine.checkpoints.download import CHECKSUMS, HUB_ID, fetch, verify, verify_once
+from engine.checkpoints.published import FILES
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, contents: dict[str, bytes]) -> list[str]:
@@ -64,3 +64,19 @@ def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ValueError, match="no route to host.*or give a folder"):
         fetch("someone/something")
+
+
+def test_md5_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that has passed is not read again, until a file is changed or gone."""
+    (tmp_path / "a.bin").write_bytes(b"1234")
+    sums = {"a.bin": hashlib.md5(b"1234").hexdigest()}
+    verify_once(tmp_path, sums)
+    monkeypatch.setattr(download, "verify", lambda folder, checksums: pytest.fail("read again"))
+    verify_once(tmp_path, sums)
+    monkeypatch.undo()
+    (tmp_path / "a.bin").write_bytes(b"123")
+    with pytest.raises(ValueError, match="a.bin has md5"):
+        verify_once(tmp_path, sums)
+    (tmp_path / "a.bin").unlink()
+    with pytest.raises(ValueError, match="a.bin is missing"):
+        verify_once(tmp_path, sums)

@@ -22,7 +22,7 @@ def gumbel(*shape: int) -> torch.Tensor:
 def test_draw_code(guidance_rows: int, batch: int, vocabulary: int, codes: int, top_k: int, top_p: float) -> None:
     """draw_code draws what its reference draws, at a temperature at which every filter decides."""
     logits = normal(guidance_rows, batch, vocabulary)
-    arguments = (logits, gumbel(batch, vocabulary), codes, 2.5, 3.0, top_k, top_p)
+    arguments = (logits, gumbel(batch, codes), 2.5, 3.0, top_k, top_p)
     result = fused(draw.draw_code, *arguments)
     assert torch.equal(result, reference.draw_code(*arguments))
     assert bool((result < codes).all())
@@ -31,9 +31,9 @@ def test_draw_code(guidance_rows: int, batch: int, vocabulary: int, codes: int, 
 def test_filters_decide() -> None:
     """With the same noise the filters change draws, so the comparison above can fail."""
     logits, noise = normal(1, 12, 400), gumbel(12, 400)
-    free = fused(draw.draw_code, logits, noise, 400, 1.0, 3.0, 0, 1.0)
+    free = fused(draw.draw_code, logits, noise, 1.0, 3.0, 0, 1.0)
     for top_k, top_p in ((5, 1.0), (0, 0.1)):
-        assert not torch.equal(free, fused(draw.draw_code, logits, noise, 400, 1.0, 3.0, top_k, top_p))
+        assert not torch.equal(free, fused(draw.draw_code, logits, noise, 1.0, 3.0, top_k, top_p))
 
 
 def test_ties_and_zeros_stay_together() -> None:
@@ -42,27 +42,27 @@ def test_ties_and_zeros_stay_together() -> None:
     for place in range(5):
         noise = torch.zeros(1, 5, device=DEVICE)
         noise[0, place] = 9.0
-        drawn = fused(draw.draw_code, logits, noise, 5, 1.0, 1.0, 2, 1.0)
+        drawn = fused(draw.draw_code, logits, noise, 1.0, 1.0, 2, 1.0)
         assert drawn.item() == (place if place < 4 else 0)
 
 
 def test_special_tokens_do_not_count() -> None:
     """Ids beyond the codes take no place among the top k and no mass, however likely."""
     logits = torch.tensor([[[1.0, 0.5, -9.0, 50.0]]], device=DEVICE)
-    noise = torch.tensor([[0.0, 2.0, 0.0, 0.0]], device=DEVICE)
+    noise = torch.tensor([[0.0, 2.0, 0.0]], device=DEVICE)
     for top_k, top_p in ((2, 1.0), (0, 0.9)):
-        assert fused(draw.draw_code, logits, noise, 3, 1.0, 1.0, top_k, top_p).item() == 1
+        assert fused(draw.draw_code, logits, noise, 1.0, 1.0, top_k, top_p).item() == 1
 
 
 def test_refuses_wrong_operands() -> None:
     """Settings out of range, both filters at once and wrong shapes are named before anything runs."""
     logits, noise = normal(2, 1, 8), gumbel(1, 8)
-    for settings in ((8, 1.0, 0.0, 0, 1.0), (8, 1.0, 1.0, 0, 0.0), (8, 1.0, 1.0, -1, 1.0), (8, 1.0, 1.0, 5, 0.5)):
+    for settings in ((1.0, 0.0, 0, 1.0), (1.0, 1.0, 0, 0.0), (1.0, 1.0, -1, 1.0), (1.0, 1.0, 5, 0.5)):
         with pytest.raises(ValueError, match="one of top_k, top_p off"):
             draw.draw_code(logits, noise, *settings)
-    with pytest.raises(ValueError, match="codes must be in 1..8"):
-        draw.draw_code(logits, noise, 9, 1.0, 1.0, 0, 1.0)
-    with pytest.raises(ValueError, match=r"gumbel must have shape \(1, 8\)"):
-        draw.draw_code(logits, noise[:, :4], 8, 1.0, 1.0, 0, 1.0)
+    with pytest.raises(ValueError, match=r"gumbel must have shape \(1, 1..8\), the vocabulary, not \(1, 9\)"):
+        draw.draw_code(logits, gumbel(1, 9), 1.0, 1.0, 0, 1.0)
+    with pytest.raises(ValueError, match=r"gumbel must have shape \(1, 1..8\), the vocabulary, not \(2, 8\)"):
+        draw.draw_code(logits, gumbel(2, 8), 1.0, 1.0, 0, 1.0)
     with pytest.raises(ValueError, match="logits must be torch.float32"):
-        draw.draw_code(logits.half(), noise, 8, 1.0, 1.0, 0, 1.0)
+        draw.draw_code(logits.half(), noise, 1.0, 1.0, 0, 1.0)

@@ -3,6 +3,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from checkpoint import TINY, make_folder, make_texts
 from tiny import tiny_config, write_weights
 
 from engine.__main__ import main
@@ -43,14 +44,15 @@ def test_generate_writes_the_video(tmp_path: Path, weights: Path, capsys: pytest
     assert (distance[1][:20] < 0.5).all() and (distance[1][25:] > 2).all()
 
 
-def test_bad_weights_are_one_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that is cut short or missing ends the command with status 2, one line, and no file."""
+def test_bad_weights_are_named(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is cut short or missing ends the command with status 2, its name, and no file."""
     (weights / "vae.safetensors").write_bytes((weights / "vae.safetensors").read_bytes()[:500])
     assert _generate(tmp_path / "a.mp4", weights) == 2
     (weights / "vae.safetensors").unlink()
     assert _generate(tmp_path / "b.mp4", weights) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 2 and all("vae.safetensors" in line and line.startswith("generate: ") for line in lines)
+    assert [line.startswith("generate: ") for line in lines] == [True, False] * 2
+    assert all("vae.safetensors" in line for line in lines[1::2])
     assert [entry.name for entry in tmp_path.iterdir()] == ["weights"]
 
 
@@ -63,6 +65,7 @@ def test_bad_weights_are_one_line(tmp_path: Path, weights: Path, capsys: pytest.
         (["--seconds", "0"], "'0'"),
         (["--seconds", "nan"], "'nan'"),
         (["--seconds", "soon"], "'soon'"),
+        (["--reference"], "not allowed with argument --seconds"),
         (["--seed", "-1"], "'-1'"),
         (["--steps", "0"], "'0'"),
         (["--change", "the sea"], "SECONDS:PROMPT"),
@@ -86,3 +89,44 @@ def test_what_is_not_there_is_one_line(
     assert _generate(tmp_path / "never.mp4", weights, option, str(tmp_path / value) if "/" in value else value) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and value.split("/")[0] in lines[0]
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments for the published model at tiny size, with a folder as the release has it."""
+    monkeypatch.setitem(PRESETS, "landiff", lambda: TINY)
+    make_folder(tmp_path / "weights")
+    make_texts(tmp_path / "weights")
+    given = ["generate", "--prompt", "a red fish", "--preset", "landiff", "--device", "cpu"]
+    return [*given, "--weights", str(tmp_path / "weights")]
+
+
+def test_published_weights_are_filmed(tmp_path: Path, published: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The published model writes a video of any length, and the release's 49 frames with --reference."""
+    assert main([*published, "--out", str(tmp_path / "long.mp4"), "--seconds", "7.5"]) == 0
+    assert "60/60" in capsys.readouterr().err
+    assert main([*published, "--out", str(tmp_path / "short.mp4"), "--reference", "--seed", "42"]) == 0
+    assert "63/63" in capsys.readouterr().err  # 54 positions of the plan, 3 steps, 6 slices
+    assert _read(tmp_path / "long.mp4").shape == (60, 24, 32)
+    assert _read(tmp_path / "short.mp4").shape == (49, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preset", "landiff", "--seconds", "1"], "comes without weights"),
+        (["--preset", "landiff", "--reference"], "comes without weights"),
+        (["--preset", "mini", "--reference"], "'mini' is not sampled so"),
+        (["--preset", "landiff", "--reference", "--change", "1:the sea"], "leave out --reference"),
+        (["--preset", "landiff", "--seconds", "1", "--weights", "no folder"], "'no folder' is neither a folder"),
+    ],
+)
+def test_what_the_published_model_needs(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing weights and combinations without a meaning end with status 2, one line that says so, and no file."""
+    out = tmp_path / "never.mp4"
+    assert main(["generate", "--prompt", "a", "--out", str(out), "--device", "cpu", *arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and words in lines[0]
+    assert not list(tmp_path.iterdir())

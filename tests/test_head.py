@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.perceptual.head import ConvHead, Frames
+from engine.perceptual.times import Times
+from kernels import launch
 
 TOKENS = (2, 3, 2, 3, 16)  # B, T, h, w, D
 
@@ -19,11 +21,11 @@ def _head() -> ConvHead:
     return head.eval()
 
 
-def _case() -> tuple[Tensor, Tensor, Frames]:
+def _case() -> tuple[Tensor, Times, Frames]:
     torch.manual_seed(6)
     noisy, condition = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 3, 4, 8, 12)
     frames = Frames(noisy, condition, torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 12))
-    return torch.randn(TOKENS), torch.randn(2, 8), frames
+    return torch.randn(TOKENS), Times(torch.randn(2, 8)), frames
 
 
 @torch.inference_mode()
@@ -40,6 +42,16 @@ def test_a_frame_sees_itself_and_the_condition_before() -> None:
     assert [bool((after[:, t] != before[:, t]).any()) for t in range(3)] == [False, True, True]
     after = head(tokens, time, Frames(frames.noisy, frames.condition, frames.condition[:, 0], frames.last_prompt))
     assert [bool((after[:, t] != before[:, t]).any()) for t in range(3)] == [True, False, False]
+
+
+@torch.inference_mode()
+def test_the_kernel_norms_as_torch_does() -> None:
+    """The modulated norm over the tokens gives the same fused."""
+    head, (tokens, time, frames) = _head(), _case()
+    plain = head(tokens, time, frames)
+    assert (plain - head(tokens + 1 + tokens.flip(-1), time, frames)).abs().max() > 1e-3
+    with launch.preferring("triton"):
+        torch.testing.assert_close(head(tokens, time, frames), plain)
 
 
 @torch.inference_mode()

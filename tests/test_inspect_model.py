@@ -38,6 +38,15 @@ def test_mini_is_listed_by_our_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "0.3 TFLOP/s and 20 GB/s" in said and "read the prompt half" in said
 
 
+def test_plans_for_a_budget_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every budget has its table; one that is too small ends with status 2 and the numbers."""
+    assert main(["--memory", "4", "--memory", "24"]) == 0
+    said = capsys.readouterr().out
+    assert "memory for 4 GB" in said and "memory for 24 GB" in said and "on the device" in said
+    assert main(["--memory", "0.5"]) == 2
+    assert "preset 'mini' does not fit 0.5 GB; the least it takes is 1." in capsys.readouterr().err
+
+
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that cannot be written, an unknown preset and a device of no speed end with status 2."""
     assert main(["--json", str(tmp_path / "none" / "f.json")]) == 2

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoint import TINY, make_folder, make_texts
 from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
@@ -311,6 +312,37 @@ def test_model_that_cannot_be_loaded_is_told(
     settings = EngineSettings(preset, str(tmp_path / weights), device, "main", "the sea", 0, 0, 0, 20)
     messages = _serve_in_thread(settings)
     assert isinstance(messages[-1], Failed) and words in messages[-1].error and "\n" not in messages[-1].error
+
+
+def test_published_model_without_weights_is_told() -> None:
+    """The preset that comes without weights says how to get them."""
+    messages = _serve_in_thread(EngineSettings("landiff", None, "cpu", "main", "the sea", 0, 0, 0, 20))
+    assert isinstance(messages[-1], Failed) and "comes without weights: give --weights" in messages[-1].error
+
+
+def test_published_model_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop loads the release's folder and streams what `film` makes of it: 49 frames first, in slices."""
+    monkeypatch.setitem(PRESETS, "landiff", lambda: TINY)
+    make_folder(tmp_path)
+    make_texts(tmp_path)
+    settings = EngineSettings("landiff", str(tmp_path), "cpu", "main", "a red fish", 3, 0, 0, 20)
+    ours, theirs = multiprocessing.Pipe()
+    ring = MemoryRing(8)
+    thread = threading.Thread(target=serve, args=(settings, ring, theirs))
+    messages: list[Any] = []
+    with ours, theirs:
+        thread.start()
+        while not messages or not isinstance(messages[-1], HopDone | Failed):
+            assert ours.poll(LIMIT_S)
+            messages.append(ours.recv())
+        ours.send(Stop())
+        thread.join(LIMIT_S)
+    device = pick_device("cpu")
+    generator = Generator(load(TINY, tmp_path, device, pick_dtype(device)))
+    expected = list(film(generator, generator.open("a red fish", 3), 49))
+    chunks = [message for message in messages if isinstance(message, ChunkReady)]
+    assert [(message.index, message.frames) for message in chunks] == [(one.index, one.frames) for one in expected]
+    assert all((ring.frames[message.slot] == one.i420).all() for message, one in zip(chunks, expected, strict=True))
 
 
 def test_error_in_a_unit_is_told_and_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,3 +45,36 @@ def test_the_frechet_distance_of_a_set_to_itself_is_nothing() -> None:
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(400, 4)))
     assert judging.frechet(rows, rows) == pytest.approx(0, abs=1e-6)
     assert judging.frechet(rows, rows + 2) == pytest.approx(16, rel=0.01)
+
+
+def test_means_and_decibels_have_intervals() -> None:
+    """Equal values have none, different ones a half width of 1.96 standard errors; one value alone has no interval."""
+    assert judging.mean([3.0, 3.0, 3.0]) == {"mean": 3.0, "half_width_95": 0.0, "n": 3}
+    assert judging.mean([1.0, 3.0])["half_width_95"] == pytest.approx(1.96)
+    assert judging.mean([1.0])["half_width_95"] is None
+    figure = judging.decibels([0.004, 0.004])
+    assert figure["db"] == pytest.approx(30) and figure["half_width_95"] == 0
+
+
+def test_a_ratio_knows_that_its_parts_belong_together() -> None:
+    """Parts that rise together give a sharp ratio, parts that do not give a wide interval."""
+    together = judging.ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    apart = judging.ratio([6.0, 2.0, 4.0], [1.0, 3.0, 2.0])
+    assert together["ratio"] == apart["ratio"] == pytest.approx(2)
+    assert together["half_width_95"] == pytest.approx(0) and apart["half_width_95"] > 1
+
+
+def test_steady_motion_is_no_flicker() -> None:
+    """A picture that brightens evenly has none; one that goes up and down by two levels has two."""
+    steady = torch.arange(0, 60, 3, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    shaking = (100 + 2 * (torch.arange(20) % 2)).to(torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    assert judging.flicker(steady) == 0.0
+    assert judging.flicker(shaking) == 2.0
+
+
+def test_the_frechet_interval_shrinks_with_the_number_of_videos() -> None:
+    """Four times the videos, about half the interval."""
+    rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
+    wide = judging.frechet_half_width(rows[:50], other[:50], 0)
+    assert 0 < judging.frechet_half_width(rows, other, 0) < wide / 1.5

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from tolerances import DEVICE, normal
+from triton.runtime.errors import OutOfResources
 
 from kernels import launch, rmsnorm
 
@@ -60,6 +61,25 @@ def test_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture, monkeypat
     assert [record.getMessage() for record in caplog.records] == ["plain runs its reference, slower: too wide"]
 
 
+def test_too_little_shared_memory_falls_back(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device has too little of, or its compiler does not know, is the warning; other errors are not hidden."""
+
+    def too_large(x: torch.Tensor) -> str:
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    def broken(x: torch.Tensor) -> str:
+        raise RuntimeError("illegal address")
+
+    monkeypatch.setattr(launch, "obstacle", lambda device: None)
+    launch._warn_once.cache_clear()
+    meta = torch.zeros(1, device="meta")
+    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+        assert launch.dispatch("auto", too_large, plain, meta) == "plain"
+    assert "out of resource: shared memory, Required: 300000" in caplog.text
+    with pytest.raises(RuntimeError, match="illegal address"):
+        launch.dispatch("auto", broken, plain, meta)
+
+
 def test_a_device_without_kernels_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Tensors of an unknown device run the reference, and the warning names the device."""
     launch._warn_once.cache_clear()
@@ -77,6 +97,70 @@ def test_gradients_are_never_lost() -> None:
         rmsnorm.rms_norm(normal(3, 8), weight, 1e-5, backend="triton")
     with torch.no_grad():
         rmsnorm.rms_norm(normal(3, 8), weight, 1e-5, backend="triton")
+
+
+@torch.inference_mode()
+def test_kernels_are_used_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself a CPU has none; ordered they are used, switched off they are not, and never under autograd."""
+    x = torch.zeros(1)
+    assert not launch.fuses(x)
+    with launch.preferring("triton"):
+        assert launch.fuses(x)
+        assert launch.dispatch("auto", fused, plain, x) == "fused"
+        with torch.inference_mode(False):
+            assert not launch.fuses(torch.zeros(1))
+    with launch.preferring("reference"):
+        monkeypatch.setattr(launch, "obstacle", lambda device: None)
+        meta = torch.zeros(1, device="meta")
+        assert not launch.fuses(meta)
+        assert launch.dispatch("auto", fused, plain, meta) == "plain"
+    assert launch.dispatch("auto", fused, plain, meta) == "fused"
+
+
+@torch.inference_mode()
+def test_a_device_that_should_have_kernels_warns_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A CUDA device that Triton cannot use computes in torch, one warning names why; an order is refused."""
+
+    class OnCuda:
+        is_cuda, device = True, torch.device("cuda", 0)
+
+    def unknown(device: torch.device) -> None:
+        raise RuntimeError("ptxas fatal: Value 'sm_190' is not defined")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (19, 0))
+    monkeypatch.setattr(launch, "_try_out", unknown)
+    launch.obstacle.cache_clear()
+    launch._warn_once.cache_clear()
+    x = OnCuda()
+    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+        assert [launch.fuses(x) for _ in range(3)] == [False] * 3  # type: ignore[arg-type]
+    with launch.preferring("triton"), pytest.raises(ValueError, match="LANDIFF_KERNELS=triton cannot run.*sm_190"):
+        launch.fuses(x)  # type: ignore[arg-type]
+    launch.obstacle.cache_clear()
+    assert len(caplog.records) == 1
+    assert "every operation runs its reference" in caplog.text and "sm_190" in caplog.text
+
+
+def test_an_old_device_is_named() -> None:
+    """Below the lowest capability the reason says both numbers."""
+    code = """
+import sys, torch
+from kernels import launch
+torch.cuda.get_device_capability = lambda device: (7, 5)
+sys.stdout.write(launch.obstacle(torch.device("cuda", 0)))
+"""
+    assert run_python(code) == "the device has compute capability (7, 5), the kernels need (8, 0)"
+
+
+def test_the_environment_switches_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LANDIFF_KERNELS=reference is what operations do; a misspelt value is an error that names the right ones."""
+    code = "import sys; from kernels import launch; sys.stdout.write(launch._preferred.get())"
+    assert run_python(code, LANDIFF_KERNELS="reference") == "reference"
+    monkeypatch.setenv(launch.PREFERENCE, "off")
+    with pytest.raises(ValueError, match="LANDIFF_KERNELS must be 'auto' or 'triton' or 'reference', not 'off'"):
+        launch._from_environment()
 
 
 def test_recording_lists_starts_and_runs_nothing() -> None:

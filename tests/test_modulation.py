@@ -33,6 +33,14 @@ def test_layernorm_modulate(shape: tuple[int, int, int, int], dtype: torch.dtype
     assert_close(result, reference.layernorm_modulate(*widened(*arguments)), dtype)
 
 
+def test_the_result_may_be_narrower() -> None:
+    """A wide stream is normed straight to the type of the next matrix product."""
+    x, weight, bias, modulations = operands((2, 5, 100, 3), torch.float32)
+    arguments = (x, weight, bias, modulations[:, :, 0, 0], modulations[:, :, 0, 1], 3, 1e-5)
+    result = fused(modulation.layernorm_modulate, *arguments, torch.bfloat16)
+    assert_close(result, reference.layernorm_modulate(*arguments), torch.bfloat16)
+
+
 @pytest.mark.parametrize("control", [False, True], ids=["plain", "control"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())

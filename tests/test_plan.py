@@ -6,6 +6,7 @@ import torch
 from tiny import tiny_model
 
 from engine.generator import Generator
+from engine.graphs import Graphs
 from engine.model import Model
 from engine.noise import uniform
 from engine.plan import Plan, PlanWriter
@@ -26,7 +27,7 @@ def _text(prompt: str) -> torch.Tensor:
 
 
 def _writer(context_groups: int = 1, guidance: float = 1.0) -> PlanWriter:
-    return PlanWriter(_model(context_groups), SamplingConfig(guidance=guidance))
+    return PlanWriter(_model(context_groups), SamplingConfig(guidance=guidance), Graphs(None))
 
 
 def _write_to(writer: PlanWriter, plan: Plan, frame: int) -> None:

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from golden import TOLERANCE, Golden, load, relative_error
 from torch import Tensor
 
+from engine import attention
+from engine.checkpoints.published_names_semantic import PLANNER, to_ours
 from engine.kv_cache import KVCache
 from engine.layers import sinusoid
-from engine.published_names_semantic import PLANNER, to_ours
 from engine.semantic.planner import Planner, PlannerConfig
+from kernels import launch
 
 SMALL = PlannerConfig(
     hidden=32,
@@ -121,6 +123,32 @@ def test_decoding_with_a_cache_equals_the_whole(on_device: bool) -> None:
         parts.append(planner(part, cache, torch.tensor(start) if on_device else start))
         start += part.shape[1]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@torch.inference_mode()
+def test_kernels_decode_what_torch_does(on_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms, rotary turns, gated MLP and attention over the cache give the same logits fused; rows may differ."""
+    planner = small()
+    inputs = torch.randn(2, 9, 32)
+
+    def decode() -> Tensor:
+        cache = KVCache.allocate(2, 2, 2, 12, 16)
+        parts = [planner(inputs[:, :6], cache, 0)]
+        for place in (6, 7):
+            parts.append(planner(inputs[:, place : place + 1], cache, torch.tensor(place) if on_device else place))
+        parts.append(planner(inputs[:, 8:], cache, torch.tensor([8, 3])))
+        return torch.cat(parts, dim=1)
+
+    plain = decode()
+    lengths = []
+    kernel = attention.decode_attention
+    monkeypatch.setattr(
+        attention, "decode_attention", lambda *rest: (lengths.append(rest[3].tolist()), kernel(*rest))[1]
+    )
+    with launch.preferring("triton"):
+        torch.testing.assert_close(decode(), plain, rtol=1e-5, atol=1e-5)
+    assert lengths == [[7], [7], [8], [8], [9, 4], [9, 4]]
 
 
 @torch.inference_mode()

@@ -3,40 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import checkpoint
 import pytest
 import torch
 
-from engine.landiff import LandiffConfig, build, load
-from engine.published import FILES, check_memory, fill, open_published
+from engine.checkpoints.filling import fill, uniform
+from engine.checkpoints.published import EXTRACTOR, FILES, open_published
+from engine.checkpoints.published_names_semantic import THEIA_SPELLINGS, to_ours
+from engine.config import preset
+from engine.model import build
+from engine.semantic.theia import Theia
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.weights import SHIPPED, load_weights
 
 CPU = torch.device("cpu")
+Progress = Callable[[int, int], None]
+Modules = dict[str, torch.nn.Module]
 LISTING = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, progress: Progress = lambda done, total: None) -> Modules:
+    modules = build(checkpoint.TINY)
+    load_weights(folder, modules, "landiff", CPU, uniform(modules, dtype), progress)
+    return modules
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    checkpoint.make_folder(tmp_path)
-    return tmp_path
-
-
-def read(folder: Path) -> dict[str, torch.Tensor]:
-    """COMPONENT.NAME -> tensor of a folder, loaded."""
-    modules = load(folder, checkpoint.TINY, CPU, torch.float32)
-    return {f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()}
+    checkpoint.make_folder(tmp_path / "published")
+    return tmp_path / "published"
 
 
 def refusal(folder: Path) -> str:
     with pytest.raises(ValueError) as caught:
-        load(folder, checkpoint.TINY, CPU, torch.float32)
+        checkpoint.read(folder)
     return str(caught.value)
 
 
 def test_every_published_tensor_has_one_place() -> None:
     """At full size each key of each file is one parameter or buffer of the same shape, and none is left over."""
-    modules = build(LandiffConfig())
+    modules = build(preset("landiff"))
     filled = set()
     for file in FILES:
         listed = {key: value[0] for key, value in LISTING[file.name].items() if not key.startswith("__")}
@@ -55,7 +65,7 @@ def test_every_published_tensor_has_one_place() -> None:
 def test_modules_are_filled_with_what_the_files_hold(tmp_path: Path) -> None:
     """Every tensor is that of its file; of the tokenizer's two copies the one in the diffusion file counts."""
     contents = checkpoint.make_folder(tmp_path)
-    loaded = read(tmp_path)
+    loaded = checkpoint.read(tmp_path)
     for file in FILES:
         for key, target in file.keys(checkpoint.MODULES).items():
             if file.name != checkpoint.TOKENIZER:
@@ -69,7 +79,7 @@ def test_the_diffusion_file_overrides(folder: Path) -> None:
     extra = checkpoint.published_tensors(file, 50, required=False)
     own = checkpoint.published_tensors(file, 51)
     checkpoint.write(folder, checkpoint.DIFFUSION, own | extra | {"conditioner.embedders.0.x": torch.zeros(1)})
-    loaded = read(folder)
+    loaded = checkpoint.read(folder)
     for key, target in file.keys(checkpoint.MODULES, required=False).items():
         assert torch.equal(loaded[target], extra[key]), key
 
@@ -79,7 +89,7 @@ def test_latest_names_the_checkpoint(folder: Path) -> None:
     (folder / "diffusion/1").rename(folder / "diffusion/2")
     assert "diffusion/1/" in refusal(folder)
     (folder / "diffusion/latest").write_text("2")
-    read(folder)
+    checkpoint.read(folder)
     (folder / "diffusion/latest").write_text("../../etc")
     assert "expected the name of the folder" in refusal(folder)
 
@@ -89,7 +99,7 @@ def test_frozen_parts_in_the_files_are_passed_over(folder: Path) -> None:
     for name, key in ((checkpoint.PLANNER, "cond_model.text_encoder.x"), (checkpoint.VAE, "loss.logvar")):
         file = next(file for file in FILES if file.name == name)
         checkpoint.write(folder, name, checkpoint.published_tensors(file, 3) | {key: torch.zeros(2)})
-    read(folder)
+    checkpoint.read(folder)
 
 
 @pytest.mark.parametrize("name", [file.name for file in FILES])
@@ -156,17 +166,84 @@ def test_nothing_is_placed_when_names_are_wrong(folder: Path) -> None:
 def test_dtype_and_progress(folder: Path) -> None:
     """Floating tensors take the asked type, and progress ends at its total."""
     steps: list[tuple[int, int]] = []
-    modules = load(folder, checkpoint.TINY, CPU, torch.bfloat16, lambda done, total: steps.append((done, total)))
+    modules = build(checkpoint.TINY)
+    dtypes = uniform(modules, torch.bfloat16)
+    load_weights(folder, modules, "landiff", CPU, dtypes, lambda done, total: steps.append((done, total)))
     assert all(value.dtype == torch.bfloat16 for module in modules.values() for value in module.state_dict().values())
-    assert steps[-1][0] == steps[-1][1] == len(steps)
+    assert steps[-1][0] == steps[-1][1] and len(steps) == len(checkpoint.SHAPES)
 
 
-def test_too_little_memory_is_said_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At full size in float32 a small host is refused before anything is read."""
+@pytest.mark.parametrize("spelling", range(len(THEIA_SPELLINGS)))
+def test_the_extractor_is_filled_by_any_spelling(tmp_path: Path, spelling: int) -> None:
+    """Theia's file fills the module, whichever version of transformers wrote its names; its heads are passed over."""
+    expected = checkpoint.make_extractor(tmp_path, spelling)
+    with torch.device("meta"):
+        theia = Theia(checkpoint.TINY.theia)
+    load_weights(tmp_path, {"theia": theia}, "landiff", CPU)
+    assert all(torch.equal(value, expected[name]) for name, value in theia.state_dict().items())
 
-    class Host:
-        available = 8_000_000_000
 
-    monkeypatch.setattr("engine.published.psutil.virtual_memory", lambda: Host)
-    with pytest.raises(ValueError, match=r"need 21\.\d GB in float32.*only 8\.0 GB free"):
-        check_memory(build(LandiffConfig()), CPU, torch.float32)
+def test_released_names_of_the_extractor() -> None:
+    """The names that transformers 4 wrote for a vision transformer lead to ours."""
+    for name, ours in (
+        ("embeddings.patch_embeddings.projection.bias", "patch_embed.bias"),
+        ("encoder.layer.11.attention.attention.key.weight", "blocks.11.key.weight"),
+        ("encoder.layer.3.attention.output.dense.bias", "blocks.3.out.bias"),
+        ("encoder.layer.0.output.dense.weight", "blocks.0.down.weight"),
+        ("layernorm.weight", "norm.weight"),
+    ):
+        assert to_ours(f"backbone.model.{name}", THEIA_SPELLINGS[0]) == ours
+
+
+def test_a_lack_of_the_extractor_is_named(folder: Path) -> None:
+    """The file is only asked for when the extractor is, and a wrong one says what is missing."""
+    theia = {"theia": Theia(checkpoint.TINY.theia)}
+    with pytest.raises(ValueError, match=f"{EXTRACTOR} is missing"):
+        load_weights(folder, theia, "landiff", CPU)
+    (folder / EXTRACTOR).parent.mkdir()
+    (folder / EXTRACTOR).write_bytes((folder / checkpoint.TOKENIZER).read_bytes())
+    with pytest.raises(ValueError, match=r"backbone.model.embeddings.cls_token is missing, expected \[1, 1, 6\]"):
+        load_weights(folder, theia, "landiff", CPU)
+
+
+def test_some_components_alone(folder: Path) -> None:
+    """The tokenizer alone is read from its two files, the rest of which is passed over; a stranger's key is not."""
+    (folder / checkpoint.PLANNER).unlink()
+    whole = checkpoint.published_tensors(next(file for file in FILES if file.name == checkpoint.DIFFUSION), 4)
+    alone = {"tokenizer": SemanticTokenizer(checkpoint.TINY.tokenizer)}
+    load_weights(folder, alone, "landiff", CPU)
+    expected = checkpoint.stored(folder, checkpoint.DIFFUSION)
+    key = "model.control_model.diffusion_model.semantic_conditioner.semantic_model.model.mean"
+    assert torch.equal(alone["tokenizer"].get_buffer("mean"), expected[key])
+    checkpoint.write(folder, checkpoint.DIFFUSION, whole | {"model.control_model.other": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"1 faults.*\n.*model.control_model.other \[1\] is not part"):
+        load_weights(folder, alone, "landiff", CPU)
+
+
+class Harmful:
+    """Runs code when it is unpickled carelessly."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_bad_folders_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    """Empty folders, files cut short, half downloaded or with code, and other models' folders each have their word."""
+    (tmp_path / "empty").mkdir()
+    assert all(f"{file.name} is missing" in refusal(tmp_path / "empty") for file in FILES)
+    vae, planner = folder / checkpoint.VAE, folder / checkpoint.PLANNER
+    whole = vae.read_bytes(), planner.read_bytes()
+    vae.write_bytes(whole[0][:-1000])
+    planner.write_bytes(whole[1][:-1000])
+    said = refusal(folder)
+    assert f"{checkpoint.VAE} is cut short" in said and f"{checkpoint.PLANNER} is cut short" in said
+    vae.rename(vae.with_name(vae.name + ".incomplete"))
+    planner.write_bytes(whole[1])
+    assert "its download was not finished" in refusal(folder)
+    checkpoint.write(folder, checkpoint.VAE, {"code": Harmful(tmp_path / "ran")})  # type: ignore[dict-item]
+    assert "holds more than tensors, perhaps code; it was not run" in refusal(folder)
+    assert not (tmp_path / "ran").exists()
+    assert "preset 'mini', not 'landiff'" in refusal(SHIPPED / "mini")

@@ -5,39 +5,23 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import checkpoint
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
 from engine.published_text import PublishedText, PublishedTextConfig, load_text_model
 
-PROMPT = "a red fish swims to the left"
 CPU = torch.device("cpu")
-
-
-def make_model(folder: Path, seed: int) -> Path:
-    """A T5 encoder of two layers and its tokenizer, as files."""
-    folder.mkdir()
-    text = folder / "text.txt"
-    text.write_text("\n".join(f"{PROMPT} and back, number {n}, under the blue sea" for n in range(40)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    sizes = T5Config(
-        vocab_size=200, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
-    )
-    T5EncoderModel(sizes).save_pretrained(folder)
-    return folder
+PROMPT = checkpoint.PROMPT
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("t5")
-    return make_model(folder / "flan", 1), make_model(folder / "v1_1", 2)
+    return checkpoint.make_text(folder / "flan", 1), checkpoint.make_text(folder / "v1_1", 2)
 
 
 @pytest.fixture
@@ -57,7 +41,7 @@ def test_planner_reads_the_prompt_and_its_end(text: PublishedText, folders: tupl
     """The embedding is the encoder's for sentencepiece's pieces and </s>, without padding."""
     ids = torch.tensor([pieces(folders[0], PROMPT)])
     expected = T5EncoderModel.from_pretrained(folders[0]).eval()(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(text.encode(PROMPT).planner, expected)
+    torch.testing.assert_close(text.embed(PROMPT).planner, expected)
 
 
 @torch.inference_mode()
@@ -67,7 +51,7 @@ def test_renderer_attends_to_its_padding(text: PublishedText, folders: tuple[Pat
     assert len(ids) < 32
     model = T5EncoderModel.from_pretrained(folders[1]).eval()
     padded = torch.tensor([ids + [0] * (32 - len(ids))])
-    got = text.encode(PROMPT).renderer
+    got = text.embed(PROMPT).renderer
     torch.testing.assert_close(got, model(input_ids=padded, attention_mask=torch.ones(1, 32)).last_hidden_state)
     masked = model(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state
     assert (got - masked).abs().max() > 1e-3
@@ -75,7 +59,7 @@ def test_renderer_attends_to_its_padding(text: PublishedText, folders: tuple[Pat
 
 def test_long_prompts_are_cut_and_keep_their_end(text: PublishedText, folders: tuple[Path, Path]) -> None:
     """A prompt of any length gives at most the configured tokens, the last being the end of sentence."""
-    embedding = text.encode("blue sea " * 300)
+    embedding = text.embed("blue sea " * 300)
     assert embedding.planner.shape == (1, 40, 16) and embedding.renderer.shape == (1, 32, 16)
     ids = pieces(folders[0], "blue sea " * 300)
     cut = torch.tensor([[*ids[:39], 1]])
@@ -84,21 +68,22 @@ def test_long_prompts_are_cut_and_keep_their_end(text: PublishedText, folders: t
     torch.testing.assert_close(embedding.planner, expected)
 
 
-def test_no_text_is_zeros(text: PublishedText) -> None:
-    """The renderer's null is zeros of the same shape, unlike an encoded empty prompt."""
-    embedding = text.encode("")
-    assert text.null(embedding).shape == embedding.renderer.shape
-    assert not text.null(embedding).any() and embedding.renderer.any()
+def test_autocast_does_not_reach_the_encoders(text: PublishedText) -> None:
+    """The encoders compute in the type of their weights, whatever runs around them, and answer in float32."""
+    expected = text._for_planner(PROMPT)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(text._for_planner(PROMPT), expected)
+    assert expected.dtype == torch.float32
 
 
 def test_a_prompt_is_encoded_once(text: PublishedText) -> None:
     """A known prompt gives the same object; the least recently used one is forgotten."""
-    first = text.encode("a")
-    text.encode("b")
-    assert text.encode("a") is first
-    text.encode("c")
-    assert text.encode("a") is first
-    assert text.encode("b") is not text.encode("a")
+    first = text.embed("a")
+    text.embed("b")
+    assert text.embed("a") is first
+    text.embed("c")
+    assert text.embed("a") is first
+    assert text.embed("b") is not text.embed("a")
     assert len(text._cache) == 2
 
 
@@ -112,7 +97,7 @@ def test_encoders_leave_a_full_device(folders: tuple[Path, Path], free: int | No
         encoder.to = lambda target, move=move: (moves.append(str(target)), move(target))[1]
     config = PublishedTextConfig(renderer_tokens=32, reserve_bytes=10)
     text = PublishedText(config, planner, renderer, CPU, lambda device: free)
-    text.encode(PROMPT)
+    text.embed(PROMPT)
     targets = ["cpu"] if stays else ["cpu", "cpu"]
     assert moves == targets * 2
 

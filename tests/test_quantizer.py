@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.semantic.quantizer import Metric, QuantizerConfig, VectorQuantizer
+from kernels import launch
 
 
 def quantizer(metric: Metric, **changes: Any) -> VectorQuantizer:
@@ -132,6 +133,19 @@ def test_autocast_changes_no_index() -> None:
         indices, forward = module.encode(x), module(x).indices
     assert torch.equal(indices, module.encode(x))
     assert torch.equal(forward, indices)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@torch.inference_mode()
+def test_kernels_equal_torch(metric: Metric) -> None:
+    """The nearest codes, and what codes stand for, are the same fused."""
+    module = quantizer(metric).eval()
+    x = torch.randn(3, 21, 12)
+    indices = module.encode(x)
+    vectors = module.decode(indices)
+    with launch.preferring("triton"):
+        assert torch.equal(module.encode(x), indices)
+        torch.testing.assert_close(module.decode(indices), vectors)
 
 
 @pytest.mark.parametrize(

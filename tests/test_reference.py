@@ -87,8 +87,8 @@ def test_draws_follow_the_probabilities(top_k: int, top_p: float, kept: int) -> 
     """Over many draws each kept token comes as often as its renormalised probability says, no other ever."""
     probabilities = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0], device=DEVICE)
     logits = probabilities.log().clamp_min(-50).repeat(1, 40000, 1)
-    uniform = torch.rand(40000, 5, generator=torch.Generator().manual_seed(0)).clamp(1e-9, 1 - 1e-7).to(DEVICE)
-    drawn = reference.draw_code(logits, -torch.log(-torch.log(uniform)), 4, 1.0, 1.0, top_k, top_p)
+    uniform = torch.rand(40000, 4, generator=torch.Generator().manual_seed(0)).clamp(1e-9, 1 - 1e-7).to(DEVICE)
+    drawn = reference.draw_code(logits, -torch.log(-torch.log(uniform)), 1.0, 1.0, top_k, top_p)
     expected = probabilities[:kept] / probabilities[:kept].sum()
     counts = torch.bincount(drawn, minlength=5) / 40000
     assert not counts[kept:].any()

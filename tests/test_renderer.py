@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.graphs import leaves
 from engine.layers import sinusoid
 from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
 from engine.perceptual.head import Frames
 from engine.perceptual.renderer import Renderer, RendererConfig
+from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import ConditionConfig
 from tests import golden
 from tests.perceptual_cases import renderer
@@ -135,6 +137,39 @@ def test_cache_serves_every_step() -> None:
             inputs["x"] = torch.randn_like(inputs["x"])
             step = model.denoise(inputs["x"], inputs["time"], condition[:, PROMPT:], cache)
             torch.testing.assert_close(step, _denoise(model, inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("half_causal", [True, False])
+def test_what_is_kept_equals_what_is_made_again(half_causal: bool) -> None:
+    """Kept modulations and a text that was read once give, over two windows, exactly what fresh ones give."""
+    model = _small(half_causal=half_causal, head="conv" if half_causal else "linear")
+    inputs = _inputs()
+    with torch.inference_mode():
+        words, moment = model.read_text(inputs["text"]), Moment(inputs["time"])
+        made = []
+        for _ in range(2):
+            inputs |= {name: torch.randn_like(inputs[name]) for name in ("x", "prompt", "condition")}
+            cache = model.read_prompt(inputs["prompt"], words, inputs["condition"][:, :PROMPT])
+            step = model.denoise(inputs["x"], moment, inputs["condition"][:, PROMPT:], cache)
+            torch.testing.assert_close(step, _denoise(model, inputs), rtol=0, atol=0)
+            made.append(len(leaves(moment)))
+    assert made[0] == made[1] > 2 * len(model.base.blocks)
+
+
+@pytest.mark.parametrize("half_causal", [True, False])
+def test_rows_share_latents(half_causal: bool) -> None:
+    """One row of latents stands for a pair with and without text, and the prompted row alone gives its half."""
+    model = _small(half_causal=half_causal)
+    inputs = {name: value if name == "text" else value[:1] for name, value in _inputs().items()}
+    with torch.inference_mode():
+        paired = inputs | {name: torch.cat([inputs[name]] * 2) for name in ("x", "prompt", "condition", "time")}
+        expected = _denoise(model, paired)
+        cache = model.read_prompt(paired["prompt"], inputs["text"], paired["condition"][:, :PROMPT])
+        new = inputs["condition"][:, PROMPT:]
+        torch.testing.assert_close(model.denoise(inputs["x"], paired["time"], new, cache), expected)
+        alone = model.denoise(inputs["x"], inputs["time"], new, cache.prompted())
+        torch.testing.assert_close(alone, expected[1:])
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
 def test_prompt_text_and_condition_matter() -> None:

@@ -28,13 +28,23 @@ def test_add_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert torch.equal(normed, fused(rmsnorm.rms_norm, total, weight, 1e-5))
 
 
+def test_types_of_stream_update_and_result_may_differ() -> None:
+    """A wide stream takes a narrow update and is normed to a narrow result, each rounded once."""
+    x, update, weight = normal(5, 100), normal(5, 100, dtype=torch.bfloat16, seed=1), normal(100, seed=2)
+    normed, total = fused(rmsnorm.add_rms_norm, x, update, weight, 1e-5, torch.bfloat16)
+    expected = reference.add_rms_norm(*widened(x, update), weight, 1e-5)
+    assert_close(total, expected[1], torch.float32)
+    assert_close(normed, expected[0], torch.bfloat16)
+    assert_close(fused(rmsnorm.rms_norm, total, weight, 1e-5, torch.bfloat16), expected[0], torch.bfloat16)
+
+
 def test_refuses_wrong_operands() -> None:
-    """Wrong shapes, mixed dtypes and gaps in memory are named before anything runs."""
+    """Wrong shapes, other dtypes and gaps in memory are named before anything runs."""
     x, weight = normal(5, 8), normal(8)
     with pytest.raises(ValueError, match=r"weight must have shape \(8,\)"):
         rmsnorm.rms_norm(x, weight[:4], 1e-5)
     with pytest.raises(ValueError, match="update must be torch.float32"):
-        rmsnorm.add_rms_norm(x, x.half(), weight, 1e-5)
+        rmsnorm.add_rms_norm(x, x.double(), weight, 1e-5)
     with pytest.raises(ValueError, match="x must be dense"):
         rmsnorm.rms_norm(normal(8, 5).T, weight, 1e-5)
     with pytest.raises(ValueError, match="must have rows and elements"):

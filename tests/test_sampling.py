@@ -19,6 +19,7 @@ from engine.semantic.sampling import (
     sample_code,
     warp,
 )
+from kernels import launch
 
 RUNS = ("greedy_cfg", "greedy_nocfg", "cfg_equal_1", "sampled_cfg", "sampled_topp", "sampled_topk")
 
@@ -96,6 +97,22 @@ def test_rows_with_the_same_noise_agree() -> None:
     together = sample_code(logits, noise, sampling)
     alone = [sample_code(logits[[row, row + 3]], noise[row : row + 1], sampling) for row in range(3)]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance": 0.0}, {"top_k": 3}, {"top_p": 0.6}], ids=str)
+@torch.inference_mode()
+def test_the_kernel_draws_the_same_codes(changes: dict[str, Any]) -> None:
+    """Guided or not, cut or not, every row draws what it draws in torch; one row of noise serves a single row."""
+    sampling = SamplingConfig(**({"guidance": 2.0, "temperature": 0.7} | changes))
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(40 * (1 + sampling.guided), 13, generator=generator)
+    noise = gumbel(torch.rand(40, 10, generator=generator))
+    plain = sample_code(logits, noise, sampling)
+    with launch.preferring("triton"):
+        assert torch.equal(sample_code(logits, noise, sampling), plain)
+        first = logits[::40] if sampling.guided else logits[:1]
+        assert torch.equal(sample_code(first, noise[0], sampling), plain[:1])
+    assert len(plain.unique()) > 2
 
 
 @pytest.mark.parametrize(

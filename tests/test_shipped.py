@@ -32,11 +32,11 @@ def theia() -> Theia:
     return made
 
 
-def video(model: Model, prompt: str, frames: int, *changes: Change) -> torch.Tensor:
+def video(model: Model, prompt: str, frames: int, *changes: Change, seed: int = 1) -> torch.Tensor:
     """uint8 [F, 3, H, W]"""
     generator = Generator(model)
     return judging.to_rgb(
-        np.concatenate([chunk.i420 for chunk in film(generator, generator.open(prompt, 1), frames, changes)])
+        np.concatenate([chunk.i420 for chunk in film(generator, generator.open(prompt, seed), frames, changes)])
     )
 
 
@@ -60,14 +60,16 @@ def test_the_video_shows_what_was_asked_for(model: Model, theia: Theia) -> None:
 
 
 def test_a_new_prompt_changes_the_scene(model: Model, theia: Theia) -> None:
-    """Two hops after the change the new scene is on air, and before it the old one."""
-    frames = video(model, "a red ball on the sea", 121, Change(26, "a red ball at night"))
+    """In most of four videos the new scene is on air two hops after the change, and in none before it."""
     label = Label("ball", "red", "night", "still", "slow")
-    assert not judging.judge(theia, frames[:25], label)["scene"]
-    assert judging.judge(theia, frames[72:], label)["scene"]
+    after = []
+    for seed in range(4):
+        frames = video(model, "a red ball on the sea", 121, Change(26, "a red ball at night"), seed=seed)
+        assert not judging.judge(theia, frames[:25], label)["scene"]
+        after.append(judging.judge(theia, frames[72:], label)["scene"])
+    assert sum(after) >= 3
 
 
-@pytest.mark.xfail(strict=True, reason="seams of these weights still show: see Limits in the README")
 def test_seams_do_not_show(model: Model) -> None:
     """The picture changes no more at a hop's first frame than inside hops (contract 5; 1.25 is this preset's bar)."""
     frames = video(model, "a blue sailboat sails slowly to the right on the sea", 25 + 24 * 8)

@@ -9,12 +9,17 @@ from torch import Tensor
 from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
 from engine.perceptual.solver import (
     DiffusionSolver,
+    FewStepSolver,
     FlowSolver,
+    MultistepSolver,
+    Solver,
     SolverState,
     clean_of_velocity,
     guide,
     sample_reference,
+    solver_of,
 )
+from kernels.guidance import guided_step
 from tests import golden
 from tests.perceptual_cases import renderer
 
@@ -116,3 +121,112 @@ def test_flow_converges_for_a_moving_estimate() -> None:
 
     coarse, fine = (abs(float(run(steps)) - spread) for steps in (8, 64))
     assert fine < coarse / 4 and fine < 0.02
+
+
+def _gaussian_error(solver: MultistepSolver, alphas: list[float], sigmas: list[float]) -> float:
+    """How far a run for a Gaussian target of half the noise's spread ends from the exact flow, which halves x."""
+    state = SolverState(torch.ones(1, dtype=torch.float64))
+    for index in range(solver.steps):
+        alpha, sigma = alphas[index], sigmas[index]
+        clean = state.x * alpha * 0.25 / ((alpha * 0.5) ** 2 + sigma**2)
+        state = solver.step(index, state, clean)
+    return abs(float(state.x) - 0.5)
+
+
+@pytest.mark.parametrize(("order", "times_less"), [(1, 3.5), (2, 12.0), (3, 15.0)])
+def test_order_shows_in_the_error(order: int, times_less: float) -> None:
+    """More steps pay off the more the higher the order; the third starts with two steps of lower ones."""
+    errors = []
+    for steps in (24, 96):
+        times = FlowSchedule().times(steps).tolist()
+        solver = FlowSolver(FlowSchedule(order=order), steps)
+        errors.append(_gaussian_error(solver, times, [1 - time for time in times]))
+    assert errors[1] < errors[0] / times_less
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_estimates_that_move_evenly_are_followed_exactly(order: int) -> None:
+    """Where the estimate is a polynomial of the path's time below the order, every step lands on the exact path."""
+    schedule, start = FlowSchedule(shift=2.0, order=order), 3.0
+    powers = range(order)
+
+    def exact(time: float) -> float:
+        # x / (1 - t) = start + the integral of sum s^k over ds / (1 - s)^2, by a fine sum.
+        places = (torch.arange(200000, dtype=torch.float64) + 0.5) / 200000 * time
+        total = float(sum((places**power / (1 - places) ** 2).sum() for power in powers)) * time / 200000
+        return (1 - time) * (start + total)
+
+    solver = FlowSolver(schedule, 6)
+    state = SolverState(torch.tensor([start], dtype=torch.float64))
+    for index in range(5):
+        known = sum(solver.time(index) ** power for power in powers)
+        # The first steps have fewer estimates than the order: begin them on the exact path.
+        if index < order:
+            state = SolverState(
+                torch.tensor([exact(solver.time(index))], dtype=torch.float64), state.clean, state.earlier
+            )
+        state = solver.step(index, state, torch.tensor([known], dtype=torch.float64))
+        if index >= order - 1:
+            assert float(state.x) == pytest.approx(exact(solver.time(index + 1)), rel=1e-5)
+
+
+def test_few_steps_of_the_published_model_start_at_noise() -> None:
+    """Below the limit the published schedule gets the deterministic solver, which starts at the last training step."""
+    schedule = DiffusionSchedule()
+    few, many = solver_of(schedule, 8), solver_of(schedule, 50)
+    assert isinstance(few, FewStepSolver) and isinstance(many, DiffusionSolver)
+    assert few.time(0) == 999 and [few.draws(index) for index in range(8)] == [0] * 8
+    noise = torch.randn(3)
+    assert torch.equal(few.noised(0, torch.ones(3), noise), noise)
+    assert few.guidance(0) == 1.0 and 1.0 < few.guidance(6) < few.guidance(7) < 7.0
+    # At a time of the run x holds as much signal as the network was trained with at that time.
+    alpha, place = schedule.snap(few.noised(3, torch.ones(1), torch.zeros(1)))
+    assert alpha == few.noised(3, torch.ones(1), torch.zeros(1)) and int(place) == few.time(3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_few_steps_reach_a_fixed_target(seed: int) -> None:
+    """With a perfect network the last step gives the target, from wherever the run stands."""
+    solver, target = (
+        FewStepSolver(DiffusionSchedule(), 5),
+        torch.randn(4, generator=torch.Generator().manual_seed(seed)),
+    )
+    state = SolverState(torch.randn(4))
+    for index in range(5):
+        alpha, sigma = (
+            solver.noised(index, torch.ones(1), torch.zeros(1)),
+            solver.noised(index, torch.zeros(1), torch.ones(1)),
+        )
+        velocity = (alpha * state.x - target) / sigma
+        state = solver.step(index, state, solver.clean(index, state.x, velocity))
+    torch.testing.assert_close(state.x, target)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        FlowSolver(FlowSchedule(), 4),
+        FlowSolver(FlowSchedule(shift=0.6, order=2), 4),
+        FewStepSolver(DiffusionSchedule(), 5),
+        DiffusionSolver(DiffusionSchedule(), 6),
+    ],
+    ids=["flow", "flow of second order", "few", "published"],
+)
+def test_table_is_the_run(solver: Solver) -> None:
+    """One kernel with the solver's table does what estimate, guidance and step do one after another."""
+    table = solver.table()
+    assert table is not None
+    fused = plain = SolverState(torch.randn(1, 3, 4))
+    for index in range(solver.steps):
+        outputs, noise = torch.randn(2, 1, 3, 4), torch.randn(1, 3, 4)
+        clean = guide(*(solver.clean(index, plain.x, output) for output in outputs), solver.guidance(index))
+        plain = solver.step(index, plain, clean, noise)
+        fused = SolverState(*guided_step(fused.x, outputs, table, torch.tensor([index]), fused.clean, noise))
+        torch.testing.assert_close(fused.x, plain.x, rtol=1e-4, atol=1e-4)
+
+
+def test_third_order_has_no_table() -> None:
+    """The kernel knows one earlier estimate; a solver that needs two says that it has no table."""
+    assert FlowSolver(FlowSchedule(order=3), 4).table() is None
+    with pytest.raises(ValueError, match="order 4 is not in 1..3"):
+        FlowSchedule(order=4)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
 
-from engine.tensor_files import is_finite, open_tensors, place
+from engine.checkpoints.tensor_files import is_finite, open_tensors, write_safetensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 
@@ -67,6 +66,13 @@ def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_odd_tensors_are_refused(tmp_path: Path) -> None:
+    """Sparse tensors are no weights."""
+    torch.save({"a": torch.ones(2, 2).to_sparse()}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"m.pt holds sparse or quantized tensors \(a\)"):
+        open_tensors(tmp_path / "m.pt")
+
+
 def test_missing_files_and_pointers_are_told_apart(tmp_path: Path) -> None:
     """A missing file and a git-lfs pointer each name their cure."""
     with pytest.raises(ValueError, match="is missing"):
@@ -87,13 +93,50 @@ def test_finite(number: float, dtype: torch.dtype) -> None:
     assert is_finite(torch.ones(3, dtype=torch.int64)) and is_finite(torch.zeros(0))
 
 
-def test_place_keeps_parameters_and_buffers_apart() -> None:
-    """A tensor replaces what the module has under that name, as the same kind."""
-    with torch.device("meta"):
-        module = nn.Sequential(nn.BatchNorm1d(2))
-    place(module, "0.weight", torch.ones(2))
-    place(module, "0.running_mean", torch.ones(2))
-    assert isinstance(module[0].weight, nn.Parameter) and not module[0].weight.requires_grad
-    assert not isinstance(module[0].running_mean, nn.Parameter)
-    assert torch.equal(module.state_dict()["0.running_mean"], torch.ones(2))
-    assert module.state_dict()["0.running_var"].is_meta
+def test_unfinished_downloads_are_named(tmp_path: Path) -> None:
+    """Where only the part of a file lies that was downloaded so far, the message says so."""
+    (tmp_path / "m.safetensors.incomplete").write_bytes(b"123")
+    with pytest.raises(ValueError, match=r"m.safetensors is missing, its download was not finished"):
+        open_tensors(tmp_path / "m.safetensors")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """Tensors of every type, shape and stride come back, by this engine and by the library; files are not replaced."""
+    tensors = TENSORS | {
+        "scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "turned": torch.arange(6.0).view(2, 3).T,
+        "long": torch.arange(1 << 20), "half": torch.ones(3, dtype=torch.float16), "flag": torch.tensor([True, False]),
+    }  # fmt: skip
+    path = tmp_path / "m.safetensors"
+    assert write_safetensors(path, tensors) == []
+    file, other = open_tensors(path), load_file(path)
+    assert file.shapes.keys() == other.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert torch.equal(file.read(key), value) and torch.equal(other[key], value)
+        assert file.read(key).dtype == value.dtype
+    with pytest.raises(FileExistsError):
+        write_safetensors(path, tensors)
+
+
+def test_writing_names_every_bad_tensor(tmp_path: Path) -> None:
+    """Tensors with NaN or infinities anywhere are reported by key."""
+    tensors = {name: torch.zeros(1 << 20) for name in "abc"}
+    tensors["a"][-1], tensors["c"][5] = float("nan"), float("-inf")
+    assert write_safetensors(tmp_path / "m.safetensors", tensors) == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_a_closed_file_opens_itself_again(tmp_path: Path, name: str) -> None:
+    """Reading after `close` gives the same tensors."""
+    path = tmp_path / name
+    if name.endswith("pt"):
+        torch.save(TENSORS, path)
+    else:
+        save_file(TENSORS, path)
+    file = open_tensors(path)
+    file.close()
+    assert all(torch.equal(file.read(key), value) for key, value in TENSORS.items())
+
+
+def test_large_numbers_are_finite() -> None:
+    """A tensor whose sum overflows is finite all the same."""
+    assert is_finite(torch.full((100,), 3e38)) and is_finite(torch.full((100,), 6e4, dtype=torch.float16))

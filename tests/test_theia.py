@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden import TOLERANCE, load, relative_error
 
-from engine.published_names_semantic import THEIA, to_ours, to_published
+from engine.checkpoints.published_names_semantic import THEIA, to_ours, to_published
 from engine.semantic.theia import Theia, TheiaConfig
 
 SMALL: dict[str, Any] = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import DEVICE
 
 from kernels import launch, tiles
 
@@ -11,7 +12,7 @@ from kernels import launch, tiles
 @given(st.integers(1, tiles.LARGEST_BLOCK), st.integers(1, 10**6))
 def test_row_tile_covers(width: int, rows: int) -> None:
     """A tile holds whole rows, its sides are powers of two, and its programs cover all rows without a spare one."""
-    tile = tiles.row_tile(width)
+    tile = tiles.row_tile("rms", width, DEVICE)
     assert tile.block >= width
     for side in (tile.block, tile.rows, tile.warps):
         assert side & (side - 1) == 0
@@ -21,7 +22,7 @@ def test_row_tile_covers(width: int, rows: int) -> None:
 def test_row_tile_refuses_rows_too_wide() -> None:
     """A row that no program can hold is left to the reference."""
     with pytest.raises(launch.Uncovered, match="the widest is 16384"):
-        tiles.row_tile(tiles.LARGEST_BLOCK + 1)
+        tiles.row_tile("rms", tiles.LARGEST_BLOCK + 1, DEVICE)
 
 
 @given(st.integers(1, 2**40))

@@ -52,12 +52,28 @@ def test_later_latents_do_not_change_earlier_frames(vae: TinyVAE) -> None:
 @torch.no_grad()
 def test_a_new_network_is_the_linear_map() -> None:
     """With as many channels as patch values and an orthogonal basis, an untrained network loses nothing."""
-    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8))
+    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8, smoothing=0.0))
     vae.basis.copy_(torch.linalg.qr(torch.randn(768, 768)).Q)
     vae.mean.normal_()
     video = torch.rand(1, 9, 3, 16, 16) * 2 - 1
     again = vae.decode(vae.encode(video, TinyVAEState()), TinyVAEState())
     torch.testing.assert_close(again, video, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
+    """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once."""
+    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8, smoothing=0.04))
+    vae.basis.copy_(torch.eye(768))
+
+    def frames(height: float) -> torch.Tensor:
+        video = torch.zeros(1, 9, 3, 8, 8)
+        video[:, 5:] = height
+        seen: torch.Tensor = vae.decode(vae.encode(video, TinyVAEState()), TinyVAEState())[0, 4:, 0, 0, 0]
+        return seen
+
+    torch.testing.assert_close(frames(0.02), torch.tensor([0.0, 0.005, 0.01, 0.015, 0.02]))
+    torch.testing.assert_close(frames(1.0), torch.tensor([0.0, 0.97, 0.98, 0.99, 1.0]))
 
 
 @pytest.mark.parametrize(("shape", "word"), [((1, 6, 3, 16, 24), "6 frames"), ((1, 5, 3, 12, 24), "12x24")])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import TOLERANCE, Golden, load, relative_error
 
-from engine.published_names_semantic import TOKENIZER, to_ours
+from engine.checkpoints.published_names_semantic import TOKENIZER, to_ours
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
 

@@ -13,7 +13,7 @@ from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5
 from engine.training import __main__ as command
-from engine.training import autoencoder, extractor, latents, planning, reading, render, tokens, world
+from engine.training import autoencoder, decoder, extractor, latents, planning, reading, render, tokens, world
 from engine.training.run import Stage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, save_component
@@ -99,7 +99,7 @@ def test_the_autoencoder_stage_learns(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(stage.batch(1, 2), stage.batch(1, 2))
     assert improves(stage, 18, 5e-4)
     with torch.no_grad():
-        assert set(stage.evaluate()) == {"psnr_db", "box_psnr_db"}
+        assert set(stage.evaluate()) == {"psnr_db", "box_psnr_db", "jump_ratio"}
     stage.export()
     load_component(tmp_path, "vae", TinyVAE(config.vae))
     assert stage.hidden()
@@ -219,6 +219,30 @@ def test_the_renderer_stage_learns(vae: TinyVAE, tmp_path: Path, monkeypatch: py
     assert (tmp_path / "renderer.safetensors").exists()
 
 
+def test_the_decoder_stage_learns_and_leaves_the_encoder(
+    vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss falls on rendered and on true videos, the encoder stays as it was, and jumps of both are measured."""
+    monkeypatch.setattr(render, "HELD_OUT", 1)
+    monkeypatch.setattr(decoder, "HELD_OUT", 1)
+    monkeypatch.setattr(decoder, "START_VIDEOS", 2)
+    monkeypatch.setattr(decoder, "REFRESH", 0.0)  # else no batch comes twice
+    config = narrow()
+    renders = render.RendererStage(config, vae, None, None, 0, "cpu", tmp_path)
+    stage = decoder.DecoderStage(config, vae, renders, 0, tmp_path)
+    encoder = {name: value.clone() for name, value in vae.state_dict().items() if name.startswith("encode_")}
+    assert improves(stage, 25, 3e-4)
+    assert all(torch.equal(vae.state_dict()[name], value) for name, value in encoder.items())
+    with torch.no_grad():
+        assert {"jump_ratio", "jump_ratio_made", "psnr_made_db"} <= set(stage.evaluate())
+    assert stage.hidden() and all(parameter.requires_grad for parameter in stage.hidden())
+    item = stage.pool[0]
+    assert torch.equal(item.true[: config.prompt_latents], item.made[: config.prompt_latents])
+    assert not torch.equal(item.true, item.made)
+    stage.export()
+    assert (tmp_path / "vae.safetensors").exists()
+
+
 def test_a_stage_without_what_it_needs_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The planner cannot be trained before the tokenizer."""
     assert command.main(["planner", "--weights", str(tmp_path), "--folder", str(tmp_path / "run")]) == 2
@@ -240,5 +264,5 @@ def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_component_of_another_width_is_refused(tmp_path: Path) -> None:
     """Weights of one preset do not fit another."""
     save_component(tmp_path, "vae", TinyVAE(narrow().vae))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"basis is \[6, 768\], expected \[24, 768\]"):
         load_component(tmp_path, "vae", TinyVAE(TinyVAEConfig()))

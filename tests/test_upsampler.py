@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.checkpoints.published_names_perceptual import CONDITION
+from engine.checkpoints.published_names_semantic import to_ours
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.published_names_perceptual import CONDITION
-from engine.published_names_semantic import to_ours
 from tests import golden
 
 

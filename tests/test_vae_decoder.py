@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.checkpoints.published_names_perceptual import VAE
+from engine.checkpoints.published_names_semantic import to_ours
+from engine.perceptual import vae_decoder
 from engine.perceptual.causal import CausalState
 from engine.perceptual.vae_decoder import VAEDecoder
-from engine.published_names_perceptual import VAE
-from engine.published_names_semantic import to_ours
+from kernels import launch
 from tests import golden
 
 
@@ -41,6 +43,19 @@ def test_single_call_equals_reference(name: str, latents: int | None, expected: 
     with torch.inference_mode():
         frames = _decoder(case)(case["latent"][:, :, :latents], CausalState())
     assert golden.relative_error(frames, case[expected]) < golden.TOLERANCE
+
+
+def test_the_kernel_gives_the_reference_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With norm, condition and SiLU fused the first latent still gives the reference's frame."""
+    case = golden.load("vae_a")
+    decoder, state = _decoder(case), CausalState()
+    calls = []
+    kernel = vae_decoder.spatial_norm_silu
+    monkeypatch.setattr(vae_decoder, "spatial_norm_silu", lambda *rest: (calls.append(rest), kernel(*rest))[1])
+    with torch.inference_mode(), launch.preferring("triton"):
+        frames = decoder(case["latent"][:, :, :1], state)
+    assert golden.relative_error(frames, case["decoded_one_latent"]) < golden.TOLERANCE
+    assert len(calls) == sum(isinstance(part, vae_decoder.SpatialNorm) for part in decoder.modules())
 
 
 def test_first_frames_do_not_depend_on_later_slices() -> None:

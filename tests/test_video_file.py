@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine.video_file import VideoFile
+from engine.video.video_file import VideoFile
 
 WIDTH, HEIGHT = 64, 48
 

@@ -10,17 +10,19 @@ from torch import nn
 from transformers import T5Tokenizer
 
 from engine.config import EngineConfig
-from engine.model import COMPONENTS, Model, assemble
+from engine.model import COMPONENTS, Model, assemble, build
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
+from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
+from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
-from engine.weights import save_component
+from engine.weights import save_component, write_description
 
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
@@ -53,7 +55,9 @@ def tiny_config(context_groups: int = 1) -> EngineConfig:
             hidden=32, layers=2, heads=2, mlp=48, codebook_size=32, text_dim=16, micro_freq=8, micro_hidden=8,
             i_tokens=6, p_tokens=3, context_groups=context_groups, pooled_text=True, null_micro=True,
         ),
+        sampling=SamplingConfig(guidance=1.0),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=1, prediction="x0"),
+        schedule=FlowSchedule(),
         vae=TinyVAEConfig(latent_channels=4, width_8=8, width_4=8, blocks_8=1, blocks_4=1),
     )  # fmt: skip
 
@@ -85,13 +89,17 @@ def tiny_model(context_groups: int = 1) -> Model:
     # Modules draw what `randomize` leaves alone, such as biases and the codebook.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text = SmallT5(config.text, tiny_tokenizer())
-        return assemble(config, text, torch.device("cpu"), torch.float32, randomize)
+        text = SmallT5(config.text, tiny_tokenizer()).requires_grad_(False).eval()
+        modules = build(config, "cpu")
+    for name, module in {"text": text, **modules}.items():
+        randomize(name, module)
+    return assemble(config, text, modules, torch.device("cpu"), torch.float32)
 
 
 def write_weights(folder: Path) -> None:
     """The tiny model as a weights folder."""
     model = tiny_model()
-    for name in COMPONENTS:
+    for name in ("text", *COMPONENTS):
         save_component(folder, name, getattr(model, name))
+    write_description(folder, "tiny", "a test")
     model.text.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))

@@ -13,10 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.attention import attend
+from engine.layers import product_dtype
+from engine.perceptual.times import Times
+from kernels.headnorm import head_norm
+from kernels.launch import fuses
+from kernels.modulation import gated_residual, layernorm_modulate
 
 _NORM_EPS = 1e-5  # of the layer norms over the width
 _HEAD_NORM_EPS = 1e-6  # of the norms over a head's queries and keys
 _PARTS = 6  # shift, scale, gate of the attention, then of the MLP
+_ATTENTION, _MLP = 0, 3  # where their shift, scale and gate begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Layout:
     """How a token sequence is put together, and the time embedding of each part of it."""
 
     segments: tuple[Segment, ...]
-    times: Tensor  # [E, B, Z], after the SiLU
+    times: Times  # of [E, B, Z]
 
     @property
     def lengths(self) -> list[int]:
@@ -43,6 +49,48 @@ class Layout:
         """Six [B, 1, D] tensors for each segment, out of [E, B, 12 D]: the image's six come first (FACTS 3.2)."""
         image, text = modulation.unsqueeze(-2).chunk(2, dim=-1)
         return [(text if part.text else image)[part.time].chunk(_PARTS, dim=-1) for part in self.segments]
+
+
+@dataclass(frozen=True, slots=True)
+class Modulation:
+    """Shift, scale and gate of every token in one layer, in the form that suits what computes with them."""
+
+    layout: Layout
+    parts: list[tuple[Tensor, ...]]  # six [B, 1, D] for each segment; empty where `kinds` serves
+    kinds: Tensor | None  # [B, 2, 6, D], for image tokens and for text tokens, where kernels run
+
+    @classmethod
+    def of(cls, layout: Layout, vectors: Tensor, x: Tensor) -> Modulation:
+        """From [E, B, 12 D] for tokens `x`: the image's six come first (FACTS 3.2)."""
+        times = {part.time for part in layout.segments}
+        # A kernel knows one time and text before images; nothing that a stream is made with needs more.
+        if len(times) == 1 and not any(part.text for part in layout.segments[1:]) and fuses(x):
+            return cls(layout, [], vectors[times.pop()].unflatten(-1, (2, _PARTS, -1)))
+        return cls(layout, layout.spread(vectors), None)
+
+    @property
+    def _text_rows(self) -> int:
+        first = self.layout.segments[0]
+        return first.tokens if first.text else 0
+
+    def normed(self, norm: nn.LayerNorm, x: Tensor, first: int) -> Tensor:
+        """Layer norm of [B, N, D], scaled and shifted by the parts from `first` on."""
+        if self.kinds is not None:
+            shift, scale = self.kinds[:, :, first], self.kinds[:, :, first + 1]
+            dtype = product_dtype(x)
+            return layernorm_modulate(x, norm.weight, norm.bias, shift, scale, self._text_rows, norm.eps, dtype)
+        pieces = zip(torch.split(norm(x), self.layout.lengths, dim=1), self.parts, strict=True)
+        return _join(piece * (1 + part[first + 1]) + part[first] for piece, part in pieces)
+
+    def gated(self, x: Tensor, update: Tensor, first: int, residual: Tensor | None = None) -> Tensor:
+        """x + gate update + residual, all [B, N, D]; the gate is the third part from `first` on."""
+        if self.kinds is not None:
+            rest = None if residual is None else residual.contiguous()
+            gate = self.kinds[:, :, first + 2]
+            return gated_residual(x.contiguous(), update.contiguous(), gate, self._text_rows, rest)
+        pieces = zip(torch.split(update, self.layout.lengths, dim=1), self.parts, strict=True)
+        x = x + _join(part[first + 2] * piece for piece, part in pieces)
+        return x if residual is None else x + residual
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,44 +124,42 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, layout: Layout, context: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+    def forward(
+        self, x: Tensor, layout: Layout, context: KeysValues | None = None, residual: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
         """One layer.
 
         Args:
             x: [B, N, D].
             layout: of the N tokens.
             context: keys and values of tokens before these, [B, H, M, D/H]; they are attended to as well.
+            residual: [B, N, D], added to the result.
 
         Returns:
             [B, N, D], and this layer's keys and values of the N tokens alone.
         """
-        parts = layout.spread(self.modulation(layout.times))
-        query, own = self._project(x, layout, parts)
+        modulation = Modulation.of(layout, layout.times.through(self.modulation), x)
+        query, own = self._project(modulation.normed(self.norm1, x, _ATTENTION))
         keys, values = own.keys, own.values
         if context is not None:
             keys, values = torch.cat([context.keys, keys], 2), torch.cat([context.values, values], 2)
         attended = self.out(attend(query, keys, values).transpose(1, 2).flatten(2))
-        x = self._gated(x, attended, layout, [part[2] for part in parts])
-        normed = self._modulated(self.norm2(x), layout, [part[3:5] for part in parts])
-        mlp = self.mlp_out(F.gelu(self.mlp_in(normed), approximate="tanh"))
-        return self._gated(x, mlp, layout, [part[5] for part in parts]), own
+        x = modulation.gated(x, attended, _ATTENTION)
+        mlp = self.mlp_out(F.gelu(self.mlp_in(modulation.normed(self.norm2, x, _MLP)), approximate="tanh"))
+        return modulation.gated(x, mlp, _MLP, residual), own
 
     def read(self, x: Tensor, layout: Layout) -> KeysValues:
         """The keys and values that `forward` would return, without the rest of the layer."""
-        return self._project(x, layout, layout.spread(self.modulation(layout.times)))[1]
+        modulation = Modulation.of(layout, layout.times.through(self.modulation), x)
+        return self._project(modulation.normed(self.norm1, x, _ATTENTION))[1]
 
-    def _project(self, x: Tensor, layout: Layout, parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, KeysValues]:
-        normed = self._modulated(self.norm1(x), layout, [part[:2] for part in parts])
+    def _project(self, normed: Tensor) -> tuple[Tensor, KeysValues]:
         query, key, value = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if fuses(query):
+            of_query, of_key = self.query_norm, self.key_norm
+            query, key = head_norm(
+                query, key, of_query.weight, of_query.bias, of_key.weight, of_key.bias, _HEAD_NORM_EPS
+            )
+            return query, KeysValues(key, value)
         # Under autocast the norms may answer in float32; the values tell the type that attention shall run in.
         return self.query_norm(query).to(value.dtype), KeysValues(self.key_norm(key).to(value.dtype), value)
-
-    @staticmethod
-    def _modulated(x: Tensor, layout: Layout, shift_scale: list[tuple[Tensor, ...]]) -> Tensor:
-        pieces = zip(torch.split(x, layout.lengths, dim=1), shift_scale, strict=True)
-        return _join(piece * (1 + scale) + shift for piece, (shift, scale) in pieces)
-
-    @staticmethod
-    def _gated(x: Tensor, update: Tensor, layout: Layout, gates: list[Tensor]) -> Tensor:
-        pieces = zip(torch.split(update, layout.lengths, dim=1), gates, strict=True)
-        return x + _join(gate * piece for piece, gate in pieces)

@@ -56,8 +56,16 @@ def number_convolutions(network: nn.Module) -> None:
         convolution.slot = slot
 
 
+class ActivatedNorm(nn.GroupNorm):
+    """Group norm, then SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, ...] -> the same shape."""
+        return F.silu(super().forward(x))
+
+
 class CausalResidualBlock(nn.Module):
-    """Norm, SiLU and causal convolution, twice, beside a shortcut; `norm` makes a norm for a number of channels."""
+    """Norm with SiLU and causal convolution, twice, beside a shortcut; `norm` makes the former for some channels."""
 
     def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -69,8 +77,8 @@ class CausalResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState, *guide: Tensor) -> Tensor:
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]; `guide` is what the norms take beside x."""
-        hidden = self.conv1(F.silu(self.norm1(x, *guide)), state)
-        output: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden, *guide)), state)
+        hidden = self.conv1(self.norm1(x, *guide), state)
+        output: Tensor = self.shortcut(x) + self.conv2(self.norm2(hidden, *guide), state)
         return output
 
 

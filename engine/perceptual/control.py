@@ -27,7 +27,7 @@ class ControlBranch(Trunk):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, x: Tensor, layout: Layout, context: Sequence[KeysValues] | None = None
+        self, x: Tensor, layout: Layout, context: Sequence[KeysValues] | None = None, keep: bool = False
     ) -> tuple[list[Tensor], tuple[KeysValues, ...]]:
         """Runs the branch.
 
@@ -35,14 +35,16 @@ class ControlBranch(Trunk):
             x: [B, N, D] tokens of latents plus condition.
             layout: of these tokens.
             context: for every layer, the keys and values of tokens before these.
+            keep: whether the keys and values of these tokens are wanted; at full size they are 8 GB in bfloat16.
 
         Returns:
-            The residual of each layer, [B, N, D], and each layer's keys and values of the N tokens.
+            The residual of each layer, [B, N, D], and, if kept, each layer's keys and values of the N tokens.
         """
         residuals, caches = [], []
         for index, (block, zero) in enumerate(zip(self.blocks, self.zeros, strict=True)):
             x, cache = block(x, layout, None if context is None else context[index])
             x = zero(x)
             residuals.append(x)
-            caches.append(cache)
+            if keep:
+                caches.append(cache)
         return residuals, tuple(caches)

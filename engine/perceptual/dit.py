@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine.layers import sinusoid
 from engine.perceptual.block import Block, KeysValues, Layout, Segment
 from engine.perceptual.head import ConvHead, Frames, LinearHead
+from engine.perceptual.times import Moment, Times
 
 PROMPT_TIME = 0.999  # the time condition of frames that are given, clean = 1 (PAPER 2.3)
 
@@ -113,12 +114,22 @@ class Trunk(nn.Module):
 
     def embed(self, text: Tensor, frames: Tensor) -> Tensor:
         """[B, L, K] text and [B, T, C, H, W] frames from window position 0 on -> [B, N, D] tokens."""
+        return self.join(self.embed_text(text), frames, 0)
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """[B, L, K] -> [B, L, D] tokens."""
         config = self.config
         if text.shape[1:] != (config.text_length, config.text_dim):
             expected = (config.text_length, config.text_dim)
             raise ValueError(f"text of {tuple(text.shape[1:])} (tokens, width) given, {expected} expected")
-        words = self.text(text) + self.positions[:, : config.text_length]
-        return torch.cat([words, self.embed_frames(frames, 0)], dim=1) if frames.shape[1] else words
+        words: Tensor = self.text(text) + self.positions[:, : config.text_length]
+        return words
+
+    def join(self, tokens: Tensor, frames: Tensor, start: int) -> Tensor:
+        """[B, M, D] tokens, then those of frames [B or 1, T, C, H, W] from window position `start` on: [B, N, D]."""
+        if not frames.shape[1]:
+            return tokens
+        return torch.cat([tokens, self.embed_frames(frames, start).expand(len(tokens), -1, -1)], dim=1)
 
     def embed_frames(self, frames: Tensor, start: int) -> Tensor:
         """[B, T, C, H, W] frames from window position `start` on -> [B, T tokens, D]."""
@@ -135,34 +146,36 @@ class Trunk(nn.Module):
         first = config.text_length + start * config.frame_tokens
         return tokens + self.positions[:, first : first + tokens.shape[1]]
 
-    def layout(self, time: Tensor, frames: int, prompt_frames: int) -> Layout:
+    def layout(self, time: Tensor | Moment, frames: int, prompt_frames: int) -> Layout:
         """Text and all `frames`, the first `prompt_frames` of them given; `time` [B] of the others."""
         config = self.config
-        times = [time]
+        split = config.per_half_time and prompt_frames > 0
         segments = [Segment(config.text_length, True, 0), Segment(frames * config.frame_tokens, False, 0)]
-        if config.per_half_time and prompt_frames:
-            times.append(torch.full_like(time, PROMPT_TIME))
+        if split:
             prompt = Segment(prompt_frames * config.frame_tokens, False, 1)
             segments[1:] = [prompt, Segment((frames - prompt_frames) * config.frame_tokens, False, 0)]
-        return Layout(tuple(segments), self.embed_times(torch.stack(times)))
+        return Layout(tuple(segments), self._times(time, split))
 
-    def prompt_layout(self, batch: int, prompt_frames: int) -> Layout:
-        """Text and prompt frames alone, all at `PROMPT_TIME`."""
+    def prompt_layout(self, time: Tensor | Moment, prompt_frames: int) -> Layout:
+        """Text and prompt frames alone, all at `time` [B]."""
         config = self.config
         segments = [Segment(config.text_length, True, 0)]
         if prompt_frames:
             segments.append(Segment(prompt_frames * config.frame_tokens, False, 0))
-        time = torch.full((1, batch), PROMPT_TIME, device=self.positions.device)
-        return Layout(tuple(segments), self.embed_times(time))
+        return Layout(tuple(segments), self._times(time, False))
 
-    def new_layout(self, time: Tensor, frames: int) -> Layout:
+    def new_layout(self, time: Tensor | Moment, frames: int) -> Layout:
         """New frames alone, at `time` [B]."""
-        return Layout((Segment(frames * self.config.frame_tokens, False, 0),), self.embed_times(time[None]))
+        return Layout((Segment(frames * self.config.frame_tokens, False, 0),), self._times(time, False))
 
-    def embed_times(self, times: Tensor) -> Tensor:
-        """[E, B] -> [E, B, Z], after the SiLU that every user of a time embedding applies."""
-        embedded: Tensor = self.time(sinusoid(times.float() * self.config.time_scale, self.config.hidden))
-        return F.silu(embedded)
+    def _times(self, time: Tensor | Moment, split: bool) -> Times:
+        moment = Moment(time) if isinstance(time, Tensor) else time
+        return moment.times(self, split, self._embed_times)
+
+    def _embed_times(self, time: Tensor, split: bool) -> Times:
+        """Of [B], and of `PROMPT_TIME` beside it if `split`: after the SiLU that every user of an embedding applies."""
+        times = torch.stack([time, torch.full_like(time, PROMPT_TIME)]) if split else time[None]
+        return Times(F.silu(self.time(sinusoid(times.float() * self.config.time_scale, self.config.hidden))))
 
 
 class DiT(Trunk):
@@ -193,18 +206,15 @@ class DiT(Trunk):
             [B, N, D].
         """
         for index, block in enumerate(self.blocks):
-            x, _ = block(x, layout, None if context is None else context[index])
-            if index < len(residuals):
-                x = x + residuals[index]
+            residual = residuals[index] if index < len(residuals) else None
+            x, _ = block(x, layout, None if context is None else context[index], residual)
         return x
 
     def read(self, x: Tensor, layout: Layout, residuals: Sequence[Tensor] = ()) -> tuple[KeysValues, ...]:
         """The keys and values of every layer for [B, N, D] tokens; of the last layer nothing else is computed."""
         caches = []
         for index, block in enumerate(self.blocks[:-1]):
-            x, cache = block(x, layout)
-            if index < len(residuals):
-                x = x + residuals[index]
+            x, cache = block(x, layout, residual=residuals[index] if index < len(residuals) else None)
             caches.append(cache)
         last = self.blocks[-1]
         assert isinstance(last, Block)
@@ -217,5 +227,5 @@ class DiT(Trunk):
         grid = (count, config.height // config.patch, config.width // config.patch)
         hidden = self.final_norm(x[:, -count * config.frame_tokens :]).unflatten(1, grid)
         # New frames are the last segment of every layout.
-        output: Tensor = self.head(hidden, layout.times[layout.segments[-1].time], frames)
+        output: Tensor = self.head(hidden, layout.times.row(layout.segments[-1].time), frames)
         return output

@@ -15,12 +15,17 @@ from torch import Tensor
 from kernels.planes import rgb_to_i420
 
 
+def to_planes(video: Tensor) -> Tensor:
+    """As `to_host`, but stays on the device: uint8 [F, 3H/2, W]."""
+    if len(video) != 1:
+        raise ValueError(f"{len(video)} videos given; frames of one go to the host at a time")
+    return rgb_to_i420(video[0].transpose(0, 1))
+
+
 def to_host(video: Tensor) -> npt.NDArray[np.uint8]:
     """Video [1, F, 3, H, W] in -1..1, clamped to that -> planes Y, U, V of each frame [F, 3H/2, W], new memory.
 
     Raises:
         ValueError: if H or W is odd, or there is more than one video.
     """
-    if len(video) != 1:
-        raise ValueError(f"{len(video)} videos given; frames of one go to the host at a time")
-    return cast("npt.NDArray[np.uint8]", rgb_to_i420(video[0].transpose(0, 1)).cpu().numpy())
+    return cast("npt.NDArray[np.uint8]", to_planes(video).cpu().numpy())

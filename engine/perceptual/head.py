@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.layers import product_dtype
+from engine.perceptual.times import Times
+from kernels.launch import fuses
+from kernels.modulation import layernorm_modulate
+
 # The output must start small: a convolution with some thousand inputs moves its output by about the learning rate
 # times their number a step, which is more than the latents' range.
 _OUTPUT_SCALE = 0.1
@@ -44,9 +49,15 @@ class _FinalNorm(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """[B, T, h, w, D] and [B, Z] -> [B, T, h, w, D]."""
-        shift, scale = self.modulation(time)[:, None, None, None].chunk(2, dim=-1)
+    def forward(self, x: Tensor, time: Times) -> Tensor:
+        """[B, T, h, w, D] and times [B, Z] -> [B, T, h, w, D]."""
+        if fuses(x):
+            # Every token is an image token here: one row of modulation stands for both kinds.
+            shift, scale = time.through(self.modulation)[:, None].expand(-1, 2, -1).chunk(2, dim=-1)
+            weight, bias = self.norm.weight, self.norm.bias
+            tokens = layernorm_modulate(x.flatten(1, 3), weight, bias, shift, scale, 0, self.norm.eps, product_dtype(x))
+            return tokens.view(x.shape)
+        shift, scale = time.through(self.modulation)[:, None, None, None].chunk(2, dim=-1)
         output: Tensor = self.norm(x) * (1 + scale) + shift
         return output
 
@@ -60,8 +71,8 @@ class LinearHead(nn.Module):
         self.norm = _FinalNorm(hidden, time_dim)
         self.linear = nn.Linear(hidden, channels * patch * patch)
 
-    def forward(self, x: Tensor, time: Tensor, frames: Frames) -> Tensor:
-        """[B, T, h, w, D] tokens and [B, Z] -> [B, T, C, H, W]; the frames themselves are not looked at."""
+    def forward(self, x: Tensor, time: Times, frames: Frames) -> Tensor:
+        """[B, T, h, w, D] tokens and times [B, Z] -> [B, T, C, H, W]; the frames themselves are not looked at."""
         return _unpatchify(self.linear(self.norm(x, time)), self.patch)
 
 
@@ -78,9 +89,9 @@ class _FilmBlock(nn.Module):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """[B T, width, H, W] and [B T, Z] -> [B T, width, H, W]."""
-        scale, shift = self.film(time)[:, :, None, None].chunk(2, dim=1)
+    def forward(self, x: Tensor, time: Times) -> Tensor:
+        """[B T, width, H, W] and times [B T, Z] -> [B T, width, H, W]."""
+        scale, shift = time.through(self.film)[:, :, None, None].chunk(2, dim=1)
         hidden = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
         output: Tensor = x + self.conv2(F.silu(hidden))
         return output
@@ -104,14 +115,14 @@ class ConvHead(nn.Module):
         self.blocks = nn.ModuleList(_FilmBlock(width, time_dim) for _ in range(blocks))
         self.conv_out = nn.Conv2d(width, 2 * channels, 3, padding=1)
 
-    def forward(self, x: Tensor, time: Tensor, frames: Frames) -> Tensor:
-        """[B, T, h, w, D] tokens and [B, Z] -> [B, T, C, H, W]."""
+    def forward(self, x: Tensor, time: Times, frames: Frames) -> Tensor:
+        """[B, T, h, w, D] tokens and times [B, Z] -> [B, T, C, H, W]."""
         noisy, last = frames.noisy, frames.last_prompt
         context = [_unpatchify(self.linear(self.norm(x, time)), self.patch), noisy, frames.condition]
         context += [self._previous_conditions(frames), self._repeated(last, noisy)]
         flag = torch.full_like(noisy[:, :, :1], float(last is not None))
         hidden = self.conv_in(torch.cat([part.to(noisy.dtype) for part in (*context, flag)], dim=2).flatten(0, 1))
-        times = time.repeat_interleave(noisy.shape[1], dim=0)
+        times = time.repeated(noisy.shape[1])
         for block in self.blocks:
             hidden = block(hidden, times)
         clean, gate = self.conv_out(F.silu(hidden)).unflatten(0, noisy.shape[:2]).chunk(2, dim=2)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from engine.perceptual.block import KeysValues
 from engine.perceptual.control import ControlBranch
-from engine.perceptual.dit import DiT, DiTConfig
+from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig
 from engine.perceptual.head import Frames
+from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import Condition, ConditionConfig
 
 
@@ -44,21 +45,46 @@ class RendererConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """A text as both networks read it, made once per prompt of the video."""
+
+    control: Tensor  # [B, L, D] tokens of the control branch
+    base: Tensor  # [B, L, D] tokens of the base network
+    moment: Moment  # `PROMPT_TIME`, at which half-causal models read text and prompt frames
+
+
+@dataclass(frozen=True, slots=True)
 class PromptCache:
     """What every denoising step of a window needs of its text and prompt frames; owned by whoever made it.
 
-    `base` and `control` hold keys and values of each layer; they are empty unless the model is half-causal.
+    Tokens are those of text and prompt frames. Where the model is half-causal, steps need only keys and values of each
+    layer, and there are no tokens; elsewhere there are no keys and values.
     """
 
-    text: Tensor  # [B, L, K]
     prompt: Tensor  # [B, P, C, H, W]
     condition: Tensor  # [B, P, C, H, W]
     base: tuple[KeysValues, ...]
     control: tuple[KeysValues, ...]
+    base_tokens: Tensor | None = None  # [B, N, D]
+    control_tokens: Tensor | None = None  # [B, N, D]
 
     @property
     def frames(self) -> int:
         return self.prompt.shape[1]
+
+    @property
+    def rows(self) -> int:
+        return self.prompt.shape[0]
+
+    def prompted(self) -> PromptCache:
+        """Of the last row alone, the one with text, for steps that need no other."""
+        last = slice(-1, None)
+        base, control = (
+            tuple(KeysValues(layer.keys[last], layer.values[last]) for layer in layers)
+            for layers in (self.base, self.control)
+        )
+        tokens = (None if part is None else part[last] for part in (self.base_tokens, self.control_tokens))
+        return PromptCache(self.prompt[last], self.condition[last], base, control, *tokens)
 
 
 class Renderer(nn.Module):
@@ -84,53 +110,71 @@ class Renderer(nn.Module):
         Returns:
             [B, T - prompt_frames, C, H, W].
         """
-        control = self.control.embed(text, x + condition)
-        residuals, _ = self.control(control, self.control.layout(time, x.shape[1], prompt_frames))
-        layout = self.base.layout(time, x.shape[1], prompt_frames)
-        hidden = self.base(self.base.embed(text, x), layout, residuals)
+        tokens = self.base.embed(text, x), self.control.embed(text, x + condition)
         given, new = slice(None, prompt_frames), slice(prompt_frames, None)
         condition = condition.expand_as(x)
         frames = Frames(x[:, new], condition[:, new], _last(condition[:, given]), _last(x[:, given]))
-        return self.base.output(hidden, layout, frames)
+        return self._attended(*tokens, time, prompt_frames, frames)
 
-    def read_prompt(self, prompt: Tensor, text: Tensor, condition: Tensor) -> PromptCache:
+    def read_text(self, text: Tensor) -> Words:
+        """Everything of a text [B, L, K] that stays the same over the windows under it."""
+        time = torch.full((len(text),), PROMPT_TIME, device=text.device)
+        return Words(self.control.embed_text(text), self.base.embed_text(text), Moment(time))
+
+    def read_prompt(self, prompt: Tensor, text: Tensor | Words, condition: Tensor) -> PromptCache:
         """Everything of a window that stays the same over its denoising steps.
 
         Args:
             prompt: [B, P, C, H, W] clean latents; P may be 0.
-            text: [B, L, K].
+            text: [B, L, K], or what `read_text` made of it.
             condition: [B, P, C, H, W] of the prompt frames.
         """
         if prompt.shape != condition.shape:
             raise ValueError(f"prompt {tuple(prompt.shape)} and its condition {tuple(condition.shape)} differ in shape")
+        words = self.read_text(text) if isinstance(text, Tensor) else text
+        control_tokens = self.control.join(words.control, prompt + condition, 0)
+        base_tokens = self.base.join(words.base, prompt, 0)
         if not self.config.dit.half_causal:
-            return PromptCache(text, prompt, condition, (), ())
-        batch, frames = prompt.shape[:2]
-        tokens = self.control.embed(text, prompt + condition)
-        residuals, control = self.control(tokens, self.control.prompt_layout(batch, frames))
-        base = self.base.read(self.base.embed(text, prompt), self.base.prompt_layout(batch, frames), residuals)
-        return PromptCache(text, prompt, condition, base, control)
+            return PromptCache(prompt, condition, (), (), base_tokens, control_tokens)
+        frames = prompt.shape[1]
+        layout = self.control.prompt_layout(words.moment, frames)
+        residuals, control = self.control(control_tokens, layout, keep=True)
+        base = self.base.read(base_tokens, self.base.prompt_layout(words.moment, frames), residuals)
+        return PromptCache(prompt, condition, base, control)
 
-    def denoise(self, x: Tensor, time: Tensor, condition: Tensor, cache: PromptCache) -> Tensor:
-        """The prediction for new frames that follow the prompt of `cache`.
+    def denoise(self, x: Tensor, time: Tensor | Moment, condition: Tensor, cache: PromptCache) -> Tensor:
+        """The prediction for new frames that follow the prompt of `cache`, which has B rows.
 
         Args:
-            x: [B, N, C, H, W] noisy.
-            time: [B], as for `predict`.
-            condition: [B, N, C, H, W] of the new frames.
+            x: [B or 1, N, C, H, W] noisy; one row stands for all.
+            time: [B], as for `predict`. A `Moment` that is kept for the next window spares making its modulations.
+            condition: [B or 1, N, C, H, W] of the new frames.
             cache: of `read_prompt`, the same at every step.
 
         Returns:
             [B, N, C, H, W].
         """
-        if not self.config.dit.half_causal:
-            whole, conditions = torch.cat([cache.prompt, x], 1), torch.cat([cache.condition, condition], 1)
-            return self.predict(whole, time, cache.text, conditions, cache.frames)
-        control = self.control.embed_frames(x + condition, cache.frames)
-        residuals, _ = self.control(control, self.control.new_layout(time, x.shape[1]), cache.control)
-        layout = self.base.new_layout(time, x.shape[1])
-        hidden = self.base(self.base.embed_frames(x, cache.frames), layout, residuals, cache.base)
-        return self.base.output(hidden, layout, Frames(x, condition, _last(cache.condition), _last(cache.prompt)))
+        rows = (cache.rows, -1, -1, -1, -1)
+        frames = Frames(x.expand(rows), condition.expand(rows), _last(cache.condition), _last(cache.prompt))
+        if cache.base_tokens is not None and cache.control_tokens is not None:
+            base = self.base.join(cache.base_tokens, x, cache.frames)
+            control = self.control.join(cache.control_tokens, x + condition, cache.frames)
+            return self._attended(base, control, time, cache.frames, frames)
+        count = x.shape[1]
+        control = self.control.embed_frames(x + condition, cache.frames).expand(rows[0], -1, -1)
+        residuals, _ = self.control(control, self.control.new_layout(time, count), cache.control)
+        layout = self.base.new_layout(time, count)
+        base = self.base.embed_frames(x, cache.frames).expand(rows[0], -1, -1)
+        return self.base.output(self.base(base, layout, residuals, cache.base), layout, frames)
+
+    def _attended(
+        self, base: Tensor, control: Tensor, time: Tensor | Moment, prompt_frames: int, frames: Frames
+    ) -> Tensor:
+        """The head's answer under full attention, from the tokens [B, N, D] of text and all frames."""
+        count = prompt_frames + frames.noisy.shape[1]
+        residuals, _ = self.control(control, self.control.layout(time, count, prompt_frames))
+        layout = self.base.layout(time, count, prompt_frames)
+        return self.base.output(self.base(base, layout, residuals), layout, frames)
 
 
 def _last(frames: Tensor) -> Tensor | None:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.perceptual.multistep import check_order
+
 
 @dataclass(frozen=True, slots=True)
 class DiffusionLevels:
@@ -30,6 +32,9 @@ class DiffusionSchedule:
     """The published schedule: betas linear in their roots, SNR shift, zero final SNR (FACTS 3.5 to 3.7).
 
     `guidance_scale` and `guidance_exponent` shape the guidance, which lies between 1 and 1 + `guidance_scale`.
+
+    Runs of fewer steps than `few_steps` take a deterministic solver of order `order`: the published one is stochastic,
+    and made for 50.
     """
 
     train_steps: int = 1000
@@ -38,8 +43,11 @@ class DiffusionSchedule:
     shift: float = 3.0
     guidance_scale: float = 6.0
     guidance_exponent: float = 5.0
+    few_steps: int = 20
+    order: int = 2
 
     def __post_init__(self) -> None:
+        check_order(self.order)
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ValueError(f"betas must rise within 0..1: beta_start {self.beta_start}, beta_end {self.beta_end}")
         if self.shift < 1:
@@ -51,8 +59,7 @@ class DiffusionSchedule:
         Raises:
             ValueError: if there are fewer than 2 steps or more than the training had.
         """
-        if not 2 <= steps <= self.train_steps:
-            raise ValueError(f"{steps} sampling steps asked for, 2 to {self.train_steps} are possible")
+        self._check(steps)
         times = self._times(steps)
         alphas = self._alphas(times).flip(0)
         snapped, snapped_index = self.snap(alphas)
@@ -65,11 +72,33 @@ class DiffusionSchedule:
             guidance=torch.tensor([self._guidance(steps, int(time)) for time in falling], dtype=torch.float64),
         )
 
+    def trailing(self, steps: int) -> tuple[list[int], list[float]]:
+        """Network times of a run, falling from the training's last, and the training's own alphas there.
+
+        Unlike those of `levels`, which the release stretches anew for every number of steps, these are noise levels
+        that the network was trained at, at the times that it was told.
+
+        Raises:
+            ValueError: as for `levels`.
+        """
+        self._check(steps)
+        times = self._times(steps)
+        table = self._alphas(self._times(self.train_steps))
+        return times.flip(0).tolist(), table[times].flip(0).tolist()
+
+    def guidance_at(self, done: float) -> float:
+        """Guidance when the share `done` of a run is over: the published curve as it was meant, rising from 1."""
+        return 1 + self.guidance_scale * (1 - math.cos(math.pi * done**self.guidance_exponent)) / 2
+
     def snap(self, alphas: Tensor) -> tuple[Tensor, Tensor]:
         """The entries of the training table nearest to [S] alphas, and their places in it, clean first."""
         table = self._alphas(self._times(self.train_steps))
         index = (alphas[:, None] - table[None, :]).abs().argmin(dim=1)
         return table[index], index
+
+    def _check(self, steps: int) -> None:
+        if not 2 <= steps <= self.train_steps:
+            raise ValueError(f"{steps} sampling steps asked for, 2 to {self.train_steps} are possible")
 
     def _times(self, steps: int) -> Tensor:
         """[S] int64, rising."""
@@ -97,11 +126,13 @@ class DiffusionSchedule:
 
 @dataclass(frozen=True, slots=True)
 class FlowSchedule:
-    """Rectified flow; `shift` above 1 spends more of the steps at high noise."""
+    """Rectified flow; `shift` above 1 spends more of the steps at high noise. `order` is that of the solver."""
 
     shift: float = 1.0
+    order: int = 1
 
     def __post_init__(self) -> None:
+        check_order(self.order)
         if self.shift <= 0:
             raise ValueError(f"shift {self.shift} is not above 0")
 

@@ -20,7 +20,11 @@ PATCH_PX = 8
 
 @dataclass(frozen=True, slots=True)
 class TinyVAEConfig:
-    """Sizes. `residual_scale` multiplies the network's output, so that training starts at the linear map."""
+    """Sizes. `residual_scale` multiplies the network's output, so that training starts at the linear map.
+
+    `smoothing`, in pixels' range of 2: where pictures change by no more than this as a new latent begins, the change is
+    spread over its four frames. Without it flaws of latents that stand for a still picture pulse twice a second.
+    """
 
     latent_channels: int = 24
     width_8: int = 128  # at 1/8 of the picture's size
@@ -28,6 +32,7 @@ class TinyVAEConfig:
     blocks_8: int = 2
     blocks_4: int = 3
     residual_scale: float = 0.1
+    smoothing: float = 0.04
 
     def __post_init__(self) -> None:
         if self.latent_channels > self.patch_values:
@@ -40,10 +45,11 @@ class TinyVAEConfig:
 
 @dataclass(slots=True)
 class TinyVAEState:
-    """The features of the last latent at each level; None before the first. Constant in size."""
+    """The features of the last latent at each level, and the last frame; None before the first. Constant in size."""
 
     level_8: Tensor | None = None  # [B, width_8, h, w]
     level_4: Tensor | None = None  # [B, width_4, 2h, 2w]
+    frame: Tensor | None = None  # [B, 3, H, W] float32, of a decoder
 
     @property
     def started(self) -> bool:
@@ -113,6 +119,17 @@ class TinyVAE(nn.Module):
         for parameter in (*self.encode_out.parameters(), *self.decode_out.parameters()):
             nn.init.zeros_(parameter)
 
+    @staticmethod
+    def new_state() -> TinyVAEState:
+        """Of one direction of a video that has not begun."""
+        return TinyVAEState()
+
+    def running_state(self, batch: int, size_px: tuple[int, int]) -> TinyVAEState:
+        """The memories, zero, of a video that is already running, where what came before is not known."""
+        heights = {8: self.config.width_8, 4: self.config.width_4}
+        shapes = [(batch, width, size_px[0] // scale, size_px[1] // scale) for scale, width in heights.items()]
+        return TinyVAEState(*(self.mean.new_zeros(shape) for shape in shapes))
+
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents of the next frames.
 
@@ -154,7 +171,7 @@ class TinyVAE(nn.Module):
             state: what the call before left; changed in place.
 
         Returns:
-            [B, F, 3, H, W], about -1..1, not clamped; F = 1 + 4 (T - 1) at the start of a video, else 4 T.
+            [B, F, 3, H, W] float32, about -1..1, not clamped; F = 1 + 4 (T - 1) at the start of a video, else 4 T.
         """
         first = not state.started
         batch = latents.shape[:2]
@@ -166,5 +183,19 @@ class TinyVAE(nn.Module):
         hidden, state.level_4 = self.decode_4(hidden, state.level_4)
         added = nnf.pixel_shuffle(self.decode_out(nnf.silu(hidden.flatten(0, 1))), 4)
         packed = nnf.pixel_shuffle(linear, PATCH_PX) + self.config.residual_scale * added
-        video: Tensor = packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).flatten(1, 2)
+        frames = packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).float()
+        video = self._smooth(frames, state).flatten(1, 2)
         return video[:, FRAMES_PER_LATENT - 1 :] if first else video
+
+    def _smooth(self, frames: Tensor, state: TinyVAEState) -> Tensor:
+        """[B, T, 4, 3, H, W] -> the same shape: y_k = x_k - (3 - k) / 4 clamp(x_0 - y of the frame before)."""
+        weights = torch.arange(FRAMES_PER_LATENT - 1, -1, -1, device=frames.device) / FRAMES_PER_LATENT
+        smooth = []
+        for latent in frames.unbind(1):
+            if state.frame is not None:
+                jump = (latent[:, 0] - state.frame).clamp(-self.config.smoothing, self.config.smoothing)
+                latent = latent - weights[:, None, None, None] * jump[:, None]
+            # Of its own: a view would keep the whole slice.
+            state.frame = latent[:, -1].clone()
+            smooth.append(latent)
+        return torch.stack(smooth, dim=1)

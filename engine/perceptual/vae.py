@@ -67,6 +67,11 @@ class VAE(nn.Module):
         self.encoder = VAEEncoder(*sizes)
         self.decoder = VAEDecoder(*sizes)
 
+    @staticmethod
+    def new_state() -> CausalState:
+        """Of one direction of a video that has not begun."""
+        return CausalState()
+
     def decode(self, latents: Tensor, state: CausalState) -> Tensor:
         """Frames of the next latents, one slice or several.
 

@@ -13,6 +13,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.perceptual.causal import CausalConv, CausalResidualBlock, CausalState, number_convolutions, per_frame
+from kernels.launch import fuses
+from kernels.spatial_norm import spatial_norm_silu
 
 GROUPS = 32  # of every group norm in the autoencoder
 NORM_EPS = 1e-6
@@ -27,7 +29,7 @@ def _resized(x: Tensor, frames: int, height: int, width: int) -> Tensor:
 
 
 class SpatialNorm(nn.Module):
-    """Group norm, scaled and shifted at every place by what the latent there says (FACTS 4)."""
+    """Group norm, scaled and shifted at every place by what the latent there says, then SiLU (FACTS 4)."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
@@ -38,9 +40,12 @@ class SpatialNorm(nn.Module):
     def forward(self, x: Tensor, latents: Tensor) -> Tensor:
         """[B, C, F, H, W] and [B, latent channels, T, h, w] -> [B, C, F, H, W]."""
         # Mapping before resizing gives the same numbers as the other way round, for a fraction of the work.
-        scale, shift = (_resized(layer(latents), *x.shape[2:]) for layer in (self.scale, self.shift))
-        output: Tensor = self.norm(x) * scale + shift
-        return output
+        scale, shift = self.scale(latents), self.shift(latents)
+        if fuses(x):
+            operands = x.contiguous(), self.norm.weight, self.norm.bias, scale.contiguous(), shift.contiguous()
+            return spatial_norm_silu(*operands, GROUPS, NORM_EPS)
+        scale, shift = _resized(scale, *x.shape[2:]), _resized(shift, *x.shape[2:])
+        return nnf.silu(self.norm(x) * scale + shift)
 
 
 class DecoderLevel(nn.Module):
@@ -98,5 +103,5 @@ class VAEDecoder(nn.Module):
             x = block(x, state, latents)
         for level in reversed(self.levels):
             x = level(x, state, latents)
-        output: Tensor = self.conv_out(nnf.silu(self.norm_out(x, latents)), state)
+        output: Tensor = self.conv_out(self.norm_out(x, latents), state)
         return output

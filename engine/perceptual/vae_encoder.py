@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from engine.perceptual.causal import CausalConv, CausalResidualBlock, CausalState, number_convolutions, per_frame
+from engine.perceptual.causal import (
+    ActivatedNorm,
+    CausalConv,
+    CausalResidualBlock,
+    CausalState,
+    number_convolutions,
+    per_frame,
+)
 from engine.perceptual.vae_decoder import GROUPS, NORM_EPS
 
 
@@ -28,7 +35,7 @@ class EncoderLevel(nn.Module):
 
     def __init__(self, widths: list[int], halves: bool, halves_time: bool) -> None:
         super().__init__()
-        norm = partial(nn.GroupNorm, GROUPS, eps=NORM_EPS)
+        norm = partial(ActivatedNorm, GROUPS, eps=NORM_EPS)
         self.blocks = nn.ModuleList(CausalResidualBlock(a, b, norm) for a, b in pairwise(widths))
         self.downsample = nn.Conv2d(widths[-1], widths[-1], 3, stride=2) if halves else None
         self.halves_time = halves_time
@@ -52,7 +59,7 @@ class VAEEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [width * multiplier for multiplier in multipliers]
-        norm = partial(nn.GroupNorm, GROUPS, eps=NORM_EPS)
+        norm = partial(ActivatedNorm, GROUPS, eps=NORM_EPS)
         self.conv_in = CausalConv(3, width)
         inputs = [width, *widths[:-1]]
         self.levels = nn.ModuleList(
@@ -75,5 +82,5 @@ class VAEEncoder(nn.Module):
             x = level(x, state)
         for block in self.middle:
             x = block(x, state)
-        mean, log_variance = self.conv_out(nnf.silu(self.norm_out(x)), state).chunk(2, dim=1)
+        mean, log_variance = self.conv_out(self.norm_out(x), state).chunk(2, dim=1)
         return mean, log_variance

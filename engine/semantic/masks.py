@@ -6,22 +6,57 @@ Shapes: `F` frames of the group, `P` patches of a frame, `N` = F * P + latents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """What a mask is made of, each [N]; as a column it describes queries, as a row keys."""
-
-    latent: Tensor  # bool: a latent token, not a patch
-    frame: Tensor  # int64: the frame it belongs to
-    index: Tensor  # int64: place in the sequence
+from engine.attention import Rule, dense
 
 
-def _places(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str) -> _Places:
+def encoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Rule:
+    """Patches see the patches of their own and earlier frames; latents see those too, and the latents up to
+    and including themselves."""
+    frame = frame_of_places(frames, patches, i_tokens, p_tokens, device)
+    latent = torch.arange(len(frame), device=device) >= frames * patches
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        to_patch = ~latent[key] & (frame[key] <= frame[query])
+        return to_patch | (latent[query] & latent[key] & (key <= query))
+
+    return rule
+
+
+def decoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Rule:
+    """Everything sees every patch and latent of its own and earlier frames, so decoding is causal by frame."""
+    frame = frame_of_places(frames, patches, i_tokens, p_tokens, device)
+
+    def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return frame[key] <= frame[query]
+
+    return rule
+
+
+def encoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """`encoder_rule` for all pairs: [N, N] bool, query by key, True = may attend."""
+    tokens = group_tokens(frames, patches, i_tokens, p_tokens)
+    return dense(encoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
+
+
+def decoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """`decoder_rule` for all pairs: [N, N] bool, query by key, True = may attend."""
+    tokens = group_tokens(frames, patches, i_tokens, p_tokens)
+    return dense(decoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
+
+
+def group_tokens(frames: int, patches: int, i_tokens: int, p_tokens: int) -> int:
+    """N of a group."""
+    return frames * (patches + p_tokens) + i_tokens - p_tokens
+
+
+def frame_of_places(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str) -> Tensor:
+    """The frame that each place of the sequence belongs to, [N] int64.
+
+    Rules look it up, instead of computing it from numbers, since a number that changes is compiled anew.
+    """
     if min(frames, patches, i_tokens, p_tokens) < 1:
         raise ValueError(
             f"a mask needs at least one of each: frames {frames}, patches {patches}, I tokens {i_tokens}, "
@@ -29,30 +64,4 @@ def _places(frames: int, patches: int, i_tokens: int, p_tokens: int, device: tor
         )
     visual = torch.arange(frames, device=device).repeat_interleave(patches)
     counts = torch.tensor([i_tokens] + [p_tokens] * (frames - 1), device=device)
-    latent = torch.arange(frames, device=device).repeat_interleave(counts)
-    frame = torch.cat([visual, latent])
-    index = torch.arange(len(frame), device=device)
-    return _Places(latent=index >= len(visual), frame=frame, index=index)
-
-
-def encoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """Patches see the patches of their own and earlier frames; latents see those too, and the latents up to
-    and including themselves.
-
-    Returns:
-        [N, N] bool, query by key, True = may attend.
-    """
-    places = _places(frames, patches, i_tokens, p_tokens, device)
-    to_patch = (places.frame[None, :] <= places.frame[:, None]) & ~places.latent[None, :]
-    earlier = places.index[None, :] <= places.index[:, None]
-    return to_patch | (earlier & places.latent[:, None] & places.latent[None, :])
-
-
-def decoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """Everything sees every patch and latent of its own and earlier frames, so decoding is causal by frame.
-
-    Returns:
-        [N, N] bool, query by key, True = may attend.
-    """
-    frame = _places(frames, patches, i_tokens, p_tokens, device).frame
-    return frame[None, :] <= frame[:, None]
+    return torch.cat([visual, torch.arange(frames, device=device).repeat_interleave(counts)])

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.kv_cache import KVCache
-from engine.layers import RMSNorm, rotary_angles, rotate, sinusoid
+from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate, sinusoid
+from kernels.launch import fuses
 
 _SPECIALS = 7
 _MICRO_VECTORS = 2  # frame count and motion score
@@ -128,6 +129,7 @@ class _Places:
     sin: Tensor
     mask: Tensor | None  # bool, broadcastable to [B, heads, N, M]
     causal: bool
+    length: Tensor | None  # int64 [1] or [B]: keys that a single token sees, where a kernel attends for it
 
 
 class MicroEmbedding(nn.Module):
@@ -185,9 +187,9 @@ class Block(nn.Module):
         if cache is not None:
             seen = cache.write(layer, k, v, position)
             k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
-        x = x + self.out(attend(q, k, v, places.mask, places.causal).transpose(1, 2).flatten(2))
-        normed = self.mlp_norm(x)
-        out: Tensor = x + self.down(F.gelu(self.gate(normed), approximate="tanh") * self.up(normed))
+        attended = attend(q, k, v, places.mask, places.causal, places.length)
+        normed, x = self.mlp_norm.add(x, self.out(attended.transpose(1, 2).flatten(2)))
+        out: Tensor = x + self.down(gated_gelu(self.gate(normed), self.up(normed)))
         return out
 
 
@@ -275,9 +277,12 @@ class Planner(nn.Module):
         angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
         if positions.ndim == 2:
             angles = angles.view(-1, 1, count, angles.shape[-1])
-        mask = None
-        if cache is not None and isinstance(position, Tensor):
+        mask, length = None, None
+        if cache is not None and count == 1 and fuses(embeddings):
+            after = position + 1
+            length = after.reshape(-1) if isinstance(after, Tensor) else torch.full((1,), after, device=device)
+        elif cache is not None and isinstance(position, Tensor):
             mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
         elif isinstance(position, int) and position > 0 and count > 1:
             mask = torch.arange(position + count, device=device) <= positions[:, None]
-        return _Places(angles.cos(), angles.sin(), mask, causal=mask is None and count > 1)
+        return _Places(angles.cos(), angles.sin(), mask, causal=mask is None and count > 1, length=length)

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.codebook import lookup_project, nearest_code
+from kernels.launch import fuses
+
 Metric = Literal["euclidean", "cosine"]
 
 _KMEANS_STEPS = 10
@@ -82,6 +85,10 @@ class VectorQuantizer(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """int64 [B, N] -> [B, N, D]."""
+        if fuses(indices):
+            layer = self.project_out
+            rows = lookup_project(layer.weight, layer.bias, self.codes[0], indices.flatten(), cosine=False)
+            return rows.view(*indices.shape, -1)
         codes = self.codes[0].to(self.project_out.weight.dtype)
         out: Tensor = self.project_out(F.embedding(indices, codes))
         return out
@@ -168,6 +175,8 @@ class VectorQuantizer(nn.Module):
 
     def _nearest(self, flat: Tensor, codes: Tensor) -> Tensor:
         """[M, C], [K, C] -> [M] int64."""
+        if fuses(flat):
+            return nearest_code(flat, codes, self.config.metric == "cosine")
         product = flat @ codes.T
         if self.config.metric == "cosine":
             return product.argmax(dim=-1)

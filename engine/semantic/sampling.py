@@ -7,6 +7,7 @@ Shapes: `B` rows, `V` vocabulary, `K` codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.semantic.planner import Planner, PlannerConfig
+from kernels.draw import draw_code
+from kernels.launch import fuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,11 @@ def sample_code(logits: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tens
     Returns:
         int64 [B].
     """
+    if fuses(logits):
+        pairs = logits.contiguous().unflatten(0, (1 + sampling.guided, -1))
+        top_k, top_p = sampling.top_k or 0, 1.0 if sampling.top_p is None else sampling.top_p
+        rows = noise.expand(pairs.shape[1], -1).contiguous()
+        return draw_code(pairs, rows, sampling.guidance, sampling.temperature, top_k, top_p)
     codes = guide(logits, sampling)[:, : noise.shape[-1]]
     return (warp(codes, sampling) + noise).argmax(dim=-1)
 
@@ -123,6 +131,7 @@ def generate_reference(
     motion: float,
     sampling: SamplingConfig,
     generator: torch.Generator | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> ReferencePlan:
     """Plans one video exactly as the release does.
 
@@ -133,6 +142,7 @@ def generate_reference(
         text: [1, L, text_dim], padding removed.
         num_frames: semantic frames to plan.
         generator: on the planner's device; None takes the global one.
+        progress: called once a position.
     """
     config = planner.config
     prefix = planner.prefix(
@@ -154,6 +164,7 @@ def generate_reference(
         position += step.shape[1]
         chances = distribution(guide(logits, sampling)[0], allowed, sampling)
         draws.append(torch.multinomial(chances, 1, generator=generator))
+        progress()
         fed.append(draws[-1] if forced is None else torch.full_like(draws[-1], forced))
         step = planner.embed(fed[-1].expand(rows, 1), prefix.pooled)
     codes = [token for token, forced in zip(fed, layout[1:], strict=True) if forced is None]

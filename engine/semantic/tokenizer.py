@@ -12,8 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from engine.attention import masked
 from engine.layers import rotary_angles
-from engine.semantic.masks import decoder_mask, encoder_mask
+from engine.semantic.masks import decoder_rule, encoder_rule, group_tokens
 from engine.semantic.quantizer import QuantizerConfig, VectorQuantizer
 from engine.semantic.transformer import Block, Geometry
 
@@ -128,11 +129,12 @@ def group_angles(config: TokenizerConfig, frames: int, device: torch.device | st
 # Bounded on purpose: a full-size mask is 352 MB.
 @lru_cache(maxsize=4)
 def _geometry(config: TokenizerConfig, frames: int, device: torch.device, decoding: bool) -> Geometry:
-    make_mask = decoder_mask if decoding else encoder_mask
+    make_rule = decoder_rule if decoding else encoder_rule
+    sizes = frames, config.patches, config.i_tokens, config.p_tokens
     # Kept tensors must also serve training, so none of them may be an inference tensor.
     with torch.inference_mode(False):
         angles = group_angles(config, frames, device)
-        mask = make_mask(frames, config.patches, config.i_tokens, config.p_tokens, device)
+        mask = masked(make_rule(*sizes, device), group_tokens(*sizes), device)
         return Geometry(cos=angles.cos(), sin=angles.sin(), mask=mask)
 
 

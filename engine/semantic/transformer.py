@@ -6,12 +6,16 @@ Shapes: `B` batch, `N` tokens, `W` width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.layers import rotate
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 _MLP_RATIO = 4
 
@@ -22,7 +26,7 @@ class Geometry:
 
     cos: Tensor  # [N, head_dim / 2] float32
     sin: Tensor
-    mask: Tensor  # [N, N] bool
+    mask: Tensor | BlockMask  # [N, N] bool, or the same in blocks
 
 
 class Attention(nn.Module):

@@ -1,4 +1,7 @@
-"""`python -m engine.training STAGE`: trains one stage of a preset; the same command resumes it."""
+"""`python -m engine.training STAGE`: trains one stage of a preset; the same command resumes it.
+
+`dataset` writes the drawn world as a folder, `compare` measures quality against denoising steps.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,19 @@ import argparse
 import logging
 import random
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from engine.config import EngineConfig, preset
-from engine.perceptual.tiny_vae import TinyVAE
-from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5, load_tokenizer
-from engine.training.autoencoder import AutoencoderStage
-from engine.training.extractor import ExtractorStage
-from engine.training.latents import through_tokens
-from engine.training.planning import PlannerStage
-from engine.training.render import RendererStage
-from engine.training.run import RunConfig, Stage, train
-from engine.training.tokens import TokenizerStage
-from engine.training.words import make_tokenizer
-from engine.weights import load_component
+from engine.config import preset
+from engine.training import sharding
+from engine.training.filming import PARTS
+from engine.training.run import RunConfig, train
+from engine.training.stages import build
+from engine.weights import write_description
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,46 +40,23 @@ STAGES = {
     "extractor": Defaults(30, 32, 1e-3),
     "planner": Defaults(60, 16, 1.5e-3, 8e-3),
     "renderer": Defaults(240, 8, 1e-3, 3e-3),
+    "decoder": Defaults(24, 6, 1e-3, 3e-3),
+    "distill": Defaults(60, 8, 3e-4, 1e-3),
 }
+# Commands that train nothing, by the module that has their `main`.
+MODULES = {"dataset": "engine.training.dataset", "compare": "engine.training.compare"}
 
 
-def build(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stage:
-    """The stage, with what it needs of earlier ones loaded from the weights folder.
-
-    Raises:
-        ValueError: if an earlier stage's weights are missing or do not fit.
-    """
-    weights, seed, device = arguments.weights, arguments.seed, arguments.device
-    if name == "autoencoder":
-        return AutoencoderStage(config.vae, seed, device, weights)
-    if name == "tokenizer":
-        return TokenizerStage(config.tokenizer, seed, device, weights)
-    if name == "extractor":
-        return ExtractorStage(config.theia, seed, device, weights)
-    if name == "planner":
-        tokenizer = SemanticTokenizer(config.tokenizer)
-        load_component(weights, "tokenizer", tokenizer)
-        text = SmallT5(config.text, make_tokenizer(weights))
-        return PlannerStage(config, text, tokenizer, seed, device, weights)
-    vae = TinyVAE(config.vae)
-    load_component(weights, "vae", vae)
-    if arguments.features == "teacher":
-        return RendererStage(config, vae, None, None, seed, device, weights)
-    tokenizer = SemanticTokenizer(config.tokenizer)
-    load_component(weights, "tokenizer", tokenizer)
-    text = SmallT5(config.text, load_tokenizer(weights)).to(device).eval()
-    load_component(weights, "text", text)
-    return RendererStage(config, vae, text.encode, through_tokens(tokenizer.to(device).eval()), seed, device, weights)
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m engine.training",
-        description="Train one stage of a preset. Stages need the weights of those before them in the weights folder: "
-        "autoencoder, tokenizer and extractor stand alone; the planner needs the tokenizer; the renderer needs the "
-        "autoencoder, and for --features tokens also tokenizer and planner. Run again to resume.",
+        description="Train one stage of a preset, or write a dataset, or compare. Stages need the weights of those "
+        "before them in the weights folder: autoencoder, tokenizer and extractor stand alone; the planner "
+        "needs the tokenizer; the renderer the autoencoder, and for --features tokens also tokenizer and planner; "
+        "decoder and distill need all. With --data, tokenizer, planner and renderer also need the "
+        "extractor. Run again to resume.",
     )
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=(*STAGES, *MODULES))
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--minutes", type=float, help="training time, over all resumed calls")
     parser.add_argument("--batch", type=int, help="samples a step")
@@ -98,14 +73,40 @@ def parse(argv: list[str]) -> argparse.Namespace:
         default="tokens",
         help="renderer: first on the teacher's maps and without text, then on maps from tokens with text",
     )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of captioned videos instead of the drawn world"
+    )
+    parser.add_argument(
+        "--part", choices=PARTS, default="both", help="renderer with --data: the base, then the control branch, or both"
+    )
+    parser.add_argument("--steps", type=int, default=2, help="distill: steps of the student for a hop")
+    parser.add_argument("--teacher-steps", type=int, default=4, help="distill: the teacher's for each of them")
+    parser.add_argument("--guidance", type=float, default=1.0, help="distill: the teacher's, which is folded in")
+    parser.add_argument(
+        "--student", type=Path, help="distill: folder of weights to write (default runs/PRESET/student)"
+    )
     arguments = parser.parse_args(argv)
     runs = Path("runs") / arguments.preset
     arguments.folder = arguments.folder or runs / arguments.stage
     arguments.weights = arguments.weights or runs / "weights"
+    arguments.student = arguments.student or runs / "student"
     return arguments
 
 
-def main(argv: list[str]) -> int:
+def signature(arguments: argparse.Namespace) -> str:
+    """What is trained, in words; a checkpoint of something else is not resumed."""
+    words = f"{arguments.stage} of {arguments.preset}"
+    if arguments.stage == "distill":
+        words += f", {arguments.steps} steps of {arguments.teacher_steps}, guidance {arguments.guidance:g}"
+    if arguments.data is not None:
+        words += f", part {arguments.part}, on {arguments.data.resolve()}"
+    return words
+
+
+def main(argv: Sequence[str]) -> int:
+    if argv and argv[0] in MODULES:
+        command: Callable[[Sequence[str]], int] = import_module(MODULES[argv[0]]).main
+        return command(argv[1:])
     arguments = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
@@ -113,6 +114,7 @@ def main(argv: list[str]) -> int:
     random.seed(arguments.seed)
     defaults = STAGES[arguments.stage]
     try:
+        sharding.begin(arguments.device)
         config = RunConfig(
             folder=arguments.folder,
             minutes=arguments.minutes or defaults.minutes,
@@ -121,14 +123,20 @@ def main(argv: list[str]) -> int:
             muon_lr=defaults.muon_lr if arguments.muon_lr is None else arguments.muon_lr,
             seed=arguments.seed,
             device=arguments.device,
+            signature=signature(arguments),
         )
-        train(build(arguments.stage, preset(arguments.preset), arguments), config)
+        stage = build(arguments.stage, preset(arguments.preset), arguments)
+        written = arguments.student if arguments.stage == "distill" else arguments.weights
+        write_description(written, arguments.preset, "python -m engine.training")
+        train(stage, config)
     except (ValueError, FloatingPointError, OSError) as error:
         logging.getLogger(__name__).error("%s", error)
         return 2
     except KeyboardInterrupt:
         logging.getLogger(__name__).error("stopped; run the same command again to resume")
         return 130
+    finally:
+        sharding.end()
     return 0
 
 

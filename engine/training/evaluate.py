@@ -1,6 +1,8 @@
 """`python -m engine evaluate`: the quality figures of preset `mini`, judged on the frames that a viewer would get.
 
-The judge is the feature extractor, which first has to prove itself on true pictures of the world.
+The judge is the feature extractor, which first has to prove itself on true pictures of the world. Every caption is
+held out; every figure has the half width of its 95 % interval. `--vbench` instead writes videos for the public tool.
+Shapes: `V` videos, `F` frames, `H` x `W` pixels, `D` features.
 """
 
 from __future__ import annotations
@@ -14,24 +16,20 @@ import random
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import preset
 from engine.generator import Generator
-from engine.model import Model, load, pick_device, pick_dtype, use_cores
-from engine.offline import film
-from engine.perceptual.tiny_vae import TinyVAEState
+from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
+from engine.offline import Change, film
 from engine.semantic.theia import Theia
-from engine.training import judging, reading, teacher, world
-from engine.training.autoencoder import BOX_PX, pixels, psnr
+from engine.training import drift, judging, reading, report, roundtrip, vbench, world
 from engine.training.captions import Label, caption, random_label
 from engine.training.run import write_atomically
 from engine.weights import SHIPPED, load_component
@@ -39,178 +37,157 @@ from engine.weights import SHIPPED, load_component
 log = logging.getLogger(__name__)
 
 PROOF_SHARE = 0.99  # of true words the judge must find
-SHEET_ROWS = 24
-SHEET_FRAMES = (0, 12, 24, 36, 48)
-ROUND_TRIPS = 200
-WORDS = ("subject", "colour", "scene", "direction", "speed")
+WORDS = drift.WORDS
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """How much is looked at. `drift_minutes` is the length of each long video, of `drift_videos`."""
+    """How much is looked at. `drift_minutes` is the length of each long video, of `drift_videos`.
 
-    captions: int = 100
+    Hops of `forgetful` long videos follow the plan, but know nothing of the frames before them.
+    """
+
+    captions: int = 200
     drift_minutes: float = 10.0
     drift_videos: int = 2
     seed: int = 0
+    forgetful: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.captions, self.drift_videos) < 1 or self.drift_minutes <= 0:
+        if self.captions < 2 or self.drift_videos < 1 or self.drift_minutes <= 0:
             raise ValueError(
-                f"captions {self.captions}, drift_videos {self.drift_videos} and drift_minutes {self.drift_minutes} "
-                "must be positive"
+                f"captions {self.captions} must be at least 2, which an interval needs, drift_videos "
+                f"{self.drift_videos} at least 1 and drift_minutes {self.drift_minutes} above 0"
             )
 
 
-def evaluate(model: Model, theia: Theia, config: EvaluateConfig, sheet: Path) -> dict[str, Any]:
-    """All figures; writes the contact sheet to `sheet`."""
+@dataclass(slots=True)
+class Truth:
+    """What the judge makes of true videos."""
+
+    rows: list[dict[str, bool]] = field(default_factory=list)
+    hop_rows: list[dict[str, bool]] = field(default_factory=list)  # of their last hop alone
+    summaries: list[Tensor] = field(default_factory=list)  # [2 D] each
+    flicker: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Shorts(Truth):
+    """The same of generated videos, whose prompt changes after two hops."""
+
+    changed_rows: list[dict[str, bool]] = field(default_factory=list)  # the second hop under the new prompt
+    changes: list[drift.Changes] = field(default_factory=list)  # from frame to frame, before the new prompt
+    pictures: list[Tensor] = field(default_factory=list)  # [F, 3, H, W] of the first few, for the sheet
+
+
+def evaluate(model: Model, theia: Theia, config: EvaluateConfig) -> tuple[dict[str, Any], report.Sheet]:
+    """All figures, and what the contact sheet shows."""
     rng = random.Random(f"evaluate {config.seed}")
     labels = [random_label(rng, held_out=True) for _ in range(config.captions)]
-    frames = round(config.drift_minutes * 60 * model.config.fps)
-    total = 2 * config.captions + config.drift_videos * (frames // judging.CLIP_FRAMES)
-    with tqdm(total=total, unit="clip", desc="evaluate") as bar:
-        truth, proof = prove(theia, labels, rng, bar)
+    later = labels[1:] + labels[:1]
+    long_clips = round(config.drift_minutes * 60 * model.config.fps) // judging.CLIP_FRAMES
+    with tqdm(
+        total=3 * config.captions + config.drift_videos * max(1, long_clips), unit="clip", desc="evaluate"
+    ) as bar:
+        truth = prove(theia, labels, rng, bar)
         generator = Generator(model)
-        clips, rows = [], []
-        for seed, label in enumerate(labels):
-            clips.append(short_video(generator, caption(label, rng), seed))
-            rows.append(judging.judge(theia, clips[-1], label))
+        shorts = Shorts()
+        for seed, (label, new) in enumerate(zip(labels, later, strict=True)):
+            short_video(generator, theia, (label, new), rng, seed, shorts)
             bar.update()
-        long = [drift(generator, theia, label, config, bar) for label in labels[: config.drift_videos]]
-    write_sheet(sheet, clips, labels, rows)
-    made = torch.stack([judging.summary(judging.features(theia, clip)) for clip in clips])
-    return {
-        "judge_on_true_videos": proof,
-        "held_out": judging.shares(rows),
-        "frechet": judging.frechet(made, truth),
-        "long": long,
-        "seam_ratio": float(np.mean([video["seam_ratio"] for video in long])),
-        "autoencoder": autoencoder(model, labels),
-        "tokenizer_round_trip": round_trip(model, rng),
+        long = [
+            drift.watch(generator, theia, label, config.drift_minutes, config.seed, bar.update, config.forgetful)
+            for label in labels[: config.drift_videos]
+        ]
+        reconstruction = roundtrip.autoencoder(model, labels, bar.update)
+    made, true = torch.stack(shorts.summaries), torch.stack(truth.summaries)
+    figures = {
+        "judge_on_true_videos": judging.shares(truth.rows),
+        "judge_on_true_hops": judging.shares(truth.hop_rows),
+        "held_out": judging.shares(shorts.rows),
+        "prompt_change": prompt_change(shorts.changed_rows, labels, later),
+        "frechet": judging.frechet(made, true),
+        "frechet_half_width_95": judging.frechet_half_width(made, true, config.seed),
+        "flicker": flicker(truth, shorts, labels),
+        **drift.seams([*shorts.changes, *(video.changes for video in long)]),
+        "long": [video.figures() for video in long],
+        "drift_curve": drift.curve(long),
+        "autoencoder": reconstruction,
+        "tokenizer_round_trip": roundtrip.tokenizer(model, rng),
     }
+    return figures, report.Sheet(shorts.pictures, labels, later, shorts.rows, shorts.changed_rows)
 
 
-def prove(theia: Theia, labels: list[Label], rng: random.Random, bar: tqdm) -> tuple[Tensor, dict[str, Any]]:
-    """Features of true videos [V, 2 D], and the judge's figures on them.
+def prove(theia: Theia, labels: list[Label], rng: random.Random, bar: tqdm) -> Truth:
+    """The judge on true videos of `labels`.
 
     Raises:
-        ValueError: if the judge misses more than it may.
+        ValueError: if it misses more words than it may.
     """
-    summaries, rows = [], []
+    truth = Truth()
     for label in labels:
-        spec = world.sample([label], rng)
-        clip = world.draw(spec, torch.arange(judging.CLIP_FRAMES)[None])[0]
-        seen = judging.features(theia, clip)
-        rows.append(reading.read(seen)[0].right(label))
-        summaries.append(judging.summary(seen))
+        clip = world.draw(world.sample([label], rng), torch.arange(judging.CLIP_FRAMES)[None])[0]
+        look(theia, clip, label, truth)
+        truth.hop_rows.append(judging.judge(theia, clip[-24:], label))
         bar.update()
-    proof = judging.shares(rows)
-    weak = [f"{name} {proof[name]['share']:.3f}" for name in WORDS if proof[name]["share"] < PROOF_SHARE]
+    shares = judging.shares(truth.rows)
+    weak = [f"{name} {shares[name]['share']:.3f}" for name in WORDS if shares[name]["share"] < PROOF_SHARE]
     if weak:
         raise ValueError(
             f"the judge finds too few words of true videos ({', '.join(weak)}; {PROOF_SHARE} needed): "
             "train the extractor longer"
         )
-    return torch.stack(summaries), proof
+    return truth
 
 
-def short_video(generator: Generator, prompt: str, seed: int) -> Tensor:
-    """The first CLIP_FRAMES frames, uint8 [F, 3, H, W]."""
-    chunks = film(generator, generator.open(prompt, seed), judging.CLIP_FRAMES)
-    return judging.to_rgb(np.concatenate([chunk.i420 for chunk in chunks]))
+def look(theia: Theia, clip: Tensor, label: Label, seen: Truth) -> None:
+    """Judges a clip [F, 3, H, W] and adds what is found to `seen`."""
+    features = judging.features(theia, clip)
+    seen.rows.append(reading.read(features)[0].right(label))
+    seen.summaries.append(judging.summary(features))
+    seen.flicker.append(judging.flicker(clip))
 
 
-def drift(generator: Generator, theia: Theia, label: Label, config: EvaluateConfig, bar: tqdm) -> dict[str, Any]:
-    """What becomes of one video: its first and its last minute, and its seams."""
-    prompt = caption(label, random.Random(0))
-    fps = generator.model.config.fps
-    rows, sharp, colour = [], [], []
-    at_seams: list[float] = []
-    inside: list[float] = []
-    clip: list[Tensor] = []
-    last: Tensor | None = None
-    hop = -1
-    for chunk in film(generator, generator.open(prompt, config.seed), round(config.drift_minutes * 60 * fps)):
-        rgb = judging.to_rgb(chunk.i420)
-        if last is not None:
-            change = judging.change_of_frames(torch.cat([last[None], rgb]))
-            (at_seams if chunk.hop != hop else inside).append(float(change[0]))
-            inside += change[1:].tolist()
-        hop, last = chunk.hop, rgb[-1]
-        clip += list(rgb)
-        if len(clip) >= judging.CLIP_FRAMES:
-            part = torch.stack(clip[: judging.CLIP_FRAMES])
-            clip = clip[judging.CLIP_FRAMES :]
-            rows.append(judging.judge(theia, part, label))
-            sharp.append(judging.sharpness(part))
-            colour.append(judging.mean_colour(part))
-            bar.update()
-    minute = max(1, round(60 * fps / judging.CLIP_FRAMES))
-    ends = (slice(0, minute), slice(-minute, None))
-    first, final = ({name: float(np.mean([r[name] for r in rows[end]])) for name in WORDS} for end in ends)
-    colours = [np.mean(colour[end], axis=0) for end in ends]
-    return {
-        "prompt": prompt,
-        "minutes": config.drift_minutes,
-        "first_minute": first,
-        "last_minute": final,
-        "sharpness_drift": float(np.mean(sharp[ends[1]]) / np.mean(sharp[ends[0]]) - 1),
-        "colour_drift": float(np.abs(colours[1] - colours[0]).max() / 255),
-        "seam_ratio": float(np.mean(at_seams) / np.mean(inside)) if at_seams else float("nan"),
-    }
+def short_video(
+    generator: Generator, theia: Theia, labels: tuple[Label, Label], rng: random.Random, seed: int, shorts: Shorts
+) -> None:
+    """Makes and judges two hops under one label and two under another."""
+    config = generator.model.config
+    first, hop = judging.CLIP_FRAMES, config.hop_frames
+    prompt, new = (caption(label, rng) for label in labels)
+    meter, parts = drift.ChangeMeter(), []
+    channel = generator.open(prompt, seed)
+    for chunk in film(generator, channel, first + 2 * hop, [Change(first, new)]):
+        parts.append(judging.to_rgb(chunk.i420))
+        if chunk.index < first:
+            meter.see(chunk, parts[-1])
+    whole = torch.cat(parts)
+    look(theia, whole[:first], labels[0], shorts)
+    shorts.changes.append(meter.changes)
+    shorts.changed_rows.append(judging.judge(theia, whole[-hop:], labels[1]))
+    if len(shorts.pictures) < report.SHEET_ROWS:
+        shorts.pictures.append(whole[list(report.SHEET_FRAMES)])
 
 
-@torch.no_grad()
-def autoencoder(model: Model, labels: list[Label]) -> dict[str, float]:
-    """Reconstruction of true videos, over the picture and in a box round the subject, in dB."""
-    whole, box = [], []
-    for row, label in enumerate(labels[:32]):
-        spec, frames = world.sample([label], random.Random(row)), torch.arange(25)[None]
-        video = pixels(world.draw(spec, frames)).to(model.device)
-        with model.computing():
-            latents = model.vae.encode(video, TinyVAEState())
-            again = model.vae.decode(latents, TinyVAEState()).float().clamp(-1, 1)
-        error = (again - video).square()
-        whole.append(error.mean())
-        for frame, (x, y) in enumerate(world.centres(spec, frames)[0].tolist()):
-            left, top = int(max(x - BOX_PX / 2, 0)), int(max(y - BOX_PX / 2, 0))
-            box.append(error[0, frame, :, top : top + BOX_PX, left : left + BOX_PX].mean())
-    return {"psnr_db": psnr(torch.stack(whole)), "subject_box_psnr_db": psnr(torch.stack(box))}
+def prompt_change(rows: list[dict[str, bool]], before: list[Label], after: list[Label]) -> dict[str, Any]:
+    """Right words in the second hop after a change: each kind, all of a video, and those that differ from before."""
+    new = [
+        row[word]
+        for row, old, label in zip(rows, before, after, strict=True)
+        for word in WORDS
+        if getattr(old, word) != getattr(label, word)
+    ]
+    every = judging.share([all(row.values()) for row in rows])
+    return judging.shares(rows) | {"all": every, "changed_words": judging.share(new)}
 
 
-@torch.no_grad()
-def round_trip(model: Model, rng: random.Random) -> dict[str, Any]:
-    """Words that the world's own features keep through tokens."""
-    labels = [random_label(rng, held_out=True) for _ in range(ROUND_TRIPS)]
-    rows = []
-    for label in labels:
-        frames = torch.arange(0, model.config.tokenizer.frames * 4, 4)[None]
-        maps = teacher.maps(world.sample([label], rng), frames).to(model.device)
-        with model.computing():
-            again = model.tokenizer.decode(model.tokenizer.encode(maps)).float()
-        rows.append(reading.read(again)[0].right(label))
-    kept = judging.shares(rows)
-    kept["mean"] = {"share": round(float(np.mean([kept[name]["share"] for name in WORDS])), 4), "n": len(rows)}
-    return kept
-
-
-def write_sheet(path: Path, clips: list[Tensor], labels: list[Label], rows: list[dict[str, bool]]) -> None:
-    """Some frames of the first videos, one row each, with what was asked for; wrong words in red."""
-    count = min(SHEET_ROWS, len(clips))
-    height, width = clips[0].shape[-2:]
-    sheet = Image.new("RGB", (len(SHEET_FRAMES) * width, count * (height + 14)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row in range(count):
-        top = row * (height + 14)
-        x = 2
-        for word in WORDS:
-            text = getattr(labels[row], word)
-            draw.text((x, top + 1), text, fill="black" if rows[row][word] else "red")
-            x += 8 * len(text) + 8
-        for column, frame in enumerate(SHEET_FRAMES):
-            picture = Image.fromarray(clips[row][frame].permute(1, 2, 0).numpy())
-            sheet.paste(picture, (column * width, top + 14))
-    write_atomically(path, lambda part: sheet.save(part, format="PNG"))
+def flicker(truth: Truth, shorts: Shorts, labels: list[Label]) -> dict[str, Any]:
+    """Flicker of still scenes, in levels of 255, and over that of true videos of the same captions; none if few."""
+    still = [row for row, label in enumerate(labels) if label.direction == "still"]
+    if len(still) < 2:
+        return {"n": len(still)}
+    made, true = ([seen.flicker[row] for row in still] for seen in (shorts, truth))
+    return {"levels": judging.mean(made), "true_levels": judging.mean(true), **judging.ratio(made, true)}
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
@@ -232,43 +209,83 @@ def _commit() -> str | None:
         return None
 
 
-def main(argv: Sequence[str]) -> int:
-    """Arguments to figures; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, metavar="F", help="file to write the figures to")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet (default: beside the figures)")
-    parser.add_argument("--captions", type=int, default=100, help="held-out captions, two hops of video each")
-    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
-    parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="weights to use instead of the preset's own")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_cores()
-    try:
-        amount = EvaluateConfig(arguments.captions, arguments.drift_minutes, arguments.drift_videos, arguments.seed)
-        config, device = preset(arguments.preset), pick_device(arguments.device)
-        folder = arguments.weights or SHIPPED / config.name
-        model = load(config, folder, device, pick_dtype(device))
-        theia = Theia(config.theia).eval()
-        load_component(folder, "theia", theia)
-        figures = evaluate(model, theia, amount, arguments.sheet or arguments.json.with_suffix(".png"))
-    except ValueError as error:
-        log.error("evaluate: %s", error)
-        return 2
-    conditions = {
+def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
+    """What the figures were measured with."""
+    return {
         "command": "python -m engine evaluate " + " ".join(argv),
-        "device": device.type,
+        "device": model.device.type,
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "commit": _commit(),
         "dtype": str(model.dtype),
         "torch": torch.__version__,
-        "steps": config.steps,
+        "steps": model.config.steps,
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_figures(arguments.json, {"conditions": conditions, **figures})
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="F", help="file to write the figures to")
+    parser.add_argument("--html", type=Path, metavar="F", help="report to write beside them, one file")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet (default: beside the figures)")
+    parser.add_argument("--captions", type=int, default=200, help="held-out captions, four hops of video each")
+    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
+    parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
+    parser.add_argument(
+        "--without-prompt-half", action="store_true", help="render hops of long videos from the plan alone"
+    )
+    parser.add_argument("--vbench", type=Path, metavar="OUT", help="folder to write videos for VBench to")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="VBench's prompts, one a line or its JSON")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="mini")
+    parser.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
+    parser.add_argument("--steps", type=int, help="denoising steps a hop (the preset's own)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args(argv)
+    if (arguments.vbench is None) != (arguments.prompts is None):
+        parser.error("--vbench and --prompts belong together")
+    if (arguments.json is None) == (arguments.vbench is None):
+        parser.error("give --json F for the figures, or --vbench OUT --prompts FILE for videos")
+    if arguments.html is not None and arguments.json is None:
+        parser.error("--html needs --json")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Arguments to figures or videos; returns the exit status."""
+    arguments = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_cores()
+    try:
+        amount = EvaluateConfig(
+            captions=arguments.captions,
+            drift_minutes=arguments.drift_minutes,
+            drift_videos=arguments.drift_videos,
+            seed=arguments.seed,
+            forgetful=arguments.without_prompt_half,
+        )
+        prompts = vbench.read_prompts(arguments.prompts) if arguments.vbench else []
+        config, device = preset(arguments.preset), pick_device(arguments.device)
+        if arguments.steps:
+            config = replace(config, steps=arguments.steps)
+        folder = weights_folder(config, arguments.weights)
+        model = load(config, folder, device, pick_dtype(device))
+        if arguments.vbench:
+            written = vbench.write_videos(Generator(model), prompts, arguments.vbench, arguments.seed)
+            log.info("%d videos written to %s", written, arguments.vbench)
+            return 0
+        theia = Theia(config.theia).eval()
+        load_component(folder, "theia", theia)
+        figures, sheet = evaluate(model, theia, amount)
+    except ValueError as error:
+        log.error("evaluate: %s", error)
+        return 2
+    figures = {"conditions": conditions(argv, model), **figures}
+    write_figures(arguments.json, figures)
+    picture = arguments.sheet or arguments.json.with_suffix(".png")
+    report.write_sheet(picture, sheet)
+    if arguments.html:
+        report.write_report(arguments.html, figures, picture)
     log.info("%s", json.dumps({name: value["share"] for name, value in figures["held_out"].items()}))
     return 0

@@ -1,4 +1,4 @@
-"""Muon for the hidden convolutions and matrices of small networks (reference: Jordan et al. 2024; tried in MINI).
+"""Muon for the hidden convolutions and matrices of small networks (Jordan et al. 2024).
 
 torch's own Muon takes 2-D parameters only; this one flattens a convolution to [out, in * kernel].
 """

@@ -1,7 +1,8 @@
 """Stage `renderer`: flow matching with the prompt half clean (paper Eq. 5 and 6), base and control branch together.
 
 The network sees x = t clean + (1 - t) noise for the new half and predicts the clean latents. The prompt half is given
-at time 0.999, and in a fifth of the samples there is none, as at the start of a video.
+at time 0.999, and in a fifth of the samples there is none, as at the start of a video. A flaw of the prompt half goes
+on in the new frames and fades there, so that neither errors pile up over hops nor a seam shows.
 Shapes: `B` batch, `T` latent frames, `C` channels, `h` x `w` latent size.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
-from engine.perceptual.renderer import Renderer
+from engine.perceptual.renderer import PromptCache, Renderer
 from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.solver import FlowSolver, SolverState
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
@@ -27,7 +28,8 @@ from engine.weights import save_component
 
 MASKED_SHARE = 0.2  # samples without a prompt half
 NULL_TEXT_SHARE = 0.1
-PROMPT_NOISE = 0.15  # largest share of noise on the prompt half, so that its flaws are not believed
+FLAW = 0.2  # largest amplitude of what is added to the prompt half, so that its own flaws are borne
+FLAW_KEPT = 0.8  # of a flaw from one new frame to the next: it fades instead of vanishing at the seam
 SUBJECT_WEIGHT = 6.0
 FIRST_STEP_SHARE = 0.2  # samples at pure noise, where every sampling run starts
 POOL_CLIPS = 384
@@ -36,6 +38,28 @@ REFRESH = 0.06  # clips replaced per sample
 HELD_OUT = 24
 
 EncodeText = Callable[[list[str]], Tensor]  # captions to [B, L, K]
+
+
+def start_noise(like: Tensor) -> Tensor:
+    """What sampling starts from, as large as `like` [B, T, C, h, w]: the same for all frames of a window."""
+    return torch.randn_like(like[:, :1]).expand_as(like)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a step of training sees."""
+
+    prompt: Tensor  # [B, P, C, h, w] with flaws
+    clean: Tensor  # [B, T, C, h, w] the new latents
+    noise: Tensor  # [B, T, C, h, w]
+    features: Tensor  # [B, P + T, D, g, k]
+    text: Tensor  # [B, L, K]
+    weight: Tensor  # [B, T, 1, h, w] of the cells
+
+    def read(self, renderer: Renderer) -> tuple[PromptCache, Tensor]:
+        """What `Renderer.denoise` needs of everything but the new latents: the prompt and their condition."""
+        condition, given = renderer.condition(self.features), self.prompt.shape[1]
+        return renderer.read_prompt(self.prompt, self.text, condition[:, :given]), condition[:, given:]
 
 
 class RendererStage:
@@ -84,23 +108,37 @@ class RendererStage:
 
     def errors(self, windows: list[Window], prompted: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Squared error [B, T, C, h, w] of the new latents and the weights [B, T, 1, h, w] of their cells."""
+        batch = self.batch(windows, prompted, rng)
+        time = torch.rand(len(windows), device=self.device)
+        time = time * (torch.rand_like(time) > FIRST_STEP_SHARE)
+        noisy = self.schedule.mix(batch.clean, batch.noise, time)
+        with torch.autocast(self.device, torch.bfloat16):
+            prompt, condition = batch.read(self.renderer)
+            predicted = self.renderer.denoise(noisy, time, condition, prompt).float()
+        return (predicted - batch.clean).square(), batch.weight
+
+    def batch(self, windows: list[Window], prompted: bool, rng: random.Random) -> Batch:
+        """The windows as training sees them, with or without their prompt halves."""
         latents = torch.stack([window.latents for window in windows]).to(self.device)
         features = torch.stack([window.features for window in windows]).to(self.device)
         text = self.text([window.caption for window in windows], rng)
         given = self.config.prompt_latents if prompted else 0
-        clean = latents[:, given:]
-        time = torch.rand(len(windows), device=self.device)
-        time = time * (torch.rand_like(time) > FIRST_STEP_SHARE)
-        noise_share = PROMPT_NOISE * torch.rand(len(windows), 1, 1, 1, 1, device=self.device)
-        prompt = latents[:, :given] + noise_share * torch.randn_like(latents[:, :given])
-        noisy = self.schedule.mix(clean, torch.randn_like(clean), time)
-        with torch.autocast(self.device, torch.bfloat16):
-            condition = self.renderer.condition(features)
-            cache = self.renderer.read_prompt(prompt, text, condition[:, :given])
-            predicted = self.renderer.denoise(noisy, time, condition[:, given:], cache).float()
+        prompt, clean = latents[:, :given], latents[:, given:]
+        if given:
+            flaw = self.flaw(clean[:, :1])
+            fading = FLAW_KEPT ** torch.arange(1, clean.shape[1] + 1, device=self.device)
+            prompt, clean = prompt + flaw, clean + flaw * fading[:, None, None, None]
+        noise = start_noise(clean)
         mask = torch.stack([window.mask[given:] for window in windows]).to(self.device)
         near = nnf.max_pool2d(nnf.interpolate((mask > 0.05).float(), scale_factor=2), 3, 1, 1).unsqueeze(2)
-        return (predicted - clean).square(), 1 + (SUBJECT_WEIGHT - 1) * near
+        return Batch(prompt, clean, noise, features, text, 1 + (SUBJECT_WEIGHT - 1) * near)
+
+    def flaw(self, like: Tensor) -> Tensor:
+        """Noise as large as `like` [B, 1, C, h, w], fine or coarse and weak or strong from sample to sample."""
+        fine = torch.randn_like(like)
+        coarse = nnf.interpolate(fine[:, 0, :, ::4, ::4], scale_factor=4, mode="bilinear").unsqueeze(1)
+        pick = torch.rand(len(like), 1, 1, 1, 1, device=like.device)
+        return FLAW * pick.square() * torch.where(torch.rand_like(pick) < 0.5, fine, coarse)
 
     def text(self, captions: list[str], rng: random.Random) -> Tensor:
         """[B, L, K], some rows null."""
@@ -117,8 +155,9 @@ class RendererStage:
         given = 0 if prompt is None else prompt.shape[1]
         features = window.features[None].to(self.device)
         text = self.text([window.caption], random.Random(1))
-        shape = (1, features.shape[1] - given, *window.latents.shape[1:])
+        shape = (1, 1, *window.latents.shape[1:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        noise = noise.expand(-1, features.shape[1] - given, -1, -1, -1)
         solver, state = FlowSolver(self.schedule, self.config.steps), SolverState(noise)
         with torch.autocast(self.device, torch.bfloat16):
             condition = self.renderer.condition(features)

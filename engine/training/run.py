@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from engine.training import sharding
 from engine.training.muon import Muon
 
 log = logging.getLogger(__name__)
@@ -26,13 +28,17 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S = 30.0
 LOG_EVERY_STEPS = 20
 WARM_UP_STEPS = 100
+GRADIENT_NORM = 1.0  # longer ones are cut
 DECAY_FROM = 0.4  # share of the budget after which the learning rate falls linearly
 FINAL_LR = 0.03  # share of the learning rate at the end
 
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """How long, where and how fast. `minutes` counts training time over all resumed calls."""
+    """How long, where and how fast. `minutes` counts training time over all resumed calls.
+
+    `signature` says what is trained; a checkpoint with another one is refused.
+    """
 
     folder: Path
     minutes: float
@@ -43,6 +49,7 @@ class RunConfig:
     device: str = "cpu"
     ema: float = 0.998
     evaluate_every_s: float = 240.0
+    signature: str = ""
 
     def __post_init__(self) -> None:
         if self.minutes <= 0:
@@ -77,6 +84,8 @@ def learning_rate(step: int, spent: float) -> float:
 def optimisers(stage: Stage, config: RunConfig) -> list[torch.optim.Optimizer]:
     """Muon for the stage's hidden matrices and AdamW for the rest."""
     hidden = stage.hidden() if config.muon_lr else []
+    if hidden and sharding.size() > 1:
+        raise ValueError(f"Muon needs whole matrices, but {sharding.size()} processes share them: give --muon-lr 0")
     chosen = {id(p) for p in hidden}
     rest = [p for p in stage.module.parameters() if p.requires_grad and id(p) not in chosen]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)]
@@ -142,6 +151,7 @@ def train(stage: Stage, config: RunConfig) -> dict[str, float]:
 class _Run:
     def __init__(self, stage: Stage, config: RunConfig) -> None:
         self.stage, self.config = stage, config
+        sharding.shard(stage.module)
         self.optimisers = optimisers(stage, config)
         self.average = Averaged(stage.module, config.ema)
         self.step, self.spent_s = 0, 0.0
@@ -153,16 +163,28 @@ class _Run:
         """Load the checkpoint, if any."""
         if not self.checkpoint.exists():
             return
-        saved = torch.load(self.checkpoint, map_location=self.config.device, weights_only=True)
         try:
-            self.stage.module.load_state_dict(saved["module"])
+            saved = torch.load(self.checkpoint, map_location=self.config.device, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            # What torch says is long, and advises to run what is in the file.
+            raise ValueError(
+                f"{self.checkpoint} is damaged ({type(error).__name__}): delete it, or give --folder"
+            ) from error
+        if saved.get("signature", self.config.signature) != self.config.signature:
+            raise ValueError(
+                f"{self.checkpoint} is of another run, {saved['signature']!r} and not {self.config.signature!r}: "
+                "move it away or give --folder"
+            )
+        try:
+            sharding.load_module(self.stage.module, saved["module"])
             for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
-                optimiser.load_state_dict(state)
+                sharding.load_optimiser(optimiser, state)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f"{self.checkpoint} is of another model; move it away or give --folder: {error}"
             ) from error
-        self.average.values = saved["average"]
+        own = self.average.values
+        self.average.values = {name: sharding.scattered(value, own[name]) for name, value in saved["average"].items()}
         self.step, self.spent_s = saved["step"], saved["spent_s"]
         log.info("resumed %s at step %d after %.1f min", self.checkpoint, self.step, self.spent_s / 60)
 
@@ -170,24 +192,29 @@ class _Run:
         """Write the checkpoint, whole or not at all."""
         content: dict[str, Any] = {
             "module": self.stage.module.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "average": self.average.values,
+            "optimisers": sharding.gathered([optimiser.state_dict() for optimiser in self.optimisers]),
+            "average": sharding.gathered(self.average.values),
             "step": self.step,
             "spent_s": self.spent_s,
+            "signature": self.config.signature,
         }
-        write_atomically(self.checkpoint, lambda path: torch.save(content, path))
+        try:
+            write_atomically(self.checkpoint, lambda path: torch.save(content, path))
+        except (RuntimeError, OSError) as error:
+            # torch wraps a full disk in a RuntimeError that does not name the file.
+            raise OSError(f"{self.checkpoint} cannot be written, the one before is kept: {error}") from error
 
     def to_the_end(self) -> dict[str, float]:
         """The loop."""
         budget_s = self.config.minutes * 60
-        saved_s = evaluated_s = last_s = time.monotonic()
+        saved_s = evaluated_s = last_s = sharding.agreed(time.monotonic())
         figures: dict[str, float] = {}
         with tqdm(
             total=round(budget_s), initial=round(self.spent_s), unit="s", desc=self.config.folder.name, mininterval=1.0
         ) as bar:
             while self.spent_s < budget_s:
                 figures = self.one_step(self.spent_s / budget_s) or figures
-                now_s = time.monotonic()
+                now_s = sharding.agreed(time.monotonic())
                 self.spent_s += now_s - last_s
                 bar.update(round(self.spent_s) - bar.n)
                 last_s = now_s
@@ -199,22 +226,23 @@ class _Run:
                     saved_s = now_s
                 if now_s - evaluated_s > self.config.evaluate_every_s:
                     self.evaluate_and_export()
-                    last_s = evaluated_s = time.monotonic()
+                    last_s = evaluated_s = sharding.agreed(time.monotonic())
         self.save()
         result = self.evaluate_and_export()
-        plot(self.metrics, self.config.folder / "metrics.png")
+        if sharding.rank() == 0:
+            plot(self.metrics, self.config.folder / "metrics.png")
         return result
 
     def one_step(self, spent: float) -> dict[str, float]:
         """One update of the parameters; the figures to log."""
         rate = learning_rate(self.step, spent)
-        loss, figures = self.stage.loss(self.step, self.config.batch)
+        loss, figures = self.stage.loss(sharding.step_of(self.step), self.config.batch)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"loss {loss.item()} at step {self.step}: lower --lr or resume an earlier run")
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in self.stage.module.parameters() if p.grad is not None], 1.0)
+        sharding.settle(self.stage.module, GRADIENT_NORM)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * rate
@@ -239,6 +267,8 @@ class _Run:
 
     def record(self, kind: str, figures: dict[str, float]) -> None:
         """Append one line to metrics.jsonl."""
+        if sharding.rank():
+            return
         line = {"kind": kind, "step": self.step, "minutes": round(self.spent_s / 60, 3), **figures}
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,0 +1,1 @@
+"""What the engine costs, beside public libraries at the same sizes and as the video grows."""

@@ -1,0 +1,171 @@
+"""One hop's denoising steps: what they share, and each of them as one call that may be captured as a graph.
+
+Shapes: `T` new latent frames, `P` prompt frames, `C` latent channels, `H` x `W` latent size, `L` text tokens, `K` text
+width. `R` rows are 2, without text and with it, or 1 without guidance; steps whose guidance is 1 compute one row.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.graphs import Graphs
+from engine.lanes import upload
+from engine.model import Model
+from engine.noise import normal
+from engine.perceptual.renderer import PromptCache, Words
+from engine.perceptual.solver import SolverState, guide, solver_of
+from engine.perceptual.times import Moment
+from kernels.guidance import guided_step
+from kernels.launch import fuses
+
+_KNOWN_TEXTS = 4  # prompts whose tokens are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the denoising steps of one hop share."""
+
+    hop: int
+    frame: int
+    seed: int
+    words: Words  # of R rows
+    prompt_half: Tensor  # [1, P, C, H, W]
+    given_condition: Tensor  # [1, P, C, H, W]
+    condition: Tensor  # [1, T, C, H, W] of the new latents
+    prompt: PromptCache  # of the prompt half as it is
+
+    @property
+    def given(self) -> int:
+        return self.prompt_half.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What differs from step to step."""
+
+    x: Tensor  # [1, T, C, H, W] float32
+    clean: Tensor | None  # of the step before, where the solver looks back
+    noise: Tensor | None
+    number: Tensor  # [1] int64
+    moment: Moment
+
+
+class Denoiser:
+    """The renderer and a solver of `steps` steps, at work on windows."""
+
+    def __init__(self, model: Model, steps: int, graphs: Graphs) -> None:
+        self._model, self._graphs = model, graphs
+        self._solver = solver_of(model.config.schedule, steps)
+        self._rows = 2 if any(self._solver.guidance(index) != 1.0 for index in range(steps)) else 1
+        self._words: deque[tuple[Tensor, Words]] = deque(maxlen=_KNOWN_TEXTS)
+        self._moments: dict[tuple[int, ...], Moment] = {}
+        table = self._solver.table()
+        self._table = None if table is None else table.to(model.device)
+        self._numbers = torch.arange(steps, device=model.device)
+
+    def open(self, place: tuple[int, int, int], text: Tensor, prompt_half: Tensor, condition: Tensor) -> Window:
+        """Reads a window.
+
+        Args:
+            place: hop, number of the first new video frame, seed.
+            text: [1, L, K]; that it is the same tensor tells that it is the prompt of a window before.
+            prompt_half: [1, P, C, H, W].
+            condition: [1, P + T, C, H, W].
+        """
+        given = prompt_half.shape[1]
+        words, given_condition = self._read(text), condition[:, :given]
+        prompt = self._model.renderer.read_prompt(self._paired(prompt_half), words, self._paired(given_condition))
+        return Window(*place, words, prompt_half, given_condition, condition[:, given:], prompt)
+
+    def begin(self, window: Window) -> SolverState:
+        """The noise that a hop starts from."""
+        like = window.condition
+        if self._model.config.shared_noise:
+            return SolverState(self._noise(like[:, :1], "render", window).expand_as(like).contiguous())
+        return SolverState(self._noise(like, "render", window))
+
+    def step(self, window: Window, index: int, state: SolverState) -> SolverState:
+        """One step of the solver, guided if it asks for that."""
+        rows = self._rows if self._solver.guidance(index) != 1.0 else 1
+        prompt = self._prompt_at(window, index)
+        if rows < self._rows:
+            prompt = prompt.prompted()
+        noise = self._noise(state.x, "render", window, index) if self._solver.draws(index) else None
+        moment = self._moment(window, index, prompt)
+        if self._table is None or not (self._graphs.captures or fuses(state.x)):
+            return self._plain(window, index, state, noise, prompt, moment)
+        lasting = (prompt, window.condition)
+        step = _Step(state.x, state.clean, noise, self._numbers[index : index + 1], moment)
+        key = ("step", rows, window.given, window.condition.shape[1], state.clean is None, noise is None)
+        return self._graphs.call(key, self._fused, step, lasting)
+
+    def _plain(
+        self,
+        window: Window,
+        index: int,
+        state: SolverState,
+        noise: Tensor | None,
+        prompt: PromptCache,
+        moment: Moment,
+    ) -> SolverState:
+        output = self._model.renderer.denoise(state.x, moment, window.condition, prompt)
+        clean = self._solver.clean(index, state.x, output)
+        if len(clean) == 2:
+            without, with_text = clean.chunk(2)
+            clean = guide(without, with_text, self._solver.guidance(index))
+        return self._solver.step(index, state, clean, noise)
+
+    def _fused(self, step: _Step, lasting: tuple[PromptCache, Tensor]) -> SolverState:
+        """The same by one kernel after the network; every number of the step is on the device."""
+        prompt, condition = lasting
+        with self._model.computing():
+            outputs = self._model.renderer.denoise(step.x, step.moment, condition, prompt)
+            assert self._table is not None, "only solvers that have a table come here"
+            before = None if step.clean is None else step.clean[0].contiguous()
+            noise = None if step.noise is None else step.noise[0]
+            following, clean = guided_step(
+                step.x[0].contiguous(), outputs.contiguous(), self._table, step.number, before, noise
+            )
+        return SolverState(following[None], clean[None])
+
+    def _read(self, text: Tensor) -> Words:
+        """Once a prompt."""
+        for known, words in self._words:
+            if known is text:
+                return words
+        # No text is zeros in the release, not an encoded empty prompt (FACTS 3.4).
+        rows = text if self._rows == 1 else torch.cat([torch.zeros_like(text), text])
+        words = self._model.renderer.read_text(rows)
+        self._words.append((text, words))
+        return words
+
+    def _moment(self, window: Window, index: int, prompt: PromptCache) -> Moment:
+        """A step's time with all modulations, made by its first window of this shape."""
+        key = (index, prompt.rows, window.given, window.condition.shape[1])
+        if key not in self._moments:
+            time = torch.full((prompt.rows,), self._solver.time(index), device=self._model.device)
+            self._moments[key] = Moment(time)
+            if self._graphs.captures:
+                # A graph takes them as they are: they must be whole before.
+                self._model.renderer.denoise(window.condition, self._moments[key], window.condition, prompt)
+        return self._moments[key]
+
+    def _prompt_at(self, window: Window, index: int) -> PromptCache:
+        """The prompt half as it stands before a step."""
+        if self._model.config.prompt_half == "clean" or not window.given:
+            return window.prompt
+        noise = self._noise(window.prompt_half, "prompt", window, index)
+        prompt = self._paired(self._solver.noised(index, window.prompt_half, noise))
+        return self._model.renderer.read_prompt(prompt, window.words, self._paired(window.given_condition))
+
+    def _paired(self, latents: Tensor) -> Tensor:
+        """[1, ...] -> [R, ...], a view."""
+        return latents.expand(self._rows, *latents.shape[1:])
+
+    def _noise(self, like: Tensor, kind: str, window: Window, *step: int) -> Tensor:
+        """Noise of a place in the video, float32 on the device."""
+        return upload(normal(tuple(like.shape), window.seed, kind, window.hop, *step), self._model.device)

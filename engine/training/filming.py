@@ -1,0 +1,143 @@
+"""Stage `renderer` on a folder of captioned videos, for any preset (paper Eq. 5 and 6).
+
+Part by part as in the paper: `base`, the network without its control branch, from text alone; then `control`, whose
+layers start as copies of the base's first ones behind zero maps, with the base frozen; `both` at once is what `mini`
+does. The new half of a window is noised, the half before it is given clean; a fifth of the samples has none.
+The loss is the squared error of what the network predicts, clean latents or velocity.
+Shapes: `B` batch, `T` latent frames, `P` of them given, `C` channels, `h` x `w` latent size, `H` x `W` pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import EngineConfig
+from engine.model import Autoencoder
+from engine.perceptual.renderer import Renderer
+from engine.perceptual.schedule import FlowSchedule
+from engine.published_text import PublishedText
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text import SmallT5
+from engine.training.autoencoder import pixels
+from engine.training.footage import HELD_OUT_SAMPLES, Footage
+from engine.training.render import MASKED_SHARE, NULL_TEXT_SHARE, start_noise
+from engine.weights import load_component, save_component
+
+LEAD_LATENTS = 4  # before a window within a video, so that no latent of it stands for one frame
+LEAD_SHARE = 0.7
+PARTS = ("both", "base", "control")
+
+
+class FootageRenderer:
+    """Trains `Renderer` or a part of it."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        footage: Footage,
+        vae: Autoencoder,
+        tokenizer: SemanticTokenizer | None,
+        text: SmallT5 | PublishedText,
+        part: str,
+        seed: int,
+        weights: Path,
+    ) -> None:
+        """All given modules are frozen, with their weights. Without `tokenizer` features are not quantised.
+
+        Raises:
+            ValueError: for part 'control', if `weights` has no renderer to start from; for part 'base' of a preset
+                whose head reads the condition.
+        """
+        if part == "base" and config.renderer.dit.head != "linear":
+            raise ValueError(f"the {config.renderer.dit.head} head reads the condition: train part 'both'")
+        torch.manual_seed(seed)
+        self.config, self.footage, self.seed, self.weights = config, footage, seed, weights
+        self.vae, self.tokenizer, self.text = vae, tokenizer, text
+        self.renderer = Renderer(config.renderer)
+        if part == "control":
+            load_component(weights, "renderer", self.renderer)
+            start_control(self.renderer)
+        self.renderer.base.requires_grad_(part != "control")
+        self.renderer.control.requires_grad_(part != "base")
+        self.renderer.condition.requires_grad_(part != "base")
+        self.module: nn.Module = self.renderer.to(footage.device)
+
+    def hidden(self) -> list[nn.Parameter]:
+        return []
+
+    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"renderer {self.seed} {step}")
+        torch.manual_seed(rng.getrandbits(63))
+        loss = torch.stack([self.error(rng, held_out=False) for _ in range(batch)]).mean()
+        return loss, {"error": loss.item()}
+
+    def error(self, rng: random.Random, held_out: bool) -> Tensor:
+        """Mean squared error of one window's prediction."""
+        config, device = self.config, self.footage.device
+        given = config.prompt_latents if rng.random() > MASKED_SHARE else 0
+        length = given + (config.new_latents if given else config.first_latents)
+        latents, features, caption = self.window(length, given > 0, rng, held_out)
+        text = self.text.embed(caption).renderer.clone().to(device)
+        text = text * float(rng.random() > NULL_TEXT_SHARE)
+        noisy, time, wanted = self.noised(latents[:, given:], rng)
+        with torch.autocast(device, torch.bfloat16):
+            condition = self.renderer.condition(features)
+            prompt = self.renderer.read_prompt(latents[:, :given], text, condition[:, :given])
+            predicted = self.renderer.denoise(noisy, time, condition[:, given:], prompt).float()
+        return (predicted - wanted).square().mean()
+
+    @torch.no_grad()
+    def window(self, length: int, inside: bool, rng: random.Random, held_out: bool) -> tuple[Tensor, Tensor, str]:
+        """Latents [1, T, C, h, w] and features [1, T, D, g, k] of a random window, and the caption.
+
+        One that is not `inside` a video is its beginning, whose first latent stands for one frame.
+        """
+        footage = self.footage
+        number = footage.pick(rng, held_out)
+        inside = inside and footage.fits(number, length + LEAD_LATENTS) and rng.random() < LEAD_SHARE
+        lead = LEAD_LATENTS if inside else 0
+        video, caption = footage.stretch(number, lead + length, rng)
+        with torch.autocast(footage.device, torch.bfloat16):
+            latents = self.vae.encode(pixels(video), self.vae.new_state()).float()[:, lead:]
+        features = footage.features(video)[:, lead:]
+        if self.tokenizer is not None:
+            groups = features.split(self.tokenizer.config.frames, dim=1)
+            features = torch.cat([self.tokenizer.decode(self.tokenizer.encode(part)).float() for part in groups], dim=1)
+        return latents, features, caption
+
+    def noised(self, clean: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents at a random time, that time [1] as the network is told it, and what it should predict."""
+        schedule, device = self.config.schedule, clean.device
+        if isinstance(schedule, FlowSchedule):
+            time = schedule.shifted(torch.tensor([rng.random()], device=device))
+            return schedule.mix(clean, start_noise(clean), time), time, clean
+        levels = schedule.levels(schedule.train_steps)
+        index = rng.randrange(schedule.train_steps)
+        alpha, noise = levels.alphas[index].to(device), torch.randn_like(clean)
+        sigma = (1 - alpha**2).sqrt()
+        return alpha * clean + sigma * noise, levels.times[index : index + 1].to(device), alpha * noise - sigma * clean
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean squared error on held-out windows, always the same."""
+        rng = random.Random(f"renderer held out {self.seed}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            errors = [self.error(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)]
+        return {"error": float(torch.stack(errors).mean())}
+
+    def export(self) -> None:
+        save_component(self.weights, "renderer", self.renderer)
+
+
+@torch.no_grad()
+def start_control(renderer: Renderer) -> None:
+    """Control layers as copies of the base's first ones, behind zero maps: residuals start at nothing (paper 2.3)."""
+    base, control = renderer.base.state_dict(), renderer.control.state_dict()
+    control |= {name: value.clone() for name, value in base.items() if name in control}
+    renderer.control.load_state_dict(control)
+    for zero in renderer.control.zeros.parameters():
+        nn.init.zeros_(zero)

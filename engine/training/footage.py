@@ -1,0 +1,226 @@
+"""Stages on a folder of captioned videos: `autoencoder`, and for any preset `tokenizer` and `planner` (Eq. 1 to 4).
+
+Nothing is known of these videos but pixels and captions, so features are the extractor's, and loss and figures are the
+paper's alone. A tenth of the videos is held out where there are ten.
+Shapes: `B` batch, `F` frames, `T` semantic or latent frames, `D` feature channels, `h` x `w` feature grid, `L` text
+tokens, `N` tokens of groups, `H` x `W` pixels.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from engine.config import FRAMES_PER_LATENT, EngineConfig
+from engine.perceptual.tiny_vae import TinyVAEConfig
+from engine.published_text import PublishedText
+from engine.semantic.planner import Planner
+from engine.semantic.theia import Theia
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text import SmallT5
+from engine.training.autoencoder import LATENTS, AutoencoderStage, pixels, psnr
+from engine.training.dataset import VideoFolder
+from engine.training.planning import TextPlanner, learn_geometry
+from engine.weights import save_component
+
+HELD_OUT_EVERY = 10  # videos
+HELD_OUT_SAMPLES = 4
+SPREAD_CLIPS = 8  # that the features' spread is measured on
+NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
+TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
+
+
+def frames_of(semantic: int) -> int:
+    """Video frames that so many semantic or latent frames from the start of a video stand for."""
+    return 1 + (semantic - 1) * FRAMES_PER_LATENT
+
+
+class Footage:
+    """Random stretches of a folder's videos, in a preset's size, and their features."""
+
+    def __init__(self, folder: Path, config: EngineConfig, theia: Theia, device: str) -> None:
+        """`theia` has its weights, where features are needed. Raises ValueError as `VideoFolder` does."""
+        least = frames_of(max(config.tokenizer.frames, config.prompt_latents + config.new_latents))
+        self.videos = VideoFolder(folder, config.height_px, config.width_px, config.fps, least)
+        self.theia, self.device = theia.requires_grad_(False).to(device).eval(), device
+
+    def pick(self, rng: random.Random, held_out: bool) -> int:
+        """Number of a video; of any where there are too few to hold some out."""
+        every = range(len(self.videos))
+        chosen = [number for number in every if (number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out]
+        return rng.choice(chosen or list(every))
+
+    def fits(self, number: int, semantic: int) -> bool:
+        """Whether a video has so many semantic frames."""
+        return self.videos.lengths[number] >= frames_of(semantic)
+
+    def stretch(self, number: int, semantic: int, rng: random.Random) -> tuple[Tensor, str]:
+        """uint8 [1, F, 3, H, W] of a random place in a video, and its caption."""
+        frames = frames_of(semantic)
+        video, caption = self.videos.cut(number, rng.randrange(self.videos.lengths[number] - frames + 1), frames)
+        return video[None].to(self.device), caption
+
+    @torch.no_grad()
+    def features(self, video: Tensor) -> Tensor:
+        """uint8 [1, F, 3, H, W] -> [1, T, D, h, w] float32 of the first frame and every fourth after it."""
+        with torch.autocast(self.device, torch.bfloat16):
+            features: Tensor = self.theia(video[:, ::FRAMES_PER_LATENT])
+        return features.float()
+
+
+class FootageAutoencoder(AutoencoderStage):
+    """Trains `TinyVAE` on crops from anywhere in the videos."""
+
+    def __init__(self, config: TinyVAEConfig, footage: Footage, seed: int, weights: Path) -> None:
+        self.footage = footage
+        super().__init__(config, seed, footage.device, weights, self.anywhere)
+
+    def anywhere(self, rng: random.Random, count: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
+        """Frames uint8 [1, F, 3, H, W] of a random place, and where to look [2] in px, which is anywhere."""
+        videos = self.footage.videos
+        number = self.footage.pick(rng, held_out)
+        video, _ = videos.cut(number, rng.randrange(videos.lengths[number] - count + 1), count)
+        return video[None], torch.tensor([rng.uniform(0, videos.width), rng.uniform(0, videos.height)])
+
+    def evaluate(self) -> dict[str, float]:
+        """PSNR of held-out videos, in dB."""
+        rng, errors = random.Random(f"autoencoder held out {self.seed}"), []
+        for _ in range(HELD_OUT_SAMPLES):
+            video = pixels(self.anywhere(rng, frames_of(LATENTS), held_out=True)[0].to(self.device))
+            with torch.autocast(self.device, torch.bfloat16):
+                again = self.vae.decode(self.vae.encode(video, self.vae.new_state()), self.vae.new_state())
+            errors.append((again.float().clamp(-1, 1) - video).square().mean())
+        return {"psnr_db": psnr(torch.stack(errors))}
+
+
+class FootageTokenizer:
+    """Trains `SemanticTokenizer`: squared error of the features in units of their variance, plus the commitment."""
+
+    def __init__(self, config: EngineConfig, footage: Footage, seed: int, weights: Path) -> None:
+        torch.manual_seed(seed)
+        self.footage, self.seed, self.weights = footage, seed, weights
+        self.frames = config.tokenizer.frames
+        self.tokenizer = SemanticTokenizer(config.tokenizer)
+        self.module: nn.Module = self.tokenizer.to(footage.device)
+        rng = random.Random(f"footage {seed}")
+        seen = torch.cat([self.sample(rng, held_out=False) for _ in range(SPREAD_CLIPS)])
+        variance, mean = torch.var_mean(seen, dim=(0, 1, 3, 4))
+        if config.tokenizer.normalize:
+            self.tokenizer.mean.copy_(mean)
+            self.tokenizer.std.copy_(variance.sqrt())
+        self.scale = (1 / variance.clamp(min=1e-6))[:, None, None]
+        self.held_out = torch.cat([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)])
+
+    def hidden(self) -> list[nn.Parameter]:
+        blocks = (*self.tokenizer.encoder.blocks.parameters(), *self.tokenizer.decoder.blocks.parameters())
+        return [p for p in blocks if p.ndim == 2]
+
+    def sample(self, rng: random.Random, held_out: bool) -> Tensor:
+        """Features [1, T, D, h, w] of a group."""
+        video, _ = self.footage.stretch(self.footage.pick(rng, held_out), self.frames, rng)
+        return self.footage.features(video)
+
+    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"tokenizer {self.seed} {step}")
+        torch.manual_seed(rng.getrandbits(63))
+        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])
+        with torch.autocast(self.footage.device, torch.bfloat16):
+            output = self.tokenizer(features)
+        error = ((output.reconstruction.float() - features).square() * self.scale).mean()
+        return error + output.commitment, {"error": error.item(), "perplexity": output.perplexity.item()}
+
+    def evaluate(self) -> dict[str, float]:
+        """Squared error of held-out features through tokens, in units of their variance."""
+        again = self.tokenizer.decode(self.tokenizer.encode(self.held_out))
+        return {"error": float(((again - self.held_out).square() * self.scale).mean())}
+
+    def export(self) -> None:
+        save_component(self.weights, "tokenizer", self.tokenizer)
+
+
+def motion_score(features: Tensor) -> float:
+    """0 (still) to 1: how much features [1, T, D, h, w] change from frame to frame, over their spread.
+
+    The paper does not say how its score is measured; this is ours.
+    """
+    change = features.diff(dim=1).abs().mean() / features.std().clamp(min=1e-6)
+    return float(1 - torch.exp(-change))
+
+
+class FootagePlanner:
+    """Trains `Planner` on the codes of one group or two; a small text encoder is trained along, a published is not."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        footage: Footage,
+        tokenizer: SemanticTokenizer,
+        text: SmallT5 | PublishedText,
+        seed: int,
+        weights: Path,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.config, self.footage, self.seed, self.weights = config, footage, seed, weights
+        self.tokenizer = tokenizer.requires_grad_(False).to(footage.device).eval()
+        self.planner = Planner(config.planner)
+        if not config.published:
+            learn_geometry(self.planner, tokenizer.cpu())
+            tokenizer.to(footage.device)
+        self.text = text
+        whole = TextPlanner(text, self.planner) if isinstance(text, SmallT5) else self.planner
+        self.module: nn.Module = whole.to(footage.device)
+
+    def hidden(self) -> list[nn.Parameter]:
+        return [] if self.config.published else [p for p in self.planner.blocks.parameters() if p.ndim == 2]
+
+    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"planner {self.seed} {step}")
+        # One by one: texts differ in length.
+        loss = torch.stack([self.nats(rng, held_out=False) for _ in range(batch)]).mean()
+        return loss, {"nats": loss.item()}
+
+    def nats(self, rng: random.Random, held_out: bool) -> Tensor:
+        """Mean negative log-likelihood of the codes of a random stretch."""
+        footage, group = self.footage, self.config.tokenizer.frames
+        number = footage.pick(rng, held_out)
+        groups = 2 if footage.fits(number, 2 * group) and rng.random() < TWO_GROUPS_SHARE else 1
+        video, caption = footage.stretch(number, groups * group, rng)
+        features = footage.features(video)
+        tokens, is_code = self.sequence(features)
+        with torch.autocast(footage.device, torch.bfloat16):
+            # Embeddings made for generation only cannot take part in a gradient.
+            text = self.text.embed(caption).planner.clone()
+            nulls = self.config.planner.null_micro
+            motion = None if nulls and rng.random() < NULL_MOTION_SHARE else motion_score(features)
+            frames = None if nulls and rng.random() < NULL_FRAMES_SHARE else float(groups * group)
+            prefix = self.planner.prefix(text, frames, motion, rng.random() < NULL_TEXT_SHARE)
+            rest = self.planner.embed(tokens[:, :-1], prefix.pooled)
+            hidden = self.planner.transform(torch.cat([prefix.embeddings, rest], dim=1))[:, -tokens.shape[1] :]
+            logits = self.planner.logits(hidden[:, is_code])
+        return nnf.cross_entropy(logits.flatten(0, 1), tokens[:, is_code].flatten())
+
+    @torch.no_grad()
+    def sequence(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [1, T, D, h, w] of whole groups -> their tokens [1, N], and which of the N are codes."""
+        group, device = self.config.tokenizer.frames, features.device
+        layout = self.config.planner.layout(group)
+        fixed = torch.tensor([-1 if token is None else token for token in layout], device=device)
+        parts = []
+        for part in features.split(group, dim=1):
+            tokens = fixed[None].clone()
+            tokens[:, fixed < 0] = self.tokenizer.encode(part)
+            parts.append(tokens)
+        return torch.cat(parts, dim=1), (fixed < 0).repeat(len(parts))
+
+    def evaluate(self) -> dict[str, float]:
+        rng = random.Random(f"planner held out {self.seed}")
+        return {"nats": float(torch.stack([self.nats(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)]).mean())}
+
+    def export(self) -> None:
+        save_component(self.weights, "planner", self.planner)
+        if isinstance(self.text, SmallT5):
+            save_component(self.weights, "text", self.text)

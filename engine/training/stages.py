@@ -1,0 +1,117 @@
+"""Arguments to a stage of training, with what it needs of earlier stages read from the weights folder."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from engine.config import EngineConfig
+from engine.model import build as build_modules
+from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig
+from engine.perceptual.vae import VAE
+from engine.published_text import PublishedText, PublishedTextConfig, load_text_model
+from engine.semantic.theia import Theia
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text import SmallT5, TextConfig, load_tokenizer
+from engine.training.autoencoder import AutoencoderStage
+from engine.training.decoder import DecoderStage
+from engine.training.distill import DistillConfig, DistillStage
+from engine.training.extractor import ExtractorStage
+from engine.training.filming import FootageRenderer
+from engine.training.footage import Footage, FootageAutoencoder, FootagePlanner, FootageTokenizer
+from engine.training.latents import through_tokens
+from engine.training.planning import PlannerStage
+from engine.training.render import RendererStage
+from engine.training.run import Stage
+from engine.training.tokens import TokenizerStage
+from engine.training.words import make_tokenizer
+from engine.weights import load_component, text_folders
+
+
+def build(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stage:
+    """The stage `name`, on the videos of `--data` or on the drawn world.
+
+    Raises:
+        ValueError: if an earlier stage's weights are missing or do not fit, the videos cannot be used, or the stage
+            does not learn from such data.
+    """
+    if arguments.data is not None:
+        with torch.device(arguments.device):
+            return _on_footage(name, config, arguments)
+    if not isinstance(config.text, TextConfig) or not isinstance(config.vae, TinyVAEConfig):
+        raise ValueError(f"preset {config.name!r} does not fit the drawn world: give --data, a folder of videos")
+    weights, seed, device = arguments.weights, arguments.seed, arguments.device
+    if name == "autoencoder":
+        return AutoencoderStage(config.vae, seed, device, weights)
+    if name == "tokenizer":
+        return TokenizerStage(config.tokenizer, seed, device, weights)
+    if name == "extractor":
+        return ExtractorStage(config.theia, seed, device, weights)
+    if name == "planner":
+        text = SmallT5(config.text, make_tokenizer(weights, config.text.vocabulary))
+        return PlannerStage(config, text, _tokenizer(config, arguments), seed, device, weights)
+    vae = TinyVAE(config.vae)
+    load_component(weights, "vae", vae)
+    if name == "renderer" and arguments.features == "teacher":
+        return RendererStage(config, vae, None, None, seed, device, weights)
+    quantise = through_tokens(_tokenizer(config, arguments).to(device).eval())
+    encode = _small_text(config.text, arguments).encode
+    if name in ("renderer", "decoder"):
+        renderer = RendererStage(config, vae, encode, quantise, seed, device, weights)
+        if name == "renderer":
+            return renderer
+        load_component(weights, "renderer", renderer.renderer)
+        return DecoderStage(config, vae, renderer, seed, weights)
+    distill = DistillConfig(arguments.steps, arguments.teacher_steps, arguments.guidance)
+    return DistillStage(config, distill, vae, encode, quantise, seed, device, weights, arguments.student)
+
+
+def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stage:
+    weights, seed, device = arguments.weights, arguments.seed, arguments.device
+    if name not in ("autoencoder", "tokenizer", "planner", "renderer"):
+        raise ValueError(f"stage {name!r} learns from what the drawn world knows of itself: leave --data away")
+    theia = Theia(config.theia)
+    if name == "autoencoder":
+        if not isinstance(config.vae, TinyVAEConfig):
+            raise ValueError(f"the autoencoder of preset {config.name!r} is used as published and not trained")
+        return FootageAutoencoder(config.vae, Footage(arguments.data, config, theia, device), seed, weights)
+    load_component(weights, "theia", theia)
+    footage = Footage(arguments.data, config, theia, device)
+    if name == "tokenizer":
+        return FootageTokenizer(config, footage, seed, weights)
+    if name == "planner":
+        text: SmallT5 | PublishedText
+        if isinstance(config.text, TextConfig):
+            captions = [entry.caption for entry in footage.videos.entries]
+            text = SmallT5(config.text, make_tokenizer(weights, config.text.vocabulary, captions))
+        else:
+            text = _published_text(config.text, arguments)
+        return FootagePlanner(config, footage, _tokenizer(config, arguments), text, seed, weights)
+    vae = build_modules(config, device)["vae"]
+    assert isinstance(vae, TinyVAE | VAE)
+    load_component(weights, "vae", vae)
+    tokenizer = None if arguments.features == "teacher" else _tokenizer(config, arguments).to(device).eval()
+    if isinstance(config.text, TextConfig):
+        text = _small_text(config.text, arguments)
+    else:
+        text = _published_text(config.text, arguments)
+    return FootageRenderer(config, footage, vae, tokenizer, text, arguments.part, seed, weights)
+
+
+def _tokenizer(config: EngineConfig, arguments: argparse.Namespace) -> SemanticTokenizer:
+    tokenizer = SemanticTokenizer(config.tokenizer)
+    load_component(arguments.weights, "tokenizer", tokenizer)
+    return tokenizer
+
+
+def _small_text(config: TextConfig, arguments: argparse.Namespace) -> SmallT5:
+    text = SmallT5(config, load_tokenizer(arguments.weights)).to(arguments.device).requires_grad_(False).eval()
+    load_component(arguments.weights, "text", text)
+    return text
+
+
+def _published_text(config: PublishedTextConfig, arguments: argparse.Namespace) -> PublishedText:
+    planner, renderer = text_folders(arguments.weights)
+    device = torch.device(arguments.device)
+    return PublishedText(config, load_text_model(planner), load_text_model(renderer), device)

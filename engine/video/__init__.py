@@ -1,0 +1,1 @@
+"""Videos as files: read, written, and turned into semantic tokens and back."""

@@ -1,0 +1,78 @@
+"""Packed weights give what plain ones give, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine import packing
+from engine.packing import PackedLinear, pack, packs
+
+pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
+
+
+def layer(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias, dtype=torch.bfloat16).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "bias"), [(256, 768, False), (704, 256, False), (192, 576, True), (7, 5, True)]
+)
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (1, 144), (2, 63), (400,)])
+def test_products_are_equal_whatever_the_number_of_rows(
+    inputs: int, outputs: int, bias: bool, shape: tuple[int, ...]
+) -> None:
+    """In bf16, and from float32 under autocast; packed for two rows or many."""
+    plain = layer(inputs, outputs, bias)
+    x = torch.randn(*shape, inputs)
+    for rows in (2, 144):
+        packed = PackedLinear.of(plain, rows)
+        with torch.inference_mode():
+            assert torch.equal(packed(x.bfloat16()), plain(x.bfloat16()))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert packed(x).dtype == torch.bfloat16
+                assert torch.equal(packed(x), plain(x))
+
+
+def test_a_weight_that_changed_is_not_taken_from_its_copy() -> None:
+    """Changed in place or put in anew, the next call knows."""
+    packed = PackedLinear.of(layer(32, 48), 2)
+    x = torch.randn(2, 32).bfloat16()
+    with torch.no_grad():
+        before = packed(x)
+        packed.load_state_dict(layer(32, 48).state_dict())
+        assert not torch.equal(packed(x), before)
+        assert torch.equal(packed(x), F.linear(x, packed.weight, packed.bias))
+        packed.weight.data = torch.zeros_like(packed.weight)
+        assert torch.equal(packed(x), packed.bias.expand(2, -1))
+
+
+def test_gradients_go_through_the_plain_product() -> None:
+    """A packed layer can still be part of something that learns."""
+    packed = PackedLinear.of(layer(32, 48), 2)
+    x = torch.randn(2, 32).bfloat16().requires_grad_()
+    packed(x).sum().backward()
+    plain = x.detach().clone().requires_grad_()
+    F.linear(plain, packed.weight, packed.bias).sum().backward()
+    assert x.grad is not None and plain.grad is not None
+    assert torch.equal(x.grad, plain.grad)
+
+
+def test_only_linear_layers_in_bf16_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names and other kinds stay, a copy of the module works, and what is too large is left alone."""
+    module = nn.Sequential(layer(32, 32), nn.Linear(32, 32), nn.LayerNorm(32), nn.ModuleList([layer(32, 8)]))
+    names, plain = list(module.state_dict()), copy.deepcopy(module)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "LARGEST_BYTES", 2 * (32 * 32 + 32 * 8) - 1)
+        pack(module, 2)
+        assert not any(isinstance(part, PackedLinear) for part in module.modules())
+    pack(module, 2)
+    packed = [name for name, part in module.named_modules() if isinstance(part, PackedLinear)]
+    assert packed == ["0", "3.0"]
+    assert list(module.state_dict()) == names
+    x = torch.randn(2, 32).bfloat16()
+    with torch.no_grad():
+        for version in (module, copy.deepcopy(module)):
+            assert torch.equal(version[0](x), plain[0](x))
