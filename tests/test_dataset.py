@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -37,8 +38,17 @@ def sound(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def test_the_world_is_written_and_read_again(tmp_path: Path) -> None:
-    """Videos show what is drawn, captions are the grammar's, and the same seed gives the same folder."""
+def test_the_world_is_written_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos show what is drawn, captions are the grammar's, and the same seed draws the same again."""
+    written: list[bytes] = []
+    encode = VideoFile.write
+
+    def noting(file: VideoFile, i420: npt.NDArray[np.uint8]) -> None:
+        written.append(i420.tobytes())
+        encode(file, i420)
+
+    # Not the files: x264 codes the same frames a little differently from call to call.
+    monkeypatch.setattr(VideoFile, "write", noting)
     for name in ("a", "b"):
         words = ["dataset", "--out", str(tmp_path / name), "--clips", "2", "--frames", "9", "--seed", "3"]
         assert command.main(words) == 0
@@ -47,7 +57,7 @@ def test_the_world_is_written_and_read_again(tmp_path: Path) -> None:
     ]  # fmt: skip
     first, second = (VideoFolder(tmp_path / name, 128, 192, 8.0, 9) for name in ("a", "b"))
     assert [entry.caption for entry in first.entries] == [entry.caption for entry in second.entries]
-    assert all(torch.equal(first.cut(row, 0, 9)[0], second.cut(row, 0, 9)[0]) for row in range(2))
+    assert written[:2] == written[2:] and written[0] != written[1]
     rng = random.Random("dataset 3 1")
     label = random_label(rng)
     drawn = world.draw(world.sample([label], rng), torch.arange(9)[None])[0]

@@ -42,8 +42,6 @@ class VideoFile:
         self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": str(CRF)})
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
-        # With more, the encoder makes another file of the same frames now and then.
-        context.thread_count = 1
         context.time_base = Fraction(1, TIME_SCALE_HZ)
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU601
 
