@@ -80,7 +80,8 @@ def two(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
         "import dataclasses\nfrom pathlib import Path\nfrom engine.training import run, sharding\n"
         "from test_sharding import Sum, config, steps\nsharding.begin('cpu')\n"
         + textwrap.dedent(body)
-        + "\nsharding.end()\n"
+        # Without the interpreter's own end, in which gloo's threads now and then abort a process that is done.
+        + "\nsharding.end()\nimport os\nos._exit(0)\n"
     )
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+LEAVE_TIMEOUT = timedelta(seconds=10)
 
 
 def begin(device: str) -> None:
@@ -32,9 +36,14 @@ def begin(device: str) -> None:
 
 
 def end() -> None:
-    """Leaves them."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leaves them, on CPUs all at once: a process whose peers are gone before it has closed may abort."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
+        # One that failed does not come; torchrun stops the others.
+        with suppress(RuntimeError):
+            dist.monitored_barrier(timeout=LEAVE_TIMEOUT)
+    dist.destroy_process_group()
 
 
 def size() -> int:
