@@ -138,7 +138,8 @@ def _renderer_stages(config: EngineConfig, renderer: Renderer) -> list[_Counted]
     if dit.half_causal:
         counted.append(("read the prompt half", _flops(lambda: renderer.read_prompt(given, text, given)), traffic, 1))
     cache = renderer.read_prompt(given, text, given)
-    flops = _flops(lambda: renderer.denoise(new, _meta(rows), new, cache))
+    half = renderer.read_new(new, cache)
+    flops = _flops(lambda: renderer.denoise(new, _meta(rows), half, cache))
     return [*counted, ("denoising step", flops, traffic, config.steps)]
 
 

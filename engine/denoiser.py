@@ -16,7 +16,7 @@ from engine.graphs import Graphs
 from engine.lanes import upload
 from engine.model import Model
 from engine.noise import normal
-from engine.perceptual.renderer import PromptCache, Words
+from engine.perceptual.renderer import NewHalf, PromptCache, Words
 from engine.perceptual.solver import SolverState, guide, solver_of
 from engine.perceptual.times import Moment
 from kernels.guidance import guided_step
@@ -37,6 +37,7 @@ class Window:
     given_condition: Tensor  # [1, P, C, H, W]
     condition: Tensor  # [1, T, C, H, W] of the new latents
     prompt: PromptCache  # of the prompt half as it is
+    new: NewHalf  # of the new latents' condition, after that prompt
 
     @property
     def given(self) -> int:
@@ -79,7 +80,8 @@ class Denoiser:
         given = prompt_half.shape[1]
         words, given_condition = self._read(text), condition[:, :given]
         prompt = self._model.renderer.read_prompt(self._paired(prompt_half), words, self._paired(given_condition))
-        return Window(*place, words, prompt_half, given_condition, condition[:, given:], prompt)
+        new = self._model.renderer.read_new(condition[:, given:], prompt)
+        return Window(*place, words, prompt_half, given_condition, condition[:, given:], prompt, new)
 
     def begin(self, window: Window) -> SolverState:
         """The noise that a hop starts from."""
@@ -91,39 +93,34 @@ class Denoiser:
     def step(self, window: Window, index: int, state: SolverState) -> SolverState:
         """One step of the solver, guided if it asks for that."""
         rows = self._rows if self._solver.guidance(index) != 1.0 else 1
-        prompt = self._prompt_at(window, index)
+        prompt, new = self._halves_at(window, index)
         if rows < self._rows:
-            prompt = prompt.prompted()
+            prompt, new = prompt.prompted(), new.prompted()
         noise = self._noise(state.x, "render", window, index) if self._solver.draws(index) else None
-        moment = self._moment(window, index, prompt)
+        moment = self._moment(window, index, (prompt, new))
         if self._table is None or not (self._graphs.captures or fuses(state.x)):
-            return self._plain(window, index, state, noise, prompt, moment)
-        lasting = (prompt, window.condition)
+            return self._plain(index, state, noise, (prompt, new), moment)
+        lasting = (prompt, new)
         step = _Step(state.x, state.clean, noise, self._numbers[index : index + 1], moment)
         key = ("step", rows, window.given, window.condition.shape[1], state.clean is None, noise is None)
         return self._graphs.call(key, self._fused, step, lasting)
 
     def _plain(
-        self,
-        window: Window,
-        index: int,
-        state: SolverState,
-        noise: Tensor | None,
-        prompt: PromptCache,
-        moment: Moment,
+        self, index: int, state: SolverState, noise: Tensor | None, halves: tuple[PromptCache, NewHalf], moment: Moment
     ) -> SolverState:
-        output = self._model.renderer.denoise(state.x, moment, window.condition, prompt)
+        prompt, new = halves
+        output = self._model.renderer.denoise(state.x, moment, new, prompt)
         clean = self._solver.clean(index, state.x, output)
         if len(clean) == 2:
             without, with_text = clean.chunk(2)
             clean = guide(without, with_text, self._solver.guidance(index))
         return self._solver.step(index, state, clean, noise)
 
-    def _fused(self, step: _Step, lasting: tuple[PromptCache, Tensor]) -> SolverState:
+    def _fused(self, step: _Step, lasting: tuple[PromptCache, NewHalf]) -> SolverState:
         """The same by one kernel after the network; every number of the step is on the device."""
-        prompt, condition = lasting
+        prompt, new = lasting
         with self._model.computing():
-            outputs = self._model.renderer.denoise(step.x, step.moment, condition, prompt)
+            outputs = self._model.renderer.denoise(step.x, step.moment, new, prompt)
             assert self._table is not None, "only solvers that have a table come here"
             before = None if step.clean is None else step.clean[0].contiguous()
             noise = None if step.noise is None else step.noise[0]
@@ -143,24 +140,26 @@ class Denoiser:
         self._words.append((text, words))
         return words
 
-    def _moment(self, window: Window, index: int, prompt: PromptCache) -> Moment:
+    def _moment(self, window: Window, index: int, halves: tuple[PromptCache, NewHalf]) -> Moment:
         """A step's time with all modulations, made by its first window of this shape."""
+        prompt, new = halves
         key = (index, prompt.rows, window.given, window.condition.shape[1])
         if key not in self._moments:
             time = torch.full((prompt.rows,), self._solver.time(index), device=self._model.device)
             self._moments[key] = Moment(time)
             if self._graphs.captures:
                 # A graph takes them as they are: they must be whole before.
-                self._model.renderer.denoise(window.condition, self._moments[key], window.condition, prompt)
+                self._model.renderer.denoise(window.condition, self._moments[key], new, prompt)
         return self._moments[key]
 
-    def _prompt_at(self, window: Window, index: int) -> PromptCache:
-        """The prompt half as it stands before a step."""
+    def _halves_at(self, window: Window, index: int) -> tuple[PromptCache, NewHalf]:
+        """Both halves as they stand before a step."""
         if self._model.config.prompt_half == "clean" or not window.given:
-            return window.prompt
+            return window.prompt, window.new
         noise = self._noise(window.prompt_half, "prompt", window, index)
         prompt = self._paired(self._solver.noised(index, window.prompt_half, noise))
-        return self._model.renderer.read_prompt(prompt, window.words, self._paired(window.given_condition))
+        cache = self._model.renderer.read_prompt(prompt, window.words, self._paired(window.given_condition))
+        return cache, self._model.renderer.read_new(window.condition, cache)
 
     def _paired(self, latents: Tensor) -> Tensor:
         """[1, ...] -> [R, ...], a view."""

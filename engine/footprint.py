@@ -152,8 +152,9 @@ def _renderer(config: EngineConfig, renderer: nn.Module, held: list[object]) -> 
         renderer.condition(_meta(1, dit.frames, config.tokenizer.feature_dim, *config.tokenizer.grid))
         given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
         cache = renderer.read_prompt(given, _meta(rows, dit.text_length, dit.text_dim), given)
-        held.append(cache)
-        renderer.denoise(new, _meta(rows), new, cache)
+        half = renderer.read_new(new, cache)
+        held.extend((cache, half))
+        renderer.denoise(new, _meta(rows), half, cache)
 
     return run
 

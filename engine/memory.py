@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ class Needs:
         smallest = min(plans, key=lambda plan: plan.peak_bytes)
         raise ValueError(
             f"preset {self.preset!r} does not fit {budget_bytes / 1e9:g} GB; the least it takes is "
-            f"{smallest.peak_bytes / 1e9:.1f} GB:\n{smallest.table()}"
+            f"{math.ceil(smallest.peak_bytes / 1e8) / 10:.1f} GB:\n{smallest.table()}"
         )
 
 
@@ -203,18 +204,26 @@ def free_bytes(device: torch.device) -> int:
 
 
 def check_memory(
-    components: Mapping[str, nn.Module], device: torch.device, dtypes: Mapping[str, torch.dtype] | None = None
+    components: Mapping[str, nn.Module],
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    text_bytes: int = 0,
 ) -> None:
     """Says before anything is loaded that the weights will not fit.
+
+    Args:
+        dtypes: of the weights, as `weight_bytes` takes them.
+        text_bytes: of text encoders that come beside the components.
 
     Raises:
         ValueError: with what is needed and what is free.
     """
-    needed, free = round(weight_bytes(components, dtypes or {}) * _MARGIN), free_bytes(device)
+    needed = round((weight_bytes(components, dtypes or {}) + text_bytes) * _MARGIN)
+    free = free_bytes(device)
     if needed > free:
         raise ValueError(
-            f"the weights need {needed / 1e9:.1f} GB, but {device} has only {free / 1e9:.1f} GB free: use a smaller "
-            "type, --memory, or another device"
+            f"the weights need {needed / 1e9:.1f} GB, but {device} has only {free / 1e9:.1f} GB free: free some, take "
+            "another device, or give `generate` or the server --memory, which stores some weights in 8 bits"
         )
 
 

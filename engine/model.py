@@ -23,12 +23,12 @@ from engine.packing import pack
 from engine.perceptual.renderer import Renderer
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig
 from engine.perceptual.vae import VAE
-from engine.published_text import PublishedText, PublishedTextConfig, load_text_model
+from engine.published_text import PublishedText, PublishedTextConfig, load_text_model, text_bytes
 from engine.records import TextEmbedding
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5, TextConfig, load_tokenizer
-from engine.weights import SHIPPED, load_weights, text_folders
+from engine.weights import SHIPPED, check_folder, load_weights, text_folders
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,7 @@ def load(
             what is wrong.
     """
     eight_bits = fp8_products.wanted(device)
+    check_folder(folder, config.name)
     modules = build(config)
     places = _text_places(config, folder)
     small = None
@@ -174,7 +175,7 @@ def load(
         dtypes = plan.dtypes(modules, dtypes)
         config = replace(config, text=plan.text(config.text))
         logger.info("%s", plan.table())
-    check_memory(modules, device, dtypes)
+    _check_memory(modules, device, dtypes, _encoder_bytes(config, places), plan is not None)
     share = _MODULES_SHARE if places else 1.0
     load_weights(folder, modules, config.name, device, dtypes, lambda done, total: progress(share * done / total))
     if eight_bits:
@@ -205,6 +206,27 @@ def _text_places(config: EngineConfig, folder: Path) -> tuple[Path, ...]:
     if missing:
         raise ValueError("text encoders are missing:\n" + "\n".join(missing))
     return places
+
+
+def _encoder_bytes(config: EngineConfig, places: tuple[Path, ...]) -> list[int]:
+    widths = (config.planner.text_dim, config.renderer.dit.text_dim)
+    return [text_bytes(place, width) for place, width in zip(places, widths, strict=False)]
+
+
+def _check_memory(
+    modules: Mapping[str, nn.Module],
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype],
+    encoders: list[int],
+    planned: bool,
+) -> None:
+    """Raises ValueError where the weights do not fit; encoders are read onto the host and take turns on a device."""
+    if device.type == "cpu":
+        check_memory(modules, device, dtypes, sum(encoders))
+        return
+    # A plan has counted the encoders in the form in which they come to the device.
+    check_memory(modules, device, dtypes, 0 if planned else max(encoders, default=0))
+    check_memory({}, torch.device("cpu"), text_bytes=sum(encoders))
 
 
 def _read_text(
@@ -238,4 +260,5 @@ def assemble(
     assert isinstance(renderer, Renderer) and isinstance(vae, (TinyVAE, VAE))
     pack(planner.blocks, 1 + config.sampling.guided)
     pack(renderer, config.new_latents * config.renderer.dit.frame_tokens)
+    pack(vae, 1)
     return Model(config, device, dtype, text, tokenizer, planner, renderer, vae)

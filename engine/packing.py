@@ -1,7 +1,9 @@
 """Weights in the order in which the processor multiplies, kept beside the usual one.
 
 oneDNN brings a bf16 weight into its own order at every call, which for the few rows of a planned token costs more than
-the product itself. Packed once, the results are the same bit for bit. Only calls without gradients use the packed copy.
+the product itself. Packed once, the products are the same bit for bit. An activation that follows one is computed with
+it, before the product is rounded. Only calls without gradients use the packed copy.
+Shapes: `N` pictures, `B` groups of as many of them each, `C` channels, `H` x `W` their size.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_PICTURE = (6, 16, 24)  # pictures of so many rows and columns, for which convolutions are packed
 LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache, and twice as much may not fit
 
 
@@ -52,29 +55,89 @@ class PackedLinear(nn.Linear):
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._copy.serves(x, self.weight):
-            return super().forward(x)
+        return self.product(x, "none") if self.serves(x) else super().forward(x)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether `product` may be called."""
+        return self._copy.serves(x, self.weight)
+
+    def product(self, x: Tensor, activation: str) -> Tensor:
+        """The layer's answer from the packed copy, then 'gelu' by the tanh formula or 'none'."""
+        formula = "tanh" if activation == "gelu" else ""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.weight.dtype), self._copy.packed, self.bias, "none", [], ""
+            x.to(self.weight.dtype), self._copy.packed, self.bias, activation, [], formula
         )
         return out
 
 
-def pack(module: nn.Module, rows: int) -> None:
-    """Puts packed layers in the place of all linear layers in bf16 of a module on the CPU.
+class PackedConv(nn.Conv2d):
+    """As the layer it is made of, whose parameters it has."""
 
-    Does nothing for a module above `LARGEST_BYTES`, and where torch does not offer the packed product.
+    _copy: _Packed
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> Self:
+        """Packs for pictures of `_PICTURE`; any size gives right results, and the same ones in every run."""
+        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        packed = cls(*sizes, layer.groups, layer.bias is not None, device="meta")  # type: ignore[arg-type]
+        packed.weight, packed.bias = layer.weight, layer.bias
+        geometry = (packed.padding, packed.stride, packed.dilation, packed.groups)
+        weight = torch.ops.mkldnn._reorder_convolution_weight(
+            layer.weight.detach(), *geometry, [_PICTURE[0], layer.in_channels, *_PICTURE[1:]]
+        )
+        packed._copy = _Packed(layer.weight, weight)
+        return packed.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.bias, "none") if self.serves(x) else super().forward(x)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether `product` may be called."""
+        return self._copy.serves(x, self.weight)
+
+    def product(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """[N, C, H, W] with that bias from the packed copy, channels last, then 'swish' or 'none'."""
+        pictures = x.to(self.weight.dtype, memory_format=torch.channels_last)
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            pictures, self._copy.packed, bias, *geometry, activation, [], ""
+        )
+        return out
+
+
+def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
+    """GELU, by the tanh formula, of the layer's answer."""
+    if isinstance(layer, PackedLinear) and layer.serves(x):
+        return layer.product(x, "gelu")
+    return F.gelu(layer(x), approximate="tanh")
+
+
+def silu_of(layer: nn.Conv2d, x: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of the answer of a layer without a bias of its own for [N, C, H, W], plus `bias` [B, C]."""
+    if isinstance(layer, PackedConv) and len(bias) == 1 and layer.serves(x):
+        return layer.product(x, bias[0].to(layer.weight.dtype), "swish")
+    return F.silu(layer(x) + bias.repeat_interleave(len(x) // len(bias), dim=0)[:, :, None, None])
+
+
+def pack(module: nn.Module, rows: int) -> None:
+    """Puts packed layers in the place of all linear layers and convolutions in bf16 of a module on the CPU.
+
+    Does nothing for a module above `LARGEST_BYTES`, and where torch does not offer the packed products.
     """
     places = [
         (parent, name, layer)
         for parent in module.modules()
         for name, layer in parent.named_children()
-        if type(layer) is nn.Linear and layer.weight.dtype == torch.bfloat16 and layer.weight.device.type == "cpu"
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        # Not what is packed already.
+        and type(layer) in (nn.Linear, nn.Conv2d)
+        and layer.weight.dtype == torch.bfloat16
+        and layer.weight.device.type == "cpu"
     ]
     if sum(layer.weight.nbytes for _, _, layer in places) > LARGEST_BYTES or not packs():
         return
     for parent, name, layer in places:
-        setattr(parent, name, PackedLinear.of(layer, rows))
+        setattr(parent, name, PackedConv.of(layer) if isinstance(layer, nn.Conv2d) else PackedLinear.of(layer, rows))
 
 
 @functools.cache
@@ -84,6 +147,10 @@ def packs() -> bool:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             layer = nn.Linear(32, 48, dtype=torch.bfloat16)
             x = torch.ones(2, 32, dtype=torch.bfloat16)
-            return torch.equal(PackedLinear.of(layer, 2)(x), F.linear(x, layer.weight, layer.bias))
+            convolution = nn.Conv2d(32, 48, 3, padding=1, dtype=torch.bfloat16)
+            pictures = torch.ones(2, 32, 4, 4, dtype=torch.bfloat16)
+            return torch.equal(PackedLinear.of(layer, 2)(x), layer(x)) and torch.allclose(
+                PackedConv.of(convolution)(pictures), convolution(pictures), atol=0.02
+            )
     except (AttributeError, RuntimeError):
         return False

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
+from engine.checkpoints.tensor_files import is_finite, lots
 from engine.records import TextEmbedding
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,30 @@ def t5_xxl() -> T5EncoderModel:
         return T5EncoderModel(sizes)
 
 
+def text_bytes(folder: Path, width: int) -> int:
+    """Bytes that an encoder takes in bfloat16; nothing but its `config.json` is read.
+
+    Args:
+        width: of the embeddings that are read.
+
+    Raises:
+        ValueError: if there is no such file, or it is of an encoder of another width.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder / 'config.json'} is missing: download the text encoder's folder anew")
+    try:
+        sizes = T5Config.from_pretrained(str(folder))
+        with torch.device("meta"):
+            encoder = T5EncoderModel(sizes)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
+    if sizes.d_model != width:
+        raise ValueError(f"{folder} holds a text encoder of width {sizes.d_model}, expected {width}: download it anew")
+    count: int = sum(value.numel() for value in encoder.parameters())
+    return count * torch.bfloat16.itemsize
+
+
 def load_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextModel:
     """Reads an encoder with its vocabulary, onto the host.
 
@@ -127,18 +153,24 @@ def load_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextMo
         dtype: bfloat16 in the release.
 
     Raises:
-        ValueError: naming what the folder lacks.
+        ValueError: naming what the folder lacks, or which tensors are not finite.
     """
     vocabulary = folder / "spiece.model"
     if not vocabulary.is_file():
         raise ValueError(f"{vocabulary} is missing: download the text encoder's folder anew")
     try:
         words = SentencePieceProcessor(model_file=str(vocabulary))
-        encoder, report = T5EncoderModel.from_pretrained(str(folder), dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        # Pickles may hold code, and `convert` leaves them behind.
+        encoder, report = T5EncoderModel.from_pretrained(
+            str(folder), dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
     # What is missing would be left at random numbers.
     if report["missing_keys"]:
         raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))}: download it anew")
+    bad = [name for name, value in encoder.named_parameters() if not all(is_finite(lot) for lot in lots(value.data))]
+    if bad:
+        raise ValueError(f"{folder} holds NaN or infinite numbers in {', '.join(bad)}: download it anew")
     return TextModel(encoder.eval(), words)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.checkpoints.download import HUB_ID
 from engine.checkpoints.filling import check, fill, raise_faults
 from engine.checkpoints.published import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
 from engine.checkpoints.tensor_files import Source, not_finite, open_tensors, write_safetensors
@@ -22,6 +23,8 @@ from engine.checkpoints.tensor_files import Source, not_finite, open_tensors, wr
 SHIPPED = Path(__file__).parent / "weights"  # one folder a preset
 DESCRIPTION = "config.json"
 FORMAT = 1
+_PUBLISHED_PRESET = "landiff"
+_PUBLISHED_NAMES = (*(file.name for file in FILES), EXTRACTOR)
 _OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
 
 
@@ -93,14 +96,28 @@ def open_folder(folder: Path, components: Mapping[str, nn.Module], preset: str) 
     """Opens a folder of weights, as published or in our own layout, which has a `config.json`.
 
     Raises:
-        ValueError: if it is no folder, or naming every file that is missing, cut short, refused or of another preset.
+        ValueError: as `check_folder` does, or naming every file that is missing, cut short or refused.
     """
+    check_folder(folder, preset)
+    return (open_own if is_own(folder) else open_published)(folder, components)
+
+
+def check_folder(folder: Path, preset: str) -> None:
+    """Raises ValueError if this is no folder, or one without weights, or with those of another preset."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give one that holds the weights")
-    if not is_own(folder):
-        return open_published(folder, components)
-    _check_description(folder / DESCRIPTION, preset)
-    return open_own(folder, components)
+    if is_own(folder):
+        _check_description(folder / DESCRIPTION, preset)
+    elif not any((folder / Path(name).parts[0]).exists() for name in _PUBLISHED_NAMES):
+        raise ValueError(
+            f"{folder} holds no weights: give the folder of the published files, a download of {HUB_ID}, or one that "
+            "`convert` or training wrote"
+        )
+    elif preset != _PUBLISHED_PRESET:
+        raise ValueError(
+            f"{folder} holds published files, which are of preset {_PUBLISHED_PRESET!r}, not {preset!r}: use that "
+            "preset or other weights"
+        )
 
 
 def is_own(folder: Path) -> bool:
@@ -110,7 +127,7 @@ def is_own(folder: Path) -> bool:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a published file."""
-    return any((folder / name).is_file() for name in (*(file.name for file in FILES), EXTRACTOR))
+    return any((folder / name).is_file() for name in _PUBLISHED_NAMES)
 
 
 def text_folders(folder: Path) -> tuple[Path, Path]:
@@ -160,7 +177,9 @@ def _check_description(path: Path, preset: str) -> None:
     if form != FORMAT:
         raise ValueError(f"{path} has format {form}, this engine reads {FORMAT}: convert the weights again")
     if own != preset:
-        raise ValueError(f"{path} says the weights are of preset {own!r}, not {preset!r}")
+        raise ValueError(
+            f"{path} says the weights are of preset {own!r}, not {preset!r}: use that preset or other weights"
+        )
 
 
 def _shards(folder: Path, component: str) -> list[Path]:

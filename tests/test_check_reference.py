@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.reference.check_reference import CHECKS, check, main
+from engine.reference.check_reference import CHECKS, check, check_file, main
 from engine.reference.reference_case import load_case
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -98,6 +98,26 @@ def test_wrong_cases_fail_and_the_others_do_not(tmp_path: Path) -> None:
         assert line.startswith("FAILED") and part in line, line
 
 
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    """Results that the json lists and the file lacks fail a case, as do missing inputs, weights and sizes."""
+    gone = ["out_with_control", "x", "sd/main_model.diffusion_model.time_embed.0.bias", "config"]
+
+    def without(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+        def edit(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+            del (facts if name in facts else tensors)[name]
+
+        return edit
+
+    for number, name in enumerate(gone):
+        change(tmp_path, "dit_b", without(name), f"m{number}")
+    shutil.copy(GOLDEN / "dit_b.json", tmp_path / "m4.json")
+    (tmp_path / "m4.safetensors").write_bytes((GOLDEN / "dit_b.safetensors").read_bytes()[:1000])
+    texts = [str(check_file(path)) for path in sorted(tmp_path.glob("*.json"))]
+    parts = ["not there: out_with_control", "no tensor 'x'", "time.0.bias", "'config'", "SafetensorError"]
+    for text, part in zip(texts, parts, strict=True):
+        assert text.startswith("FAILED") and part in text, text
+
+
 def test_other_geometry_is_followed(tmp_path: Path) -> None:
     """Sizes, offsets and run names are taken from the case: a shorter VAE run and a renamed sampler run pass."""
 
@@ -105,10 +125,11 @@ def test_other_geometry_is_followed(tmp_path: Path) -> None:
         facts["slices"], facts["config"]["T"] = [[0, 3]], 3
         tensors["latent"] = tensors["latent"][:, :, :3].contiguous()
         tensors["decoded_sliced"] = tensors["decoded_sliced"][:, :, :9].contiguous()
-        del tensors["decoded_single_call"]
+        del tensors["decoded_single_call"], facts["tensors"]
 
     def renamed(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         facts["runs"] = {"other": facts["runs"]["prefix7"]}
+        del facts["tensors"]
         for name in [name for name in tensors if name.startswith(("plain8/", "prefix7/"))]:
             value = tensors.pop(name)
             if name.startswith("prefix7/"):

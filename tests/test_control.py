@@ -12,9 +12,9 @@ from engine.checkpoints.published_names_semantic import to_ours, to_published
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.upsampler import Condition, ConditionConfig
+from engine.reference.case_models import renderer
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
 from tests import golden
-from tests.perceptual_cases import renderer
 
 
 @pytest.mark.parametrize("name", ["dit_a", "dit_b"])

@@ -11,8 +11,8 @@ from engine.checkpoints.published_names_perceptual import BASE
 from engine.checkpoints.published_names_semantic import to_ours, to_published
 from engine.perceptual.dit import DiT, DiTConfig, position_table
 from engine.perceptual.head import Frames
+from engine.reference.case_models import renderer
 from tests import golden
-from tests.perceptual_cases import renderer
 
 
 @pytest.mark.parametrize("name", ["dit_a", "dit_b"])
@@ -24,7 +24,7 @@ def test_base_alone_equals_reference(name: str) -> None:
     with torch.inference_mode():
         layout = model.base.layout(case["timesteps"], x.shape[1], 0)
         hidden = model.base(model.base.embed(case["context"], x), layout)
-        output = model.base.output(hidden, layout, Frames(x, x, None, None))
+        output = model.base.output(hidden, layout, Frames(x, None, None))
     assert golden.relative_error(output, case["out_without_control"]) < golden.TOLERANCE
 
 

@@ -17,66 +17,76 @@ def _head() -> ConvHead:
     torch.manual_seed(5)
     head = ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=16, blocks=2)
     for parameter in head.parameters():
-        nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.1)
     return head.eval()
 
 
-def _case() -> tuple[Tensor, Times, Frames]:
-    torch.manual_seed(6)
-    noisy, condition = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 3, 4, 8, 12)
-    frames = Frames(noisy, condition, torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 12))
-    return torch.randn(TOKENS), Times(torch.randn(2, 8)), frames
+class _Case:
+    """Three frames of two worlds, and what is known beside them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(6)
+        self.noisy, self.condition = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 3, 4, 8, 12)
+        self.last_condition, self.last = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 12)
+        self.tokens, self.time = torch.randn(TOKENS), Times(torch.randn(2, 8))
+
+    def run(self, head: ConvHead, **changed: Tensor | None) -> Tensor:
+        """The head's answer where the parts named in `changed` are others."""
+        parts = {name: changed.get(name, getattr(self, name)) for name in ("condition", "last_condition", "last")}
+        assert parts["condition"] is not None
+        known = head.know(parts["condition"], parts["last_condition"], parts["last"])
+        noisy, tokens = (changed.get(name, getattr(self, name)) for name in ("noisy", "tokens"))
+        assert noisy is not None and tokens is not None
+        return head(tokens, self.time, Frames(noisy, known, parts["last"]))
 
 
 @torch.inference_mode()
 def test_a_frame_sees_itself_and_the_condition_before() -> None:
     """Changing one frame's noisy latents changes that frame alone; its condition also changes the next."""
-    head, (tokens, time, frames) = _head(), _case()
-    before = head(tokens, time, frames)
-    noisy, condition = frames.noisy.clone(), frames.condition.clone()
+    head, case = _head(), _Case()
+    before = case.run(head)
+    noisy, condition = case.noisy.clone(), case.condition.clone()
     noisy[:, 1] += 1
     condition[:, 1] += 1
-    after = head(tokens, time, Frames(noisy, frames.condition, frames.last_condition, frames.last_prompt))
-    assert [bool((after[:, t] != before[:, t]).any()) for t in range(3)] == [False, True, False]
-    after = head(tokens, time, Frames(frames.noisy, condition, frames.last_condition, frames.last_prompt))
-    assert [bool((after[:, t] != before[:, t]).any()) for t in range(3)] == [False, True, True]
-    after = head(tokens, time, Frames(frames.noisy, frames.condition, frames.condition[:, 0], frames.last_prompt))
-    assert [bool((after[:, t] != before[:, t]).any()) for t in range(3)] == [True, False, False]
+    changes: list[dict[str, Tensor]] = [
+        {"noisy": noisy}, {"condition": condition}, {"last_condition": case.condition[:, 0]}
+    ]  # fmt: skip
+    seen = [[bool((case.run(head, **change)[:, t] != before[:, t]).any()) for t in range(3)] for change in changes]
+    assert seen == [[False, True, False], [False, True, True], [True, False, False]]
 
 
 @torch.inference_mode()
 def test_the_kernel_norms_as_torch_does() -> None:
     """The modulated norm over the tokens gives the same fused."""
-    head, (tokens, time, frames) = _head(), _case()
-    plain = head(tokens, time, frames)
-    assert (plain - head(tokens + 1 + tokens.flip(-1), time, frames)).abs().max() > 1e-3
+    head, case = _head(), _Case()
+    plain = case.run(head)
+    assert (plain - case.run(head, tokens=case.tokens + 1 + case.tokens.flip(-1))).abs().max() > 1e-3
     with launch.preferring("triton"):
-        torch.testing.assert_close(head(tokens, time, frames), plain)
+        torch.testing.assert_close(case.run(head), plain)
 
 
 @torch.inference_mode()
 def test_open_gate_copies_the_last_prompt_frame() -> None:
     """With its gate open and its convolutions silent the head repeats the last prompt frame, if any."""
-    head, (tokens, time, frames) = _head(), _case()
-    assert frames.last_prompt is not None
+    head, case = _head(), _Case()
     nn.init.zeros_(head.conv_out.weight)
     assert head.conv_out.bias is not None
     head.conv_out.bias.copy_(torch.tensor([0.0] * 4 + [100.0] * 4))
-    copied = head(tokens, time, frames)
-    torch.testing.assert_close(copied, frames.last_prompt[:, None].expand_as(copied))
-    assert head(tokens, time, Frames(frames.noisy, frames.condition, None, None)).abs().max() == 0
+    copied = case.run(head)
+    torch.testing.assert_close(copied, case.last[:, None].expand_as(copied))
+    assert case.run(head, last_condition=None, last=None).abs().max() == 0
 
 
 @torch.inference_mode()
 def test_a_missing_prompt_differs_from_a_black_one() -> None:
     """A flag tells a prompt frame of zeros from none."""
-    head, (tokens, time, frames) = _head(), _case()
-    zero = torch.zeros_like(frames.noisy[:, 0])
-    none = head(tokens, time, Frames(frames.noisy, frames.condition, None, None))
-    assert (none - head(tokens, time, Frames(frames.noisy, frames.condition, zero, zero))).abs().max() > 1e-4
+    head, case = _head(), _Case()
+    zero = torch.zeros_like(case.last)
+    none = case.run(head, last_condition=None, last=None)
+    assert (none - case.run(head, last_condition=zero, last=zero)).abs().max() > 1e-4
 
 
-def test_width_must_split_into_groups() -> None:
-    """A width that the norm groups cannot split is refused with both numbers."""
-    with pytest.raises(ValueError, match="20 is not a multiple of 8"):
-        ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=20, blocks=1)
+def test_width_must_be_even() -> None:
+    """A width that cannot be halved is refused with its number."""
+    with pytest.raises(ValueError, match="head_width 21 is not even"):
+        ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=21, blocks=1)

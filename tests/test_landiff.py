@@ -17,12 +17,15 @@ from checkpoint import PROMPT, TINY
 from engine import generator as generating
 from engine.config import EngineConfig, preset
 from engine.generator import ChannelState, Generator
+from engine.memory import weight_bytes
 from engine.model import Model, assemble, build, load, weights_folder
 from engine.noise import normal
 from engine.offline import Change, film
 from engine.perceptual.frames import to_host
 from engine.perceptual.solver import DiffusionSolver, SolverState, guide
+from engine.published_text import text_bytes
 from engine.records import FeatureFrames, TextEmbedding
+from engine.weights import text_folders
 
 CPU = torch.device("cpu")
 FIRST, HOP = 49, 24  # frames of the first hop and of every other
@@ -209,6 +212,28 @@ def test_missing_text_encoders_are_named(tmp_path: Path) -> None:
     checkpoint.make_folder(tmp_path)
     with pytest.raises(ValueError, match="flan-t5-xxl: download google/flan-t5-xxl\n.*t5-v1_1-xxl: download"):
         load(TINY, tmp_path, CPU, torch.float32)
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    """That there are no weights is said first, with the cure, not that something beside them is missing."""
+    with pytest.raises(ValueError, match="holds no weights: give the folder of the published files"):
+        load(TINY, tmp_path, CPU, torch.float32)
+
+
+def test_memory_for_the_text_encoders_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with room for the modules but not for the encoders beside them is refused with both numbers."""
+    modules, encoders = weight_bytes(build(TINY), {}), sum(text_bytes(place, 16) for place in text_folders(folder))
+
+    class Host:
+        available = modules + encoders
+
+    monkeypatch.setattr("engine.memory.psutil.virtual_memory", lambda: Host)
+    monkeypatch.setattr("engine.model.load_weights", lambda *rest: pytest.fail("nothing is loaded"))
+    with pytest.raises(ValueError, match=r"the weights need 0\.0 GB, but cpu has only 0\.0 GB free"):
+        load(TINY, folder, CPU, torch.float32)
+    monkeypatch.setattr(Host, "available", round(1.06 * Host.available))
+    with pytest.raises(pytest.fail.Exception, match="nothing is loaded"):
+        load(TINY, folder, CPU, torch.float32)
 
 
 def test_progress_ends_at_one(folder: Path) -> None:

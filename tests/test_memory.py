@@ -64,14 +64,14 @@ def test_nothing_is_given_up_without_need(landiff: Needs) -> None:
 
 
 def test_too_little_memory_is_said_with_the_numbers(landiff: Needs) -> None:
-    """Below the smallest plan the message has the budget, what it takes, and where it goes; just above it works."""
+    """Below the smallest plan the message has the budget, what it takes, and where it goes; with that much it works."""
     with pytest.raises(
         ValueError, match=r"preset 'landiff' does not fit 8 GB; the least it takes is \d+\.\d GB"
     ) as caught:
         plan(landiff, 8)
     assert "renderer_text" in str(caught.value) and "phase" in str(caught.value)
     least = float(str(caught.value).split("it takes is ")[1].split(" GB")[0])
-    assert plan(landiff, least + 0.1).peak_bytes <= (least + 0.1) * GB
+    assert plan(landiff, least).peak_bytes <= least * GB
 
 
 def test_a_plan_says_the_types(landiff: Needs, modules: dict[str, nn.Module]) -> None:
@@ -140,7 +140,7 @@ def test_the_plan_is_carried_out(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "memory for 4 GB" in caplog.text
     plain = load(config, tmp_path, CPU, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(model.renderer.parameters(), plain.renderer.parameters(), strict=True))
-    with pytest.raises(ValueError, match="does not fit 0.2 GB; the least it takes is 1.5 GB"):
+    with pytest.raises(ValueError, match="does not fit 0.2 GB; the least it takes is 1.6 GB"):
         load(config, tmp_path, CPU, torch.float32, memory_gb=0.2)
 
 

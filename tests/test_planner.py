@@ -11,9 +11,9 @@ from golden import TOLERANCE, Golden, load, relative_error
 from torch import Tensor
 
 from engine import attention
-from engine.checkpoints.published_names_semantic import PLANNER, to_ours
 from engine.kv_cache import KVCache
 from engine.layers import sinusoid
+from engine.reference import case_models
 from engine.semantic.planner import Planner, PlannerConfig
 from kernels import launch
 
@@ -35,27 +35,6 @@ SMALL = PlannerConfig(
 )
 
 
-def published(golden: Golden) -> Planner:
-    config = golden.config
-    planner = Planner(
-        PlannerConfig(
-            hidden=config["hidden"],
-            layers=config["num_layers"],
-            heads=config["num_heads"],
-            mlp=config["mlp_dim"],
-            codebook_size=config["codebook_size"],
-            text_dim=config["t5_dim"],
-            micro_freq=config["micro_freq"],
-            micro_hidden=config["micro_hidden"],
-            i_tokens=config["iframe_tokens"],
-            p_tokens=config["pframe_tokens"],
-            group_frames=config["segment_length"],
-        )
-    )
-    planner.load_state_dict({to_ours(name, PLANNER): value for name, value in golden.weights.items()}, strict=True)
-    return planner.eval()
-
-
 def prompt(golden: Golden) -> Tensor:
     """The golden text without its padding."""
     return golden["text/t5_embeddings"][:, golden["text/attention_mask"][0].bool()]
@@ -72,7 +51,7 @@ def small(**changes: Any) -> Planner:
 def test_equals_the_published_prefix(case: str) -> None:
     """Conditional and unconditional prefix equal the published vectors."""
     golden = load(case)
-    planner = published(golden)
+    planner = case_models.planner(golden)
     text = prompt(golden).expand(2, -1, -1)
     config = golden.config
     prefix = planner.prefix(text, config["num_frames"], config["motion_score"], torch.tensor([False, True]))
@@ -91,7 +70,7 @@ def test_equals_the_published_prefix(case: str) -> None:
 def test_equals_the_published_network(case: str) -> None:
     """The last block's output and the logits of a whole sequence equal the published ones."""
     golden = load(case)
-    planner = published(golden)
+    planner = case_models.planner(golden)
     inputs = golden["forward/input_features"]
     assert relative_error(planner.transform(inputs), golden["forward/hidden"]) <= TOLERANCE
     assert relative_error(planner(inputs), golden["forward/logits"]) <= TOLERANCE

@@ -198,7 +198,7 @@ def test_released_names_of_the_extractor() -> None:
 def test_a_lack_of_the_extractor_is_named(folder: Path) -> None:
     """The file is only asked for when the extractor is, and a wrong one says what is missing."""
     theia = {"theia": Theia(checkpoint.TINY.theia)}
-    with pytest.raises(ValueError, match=f"{EXTRACTOR} is missing"):
+    with pytest.raises(ValueError, match=f"{EXTRACTOR} is missing, .* the file from theiainstitute/theia-base"):
         load_weights(folder, theia, "landiff", CPU)
     (folder / EXTRACTOR).parent.mkdir()
     (folder / EXTRACTOR).write_bytes((folder / checkpoint.TOKENIZER).read_bytes())
@@ -216,7 +216,7 @@ def test_some_components_alone(folder: Path) -> None:
     key = "model.control_model.diffusion_model.semantic_conditioner.semantic_model.model.mean"
     assert torch.equal(alone["tokenizer"].get_buffer("mean"), expected[key])
     checkpoint.write(folder, checkpoint.DIFFUSION, whole | {"model.control_model.other": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"1 faults.*\n.*model.control_model.other \[1\] is not part"):
+    with pytest.raises(ValueError, match=r"a fault.*\n.*model.control_model.other \[1\] is not part"):
         load_weights(folder, alone, "landiff", CPU)
 
 
@@ -233,6 +233,11 @@ class Harmful:
 def test_bad_folders_are_told_apart(folder: Path, tmp_path: Path) -> None:
     """Empty folders, files cut short, half downloaded or with code, and other models' folders each have their word."""
     (tmp_path / "empty").mkdir()
+    assert (
+        "empty holds no weights: give the folder of the published files, a download of yinaoxiong/LanDiff"
+        in refusal(tmp_path / "empty")
+    )
+    (tmp_path / "empty" / "llm").mkdir()
     assert all(f"{file.name} is missing" in refusal(tmp_path / "empty") for file in FILES)
     vae, planner = folder / checkpoint.VAE, folder / checkpoint.PLANNER
     whole = vae.read_bytes(), planner.read_bytes()
@@ -247,3 +252,5 @@ def test_bad_folders_are_told_apart(folder: Path, tmp_path: Path) -> None:
     assert "holds more than tensors, perhaps code; it was not run" in refusal(folder)
     assert not (tmp_path / "ran").exists()
     assert "preset 'mini', not 'landiff'" in refusal(SHIPPED / "mini")
+    with pytest.raises(ValueError, match="holds published files, which are of preset 'landiff', not 'mini'"):
+        load_weights(folder, {}, "mini", CPU)

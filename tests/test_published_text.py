@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
-from engine.published_text import PublishedText, PublishedTextConfig, load_text_model
+from engine.published_text import PublishedText, PublishedTextConfig, load_text_model, text_bytes
 
 CPU = torch.device("cpu")
 PROMPT = checkpoint.PROMPT
@@ -119,6 +119,49 @@ def test_missing_weights_are_named(tmp_path: Path, folders: tuple[Path, Path]) -
     save_file(tensors, tmp_path / "t5" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks encoder.block.1.layer.1.DenseReluDense.wo.weight"):
         load_text_model(tmp_path / "t5")
+
+
+@pytest.mark.parametrize("kept", [5, 500, -500])
+def test_weights_cut_short_are_refused(tmp_path: Path, folders: tuple[Path, Path], kept: int) -> None:
+    """A file that ends early raises with the folder and the cure."""
+    path = shutil.copytree(folders[0], tmp_path / "t5") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"t5 holds no complete T5 encoder .*: download it anew"):
+        load_text_model(tmp_path / "t5")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_must_be_finite(tmp_path: Path, folders: tuple[Path, Path], number: float) -> None:
+    """A tensor with NaN or infinities is named before the encoder is used."""
+    path = shutil.copytree(folders[0], tmp_path / "t5") / "model.safetensors"
+    tensors = load_file(path)
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    tensors[name].view(-1)[-1] = number
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"holds NaN or infinite numbers in {name}: download it anew"):
+        load_text_model(tmp_path / "t5")
+
+
+def test_pickled_encoders_are_not_read(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """Of a folder's weights only safetensors count."""
+    path = shutil.copytree(folders[0], tmp_path / "t5") / "model.safetensors"
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"holds no complete T5 encoder .*model\.safetensors"):
+        load_text_model(tmp_path / "t5")
+
+
+def test_size_is_known_before_loading(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """Bytes are those of the loaded encoder; another width and a missing description are refused."""
+    encoder = load_text_model(folders[0]).encoder
+    assert text_bytes(folders[0], 16) == sum(value.nbytes for value in encoder.parameters())
+    with pytest.raises(ValueError, match="a text encoder of width 16, expected 4096: download it anew"):
+        text_bytes(folders[0], 4096)
+    with pytest.raises(ValueError, match="config.json is missing: download"):
+        text_bytes(tmp_path, 16)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no complete T5 encoder"):
+        text_bytes(tmp_path, 16)
 
 
 def test_wrong_configuration_is_refused() -> None:

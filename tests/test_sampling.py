@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from golden import TOLERANCE, load, relative_error
-from test_planner import prompt, published
+from test_planner import prompt
 
+from engine.reference import case_models
 from engine.semantic.sampling import (
     SamplingConfig,
     generate_reference,
@@ -33,7 +34,7 @@ def test_equals_the_published_draws(case: str, run: str) -> None:
     generator = torch.Generator().manual_seed(facts.pop("torch_manual_seed"))
     facts["guidance"] = facts.pop("guidance_scale")
     plan = generate_reference(
-        published(golden),
+        case_models.planner(golden),
         prompt(golden),
         golden.config["num_frames"],
         golden.config["motion_score"],

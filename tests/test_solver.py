@@ -19,9 +19,9 @@ from engine.perceptual.solver import (
     sample_reference,
     solver_of,
 )
+from engine.reference.case_models import renderer
 from kernels.guidance import guided_step
 from tests import golden
-from tests.perceptual_cases import renderer
 
 RUNS = [("sampler_a", run) for run in ("plain6", "prefix6", "sdedit5")]
 RUNS += [("sampler_b", run) for run in ("plain8", "prefix7")]

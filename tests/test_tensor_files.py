@@ -58,12 +58,31 @@ def test_short_files_are_refused(tmp_path: Path, name: str, kept: int) -> None:
         open_tensors(path)
 
 
-def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    """A pickle that holds code raises, and the code leaves no trace."""
-    torch.save({"module": {"a": torch.zeros(1), "b": Harmful(tmp_path / "ran")}}, tmp_path / "m.pt")
+@pytest.mark.parametrize("old", [False, True])
+def test_code_is_refused_and_not_run(tmp_path: Path, old: bool) -> None:
+    """A pickle that holds code raises, in either of PyTorch's formats, and the code leaves no trace."""
+    harmful = {"module": {"a": torch.zeros(1), "b": Harmful(tmp_path / "ran")}}
+    torch.save(harmful, tmp_path / "m.pt", _use_new_zipfile_serialization=not old)
     with pytest.raises(ValueError, match="holds more than tensors"):
         open_tensors(tmp_path / "m.pt", "module")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kept", [60, 200, 300, -4])
+def test_short_files_of_the_old_format_are_refused(tmp_path: Path, kept: int) -> None:
+    """Wherever PyTorch's older format is cut, the error is the same."""
+    torch.save(TENSORS, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "m.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"m.pt is cut short.*download it again"):
+        open_tensors(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("content", [b"hello there " * 9, b"<!DOCTYPE html><html>", b"{}", b"\x80\x02}q\x00."])
+def test_pages_and_texts_are_no_weights(tmp_path: Path, content: bytes) -> None:
+    """What a failed download may leave under the file's name is refused with the name and the cure."""
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"m.pt (is|holds) .*download it again"):
+        open_tensors(tmp_path / "m.pt", "module")
 
 
 def test_odd_tensors_are_refused(tmp_path: Path) -> None:

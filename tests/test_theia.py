@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden import TOLERANCE, load, relative_error
 
-from engine.checkpoints.published_names_semantic import THEIA, to_ours, to_published
+from engine.reference import case_models
 from engine.semantic.theia import Theia, TheiaConfig
 
 SMALL: dict[str, Any] = {
@@ -26,23 +26,7 @@ SMALL: dict[str, Any] = {
 
 def published() -> tuple[Theia, torch.Tensor, torch.Tensor]:
     golden = load("theia_a")
-    config = golden.config
-    extractor = Theia(
-        TheiaConfig(
-            hidden=config["hidden"],
-            layers=config["layers"],
-            heads=config["heads"],
-            mlp=4 * config["hidden"],
-            image_size=config["image_size"],
-            patch=config["patch"],
-            canvas=config["canvas"],
-            output_shape=tuple(config["output_shape"]),
-        )
-    )
-    names = {to_ours(name, THEIA): name for name in golden.weights}
-    assert all(to_published(ours, THEIA) == name for ours, name in names.items())
-    extractor.load_state_dict({ours: golden.weights[name] for ours, name in names.items()}, strict=True)
-    return extractor.eval(), golden["video_uint8"], golden["features"]
+    return case_models.extractor(golden), golden["video_uint8"], golden["features"]
 
 
 @torch.inference_mode()
@@ -67,6 +51,20 @@ def test_padding_is_grey() -> None:
     padded = torch.full((2, 1, 3, 24, 24), 127, dtype=torch.uint8)
     padded[..., :16, :] = video
     assert torch.equal(extractor(video), extractor(padded))
+
+
+@torch.inference_mode()
+def test_grids_larger_than_the_canvas_end_in_zeros() -> None:
+    """Where more patches are asked for than the canvas has, zeros fill up the right and the bottom."""
+    torch.manual_seed(0)
+    extractor = Theia(TheiaConfig(**(SMALL | {"output_shape": (6, 6)}))).eval()
+    larger = Theia(TheiaConfig(**(SMALL | {"output_shape": (8, 7)}))).eval()
+    larger.load_state_dict(extractor.state_dict())
+    video = torch.randint(256, (1, 2, 3, 16, 24), dtype=torch.uint8)
+    features = larger(video)
+    assert features.shape == (1, 2, 5, 8, 7)
+    assert torch.equal(features[..., :6, :6], extractor(video))
+    assert not features[..., 6:, :].any() and not features[..., 6:].any()
 
 
 def test_features_of_chosen_width_train() -> None:
@@ -95,7 +93,7 @@ def test_features_of_chosen_width_train() -> None:
     [
         ({"heads": 5}, "hidden 32 is not divisible by 5"),
         ({"canvas": 22}, "canvas 22"),
-        ({"output_shape": (4, 7)}, r"output_shape \(4, 7\)"),
+        ({"output_shape": (4, 0)}, r"output_shape \(4, 0\)"),
     ],
 )
 def test_wrong_configuration_is_refused(changes: dict[str, Any], message: str) -> None:

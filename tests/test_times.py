@@ -27,16 +27,13 @@ def test_a_layer_runs_once() -> None:
     assert not torch.equal(times.through(other), first)
 
 
-def test_rows_and_repeats() -> None:
-    """A row is one of the distinct times, a repeat each row several times; both remember what was made of them."""
-    layer, times = Counted(4, 6), Times(torch.randn(2, 3, 4))
+def test_rows_and_what_is_kept() -> None:
+    """A row is one of the distinct times; it remembers what was made of it, under each key apart."""
+    times = Times(torch.randn(2, 3, 4))
     row = times.row(1)
     assert torch.equal(row.embedded, times.embedded[1]) and times.row(1) is row
-    repeated = row.repeated(2)
-    assert torch.equal(repeated.embedded, times.embedded[1][[0, 0, 1, 1, 2, 2]])
-    row.repeated(2).through(layer)
-    times.row(1).repeated(2).through(layer)
-    assert layer.calls == 1
+    made = [row.kept(key, object) for key in ("one", "other", "one")]
+    assert made[0] is made[2] and made[0] is not made[1]
 
 
 def test_networks_have_their_own_times() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden import TOLERANCE, Golden, load, relative_error
+from golden import TOLERANCE, load, relative_error
 
-from engine.checkpoints.published_names_semantic import TOKENIZER, to_ours
+from engine.reference import case_models
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
 
@@ -25,25 +25,6 @@ SMALL = TokenizerConfig(
 )
 
 
-def published(golden: Golden) -> SemanticTokenizer:
-    config = golden.config
-    tokenizer = SemanticTokenizer(
-        TokenizerConfig(
-            feature_dim=config["feature_dim"],
-            grid=(config["grid_h"], config["grid_w"]),
-            width=config["width"],
-            layers=config["num_layers"],
-            heads=config["num_heads"],
-            frames=config["temporal_size"],
-            i_tokens=config["iframe_tokens"],
-            p_tokens=config["pframe_tokens"],
-            quantizer=QuantizerConfig(config["token_size"], config["codebook_size"], config["codebook_dim"]),
-        )
-    )
-    tokenizer.load_state_dict({to_ours(name, TOKENIZER): value for name, value in golden.weights.items()}, strict=True)
-    return tokenizer.eval()
-
-
 def small() -> SemanticTokenizer:
     torch.manual_seed(0)
     return SemanticTokenizer(SMALL).eval()
@@ -54,7 +35,7 @@ def small() -> SemanticTokenizer:
 def test_equals_the_published_group(case: str) -> None:
     """Encoder, projection, indices, code vectors and features of a whole group equal the published ones."""
     golden = load(case)
-    tokenizer = published(golden)
+    tokenizer = case_models.tokenizer(golden)
     latents = tokenizer.encoder(golden["group/features"])
     assert relative_error(latents, golden["group/encoder_out"].squeeze(2).mT) <= TOLERANCE
     assert relative_error(tokenizer.quantizer.project(latents), golden["group/project_in"]) <= TOLERANCE
@@ -71,7 +52,7 @@ def test_equals_the_published_group(case: str) -> None:
 def test_equals_the_published_short_groups(case: str) -> None:
     """Groups of one frame and of two equal the published ones; features always keep their time axis."""
     golden = load(case)
-    tokenizer = published(golden)
+    tokenizer = case_models.tokenizer(golden)
     for frames in (1, 2):
         codes = golden[f"short{frames}/indices"]
         expected = golden[f"short{frames}/decoded"].view(1, frames, *golden["group/features"].shape[2:])
@@ -84,7 +65,7 @@ def test_equals_the_published_short_groups(case: str) -> None:
 def test_equals_the_published_segments(case: str) -> None:
     """A longer clip cut into segments, the last one short, gives the published codes and features."""
     golden = load(case)
-    tokenizer = published(golden)
+    tokenizer = case_models.tokenizer(golden)
     for number, offset in enumerate(golden.facts["multi"]["offsets"]):
         segment = golden["multi/features"][:, offset : offset + golden.facts["multi"]["segment_length"]]
         codes = tokenizer.encode(segment)
@@ -97,7 +78,7 @@ def test_equals_the_published_segments(case: str) -> None:
 def test_rotary_tables(case: str) -> None:
     """Patches then queries turn by the published angles."""
     golden = load(case)
-    config = published(golden).config
+    config = case_models.tokenizer(golden).config
     angles = group_angles(config, config.frames, "cpu")
     visual = config.frames * config.patches
     assert relative_error(angles.cos(), golden["rope/enc_cos"]) <= TOLERANCE

@@ -5,34 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.checkpoints.published_names_perceptual import CONDITION
-from engine.checkpoints.published_names_semantic import to_ours
 from engine.perceptual.upsampler import Condition, ConditionConfig
+from engine.reference import case_models
 from tests import golden
-
-
-def _condition(case: golden.Golden) -> Condition:
-    config = case.config
-    condition = Condition(
-        ConditionConfig(
-            feature_dim=config["tokenizer"]["feature_dim"],
-            width=config["up_ch"],
-            multipliers=tuple(config["up_mult"]),
-            blocks=config["up_blocks"],
-            out_channels=config["up_out"],
-            latent_channels=config["latent_channels"],
-        )
-    )
-    weights = {key: value for key, value in case.weights.items() if not key.startswith("semantic_model.")}
-    condition.load_state_dict({to_ours(key, CONDITION): value for key, value in weights.items()}, strict=True)
-    return condition
 
 
 @pytest.mark.parametrize("name", ["condition_a", "condition_b"])
 def test_condition_equals_reference(name: str) -> None:
     """Condition latents of random and of decoded features equal the reference's."""
     case = golden.load(name)
-    condition = _condition(case)
+    condition = case_models.condition(case)[1]
     with torch.inference_mode():
         from_random = condition(case["rand_features"])
         from_tokens = condition(case["features"])
@@ -44,7 +26,7 @@ def test_condition_equals_reference(name: str) -> None:
 def test_upsampler_equals_reference(name: str) -> None:
     """The up-sampler alone, and its pixel-shuffle step alone, equal the reference's."""
     case = golden.load(name)
-    condition = _condition(case)
+    condition = case_models.condition(case)[1]
     with torch.inference_mode():
         features = case["features"]
         upsampled = condition.upsampler(features.flatten(0, 1)).unflatten(0, features.shape[:2])

@@ -6,30 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoints.published_names_perceptual import VAE
-from engine.checkpoints.published_names_semantic import to_ours
 from engine.perceptual import vae_decoder
 from engine.perceptual.causal import CausalState
-from engine.perceptual.vae_decoder import VAEDecoder
+from engine.reference import case_models
 from kernels import launch
 from tests import golden
-
-
-def _decoder(case: golden.Golden) -> VAEDecoder:
-    config = case.config
-    decoder = VAEDecoder(
-        config["z_channels"], config["ch"], tuple(config["ch_mult"]), config["num_res_blocks"], time_levels=2
-    )
-    weights = {to_ours(key, VAE).removeprefix("decoder."): value for key, value in case.weights.items()}
-    decoder.load_state_dict(weights, strict=True)
-    return decoder.eval()
 
 
 @pytest.mark.parametrize("name", ["vae_a", "vae_b"])
 def test_slices_equal_reference(name: str) -> None:
     """Slices of 3, 2, 2, ... latents, with memory between them, give the reference's frames."""
     case = golden.load(name)
-    decoder, state = _decoder(case), CausalState()
+    decoder, state = case_models.decoder(case), CausalState()
     with torch.inference_mode():
         frames = [decoder(case["latent"][:, :, start:end], state) for start, end in case.facts["slices"]]
     assert golden.relative_error(torch.cat(frames, dim=2), case["decoded_sliced"]) < golden.TOLERANCE
@@ -41,14 +29,14 @@ def test_single_call_equals_reference(name: str, latents: int | None, expected: 
     """All latents as one slice, and one latent alone, give the reference's frames."""
     case = golden.load(name)
     with torch.inference_mode():
-        frames = _decoder(case)(case["latent"][:, :, :latents], CausalState())
+        frames = case_models.decoder(case)(case["latent"][:, :, :latents], CausalState())
     assert golden.relative_error(frames, case[expected]) < golden.TOLERANCE
 
 
 def test_the_kernel_gives_the_reference_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """With norm, condition and SiLU fused the first latent still gives the reference's frame."""
     case = golden.load("vae_a")
-    decoder, state = _decoder(case), CausalState()
+    decoder, state = case_models.decoder(case), CausalState()
     calls = []
     kernel = vae_decoder.spatial_norm_silu
     monkeypatch.setattr(vae_decoder, "spatial_norm_silu", lambda *rest: (calls.append(rest), kernel(*rest))[1])
@@ -64,7 +52,9 @@ def test_first_frames_do_not_depend_on_later_slices() -> None:
 
     def run(latents: Tensor) -> Tensor:
         state = CausalState()
-        return torch.cat([_decoder(case)(part, state) for part in torch.split(latents, [3, 2, 2], dim=2)], dim=2)
+        return torch.cat(
+            [case_models.decoder(case)(part, state) for part in torch.split(latents, [3, 2, 2], dim=2)], dim=2
+        )
 
     changed = case["latent"].clone()
     changed[:, :, 3:] += 1

@@ -157,4 +157,7 @@ def _fresh(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 def raise_faults(faults: list[str]) -> None:
     """ValueError with one fault a line, if there are any."""
     if faults:
-        raise ValueError(f"{len(faults)} faults in the weights:\n" + "\n".join(faults))
+        count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
+        raise ValueError(
+            f"{count} in the weights; a file is damaged or another model's, get it again:\n" + "\n".join(faults)
+        )

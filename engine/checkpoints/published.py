@@ -25,6 +25,7 @@ RENDERER_TEXT = "CogVideoX-2b-sat/t5-v1_1-xxl"
 # Neither comes with the release: what its folder is called is our choice.
 PLANNER_TEXT = "flan-t5-xxl"
 EXTRACTOR = "theia/model.safetensors"
+EXTRACTOR_HUB = "theiainstitute/theia-base-patch16-224-cddsv"
 _EXTRACTOR_EXTRAS = ("backbone.model.pooler.", "pooler.", "translator.", "backbone.processor.")
 
 _MAIN: Rules = tuple((pattern.replace(r"model\.", r"model\.main_model\.", 1), name) for pattern, name in BASE)
@@ -148,6 +149,10 @@ def open_published(folder: Path, components: Mapping[str, nn.Module]) -> list[So
 
 def _open_extractor(path: Path, module: nn.Module) -> Source:
     """Theia's own file, whose names depend on the version of transformers that wrote it."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, which is not part of the release: put the file from {EXTRACTOR_HUB} there"
+        )
     opened = open_tensors(path)
     spellings = [
         {to_published(name, rules): f"theia.{name}" for name in module.state_dict()} for rules in THEIA_SPELLINGS

@@ -68,15 +68,15 @@ class _Pickle:
 
     def _load(self) -> dict[str, Tensor]:
         # Only the zip format can be mapped; the older one is read whole.
-        content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path))
+        content = _unpickled(self.path)
         if self._inner is not None:
             content = content.get(self._inner) if isinstance(content, dict) else None
         if not isinstance(content, dict):
             where = f" under {self._inner!r}" if self._inner else ""
-            raise ValueError(f"{self.path} holds no table of tensors{where}: wrong file?")
+            raise ValueError(f"{self.path} holds no table of tensors{where}, it is another file: download it again")
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
         if odd := [key for key, value in tensors.items() if value.layout != torch.strided or value.is_quantized]:
-            raise ValueError(f"{self.path} holds sparse or quantized tensors ({', '.join(odd)}): wrong file?")
+            raise ValueError(f"{self.path} holds sparse or quantized tensors ({', '.join(odd)}): download it again")
         return tensors
 
     def read(self, key: str) -> Tensor:
@@ -86,6 +86,27 @@ class _Pickle:
 
     def close(self) -> None:
         self._tensors = None
+
+
+def _unpickled(path: Path) -> Any:
+    mapped = zipfile.is_zipfile(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        if mapped:
+            raise ValueError(
+                f"{path} holds more than tensors, perhaps code; it was not run and is refused: download the file from "
+                "its publisher"
+            ) from error
+        # A name in the older format may be of code, or be cut short.
+        raise ValueError(
+            f"{path} is cut short or no PyTorch file, or it holds more than tensors, perhaps code, which was not run: "
+            "download it again"
+        ) from error
+    # What the restricted unpickler raises for other bytes than its own depends on where they lead it.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is cut short or damaged ({reason}): download it again") from error
 
 
 def open_tensors(path: Path, inner: str | None = None) -> TensorFile:
@@ -108,13 +129,8 @@ def open_tensors(path: Path, inner: str | None = None) -> TensorFile:
         raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: run 'git lfs pull' or download it")
     try:
         return _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path, inner)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
-            raise ValueError(f"{path} holds more than tensors, perhaps code; it was not run and is refused") from error
-        raise ValueError(f"{path} is cut short or no PyTorch file: download it again") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is cut short or damaged ({reason}): download it again") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is cut short or damaged ({error}): download it again") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.layers import product_dtype
+from engine.packing import gelu_of
 from engine.perceptual.times import Times
 from kernels.headnorm import head_norm
 from kernels.launch import fuses
@@ -79,8 +80,13 @@ class Modulation:
             shift, scale = self.kinds[:, :, first], self.kinds[:, :, first + 1]
             dtype = product_dtype(x)
             return layernorm_modulate(x, norm.weight, norm.bias, shift, scale, self._text_rows, norm.eps, dtype)
-        pieces = zip(torch.split(norm(x), self.layout.lengths, dim=1), self.parts, strict=True)
-        return _join(piece * (1 + part[first + 1]) + part[first] for piece, part in pieces)
+        if len(x) > 1:
+            pieces = zip(torch.split(norm(x), self.layout.lengths, dim=1), self.parts, strict=True)
+            return _join(piece * (1 + part[first + 1]) + part[first] for piece, part in pieces)
+        # Of one row, scale and shift can be the norm's own, which spares two passes.
+        affine = self.layout.times.kept((norm, self.layout.segments), lambda: self._affine(norm, first))
+        pieces = zip(torch.split(x, self.layout.lengths, dim=1), affine, strict=True)
+        return _join(F.layer_norm(piece, piece.shape[-1:], weight, bias, norm.eps) for piece, (weight, bias) in pieces)
 
     def gated(self, x: Tensor, update: Tensor, first: int, residual: Tensor | None = None) -> Tensor:
         """x + gate update + residual, all [B, N, D]; the gate is the third part from `first` on."""
@@ -88,9 +94,14 @@ class Modulation:
             rest = None if residual is None else residual.contiguous()
             gate = self.kinds[:, :, first + 2]
             return gated_residual(x.contiguous(), update.contiguous(), gate, self._text_rows, rest)
-        pieces = zip(torch.split(update, self.layout.lengths, dim=1), self.parts, strict=True)
-        x = x + _join(part[first + 2] * piece for piece, part in pieces)
+        pieces = zip(*(torch.split(rows, self.layout.lengths, dim=1) for rows in (x, update)), self.parts, strict=True)
+        x = _join(torch.addcmul(piece, part[first + 2], added) for piece, added, part in pieces)
         return x if residual is None else x + residual
+
+    def _affine(self, norm: nn.LayerNorm, first: int) -> list[tuple[Tensor, Tensor]]:
+        """For each segment, weight and bias [D] that norm, scale and shift have together."""
+        parts = [(part[first][0, 0], 1 + part[first + 1][0, 0].float()) for part in self.parts]
+        return [(norm.weight * scale, norm.bias * scale + shift) for shift, scale in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +156,7 @@ class Block(nn.Module):
             keys, values = torch.cat([context.keys, keys], 2), torch.cat([context.values, values], 2)
         attended = self.out(attend(query, keys, values).transpose(1, 2).flatten(2))
         x = modulation.gated(x, attended, _ATTENTION)
-        mlp = self.mlp_out(F.gelu(self.mlp_in(modulation.normed(self.norm2, x, _MLP)), approximate="tanh"))
+        mlp = self.mlp_out(gelu_of(self.mlp_in, modulation.normed(self.norm2, x, _MLP)))
         return modulation.gated(x, mlp, _MLP, residual), own
 
     def read(self, x: Tensor, layout: Layout) -> KeysValues:

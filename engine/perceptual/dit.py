@@ -93,6 +93,12 @@ def _sines(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
+def patches_of(frames: Tensor, patch: int) -> Tensor:
+    """[B, T, C, H, W] -> [B, T h w, C P P], frame by frame, row by row."""
+    tiles: Tensor = frames.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, T, C, h, P, w, P]
+    return tiles.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+
+
 class Trunk(nn.Module):
     """Embeddings and layers that the base network and the control branch each have a copy of."""
 
@@ -133,6 +139,11 @@ class Trunk(nn.Module):
 
     def embed_frames(self, frames: Tensor, start: int) -> Tensor:
         """[B, T, C, H, W] frames from window position `start` on -> [B, T tokens, D]."""
+        self.check_frames(frames, start)
+        return self.embed_patches(patches_of(frames, self.config.patch), start)
+
+    def check_frames(self, frames: Tensor, start: int) -> None:
+        """Raises ValueError where such frames do not fit the window from position `start` on."""
         config = self.config
         if start + frames.shape[1] > config.frames:
             raise ValueError(f"frames {start}..{start + frames.shape[1] - 1} do not fit a window of {config.frames}")
@@ -141,10 +152,16 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"latents of {tuple(frames.shape[2:])} (channels, rows, columns) given, {expected} expected"
             )
-        patches = self.patch(frames.flatten(0, 1)).flatten(2).transpose(1, 2)
-        tokens: Tensor = patches.reshape(frames.shape[0], -1, config.hidden)
-        first = config.text_length + start * config.frame_tokens
+
+    def embed_patches(self, patches: Tensor, start: int) -> Tensor:
+        """[B, N, C P P] patches of frames from window position `start` on -> [B, N, D]."""
+        tokens = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
+        first = self.config.text_length + start * self.config.frame_tokens
         return tokens + self.positions[:, first : first + tokens.shape[1]]
+
+    def project_patches(self, patches: Tensor) -> Tensor:
+        """[B, N, C P P] -> [B, N, D], to be added to the tokens of other patches at the same places."""
+        return F.linear(patches, self.patch.weight.flatten(1))
 
     def layout(self, time: Tensor | Moment, frames: int, prompt_frames: int) -> Layout:
         """Text and all `frames`, the first `prompt_frames` of them given; `time` [B] of the others."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.layers import product_dtype
+from engine.packing import silu_of
 from engine.perceptual.times import Times
 from kernels.launch import fuses
 from kernels.modulation import layernorm_modulate
@@ -20,7 +21,6 @@ from kernels.modulation import layernorm_modulate
 # The output must start small: a convolution with some thousand inputs moves its output by about the learning rate
 # times their number a step, which is more than the latents' range.
 _OUTPUT_SCALE = 0.1
-_GROUPS = 8  # norm groups of the convolutional head
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,7 @@ class Frames:
     """New frames and what is known beside them."""
 
     noisy: Tensor  # [B, T, C, H, W]
-    condition: Tensor  # [B, T, C, H, W] condition latents of the same frames
-    last_condition: Tensor | None  # [B, C, H, W] of the frame before the first, where there is one
+    known: Tensor | None  # [B, T, D, H, W] what the head made of all that stays the same over a window's steps, if any
     last_prompt: Tensor | None  # [B, C, H, W] the frame before the first, where there is one
 
 
@@ -62,6 +61,11 @@ class _FinalNorm(nn.Module):
         return output
 
 
+def _joined(*parts: Tensor) -> Tensor:
+    """Parts [B, T, H, W, c] side by side -> [B T, C, H, W]; channels stay last in memory, as convolutions like them."""
+    return torch.cat([part.contiguous() for part in parts], dim=-1).flatten(0, 1).movedim(-1, 1)
+
+
 class LinearHead(nn.Module):
     """The published head: one linear layer a patch."""
 
@@ -75,25 +79,23 @@ class LinearHead(nn.Module):
         """[B, T, h, w, D] tokens and times [B, Z] -> [B, T, C, H, W]; the frames themselves are not looked at."""
         return _unpatchify(self.linear(self.norm(x, time)), self.patch)
 
+    @staticmethod
+    def know(condition: Tensor, last_condition: Tensor | None, last_prompt: Tensor | None) -> None:
+        """Nothing: it sees tokens alone."""
 
-class _FilmBlock(nn.Module):
-    """Residual block whose inner norm is scaled and shifted by the time embedding."""
+
+class _TimedBlock(nn.Module):
+    """Residual block whose inner bias depends on the time; without norms, which cost more than the convolutions."""
 
     def __init__(self, width: int, time_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_GROUPS, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shift = nn.Linear(time_dim, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.film = nn.Linear(time_dim, 2 * width)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, time: Times) -> Tensor:
-        """[B T, width, H, W] and times [B T, Z] -> [B T, width, H, W]."""
-        scale, shift = time.through(self.film)[:, :, None, None].chunk(2, dim=1)
-        hidden = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
-        output: Tensor = x + self.conv2(F.silu(hidden))
+        """[B T, width, H, W] and times [B, Z] -> [B T, width, H, W]."""
+        output: Tensor = x + self.conv2(silu_of(self.conv1, x, time.through(self.shift)))
         return output
 
 
@@ -105,37 +107,51 @@ class ConvHead(nn.Module):
 
     def __init__(self, hidden: int, time_dim: int, patch: int, channels: int, width: int, blocks: int) -> None:
         super().__init__()
-        if width % _GROUPS:
-            raise ValueError(f"head_width {width} is not a multiple of {_GROUPS}, the number of its norm groups")
+        if width % 2:
+            raise ValueError(f"head_width {width} is not even, and half of it is the tokens' share")
         self.patch = patch
         self.norm = _FinalNorm(hidden, time_dim)
         self.linear = nn.Linear(hidden, width // 2 * patch * patch)
-        # Beside the tokens: the noisy frame, two condition frames, the last prompt frame and a flag that it is there.
-        self.conv_in = nn.Conv2d(width // 2 + 4 * channels + 1, width, 3, padding=1)
-        self.blocks = nn.ModuleList(_FilmBlock(width, time_dim) for _ in range(blocks))
+        self.conv_in = nn.Conv2d(width // 2 + channels, width, 3, padding=1)
+        # Two condition frames, the last prompt frame and a flag that it is there.
+        self.conv_known = nn.Conv2d(3 * channels + 1, width, 3, padding=1, bias=False)
+        self.blocks = nn.ModuleList(_TimedBlock(width, time_dim) for _ in range(blocks))
         self.conv_out = nn.Conv2d(width, 2 * channels, 3, padding=1)
 
     def forward(self, x: Tensor, time: Times, frames: Frames) -> Tensor:
-        """[B, T, h, w, D] tokens and times [B, Z] -> [B, T, C, H, W]."""
+        """[B, T, h, w, D] tokens and times [B, Z] -> float32 [B, T, C, H, W]."""
         noisy, last = frames.noisy, frames.last_prompt
-        context = [_unpatchify(self.linear(self.norm(x, time)), self.patch), noisy, frames.condition]
-        context += [self._previous_conditions(frames), self._repeated(last, noisy)]
-        flag = torch.full_like(noisy[:, :, :1], float(last is not None))
-        hidden = self.conv_in(torch.cat([part.to(noisy.dtype) for part in (*context, flag)], dim=2).flatten(0, 1))
-        times = time.repeated(noisy.shape[1])
+        tokens = self._spread(self.linear(self.norm(x, time)))
+        hidden = self.conv_in(_joined(tokens, noisy.to(tokens.dtype).movedim(2, -1)))
+        if frames.known is not None:
+            hidden = hidden + frames.known.flatten(0, 1)
         for block in self.blocks:
-            hidden = block(hidden, times)
-        clean, gate = self.conv_out(F.silu(hidden)).unflatten(0, noisy.shape[:2]).chunk(2, dim=2)
-        output: Tensor = _OUTPUT_SCALE * clean
-        return output if last is None else output + gate.sigmoid() * last[:, None]
+            hidden = block(hidden, time)
+        output = self.conv_out(F.silu(hidden)).to(torch.float32, memory_format=torch.contiguous_format)
+        clean, gate = output.unflatten(0, noisy.shape[:2]).chunk(2, dim=2)
+        clean = _OUTPUT_SCALE * clean
+        return clean if last is None else torch.addcmul(clean, gate.sigmoid(), last[:, None].float())
 
-    @staticmethod
-    def _previous_conditions(frames: Frames) -> Tensor:
-        """For each new frame the condition of the one before it, zero where there is none."""
-        first = frames.last_condition
-        first = torch.zeros_like(frames.condition[:, :1]) if first is None else first[:, None]
-        return torch.cat([first, frames.condition[:, :-1]], dim=1)
+    def know(self, condition: Tensor, last_condition: Tensor | None, last_prompt: Tensor | None) -> Tensor:
+        """What stays the same over the steps of a window.
 
-    @staticmethod
-    def _repeated(last: Tensor | None, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if last is None else last[:, None].expand_as(like)
+        Args:
+            condition: [B, T, C, H, W] of the new frames.
+            last_condition: [B, C, H, W] of the frame before the first, where there is one.
+            last_prompt: [B, C, H, W] the frame before the first, where there is one.
+
+        Returns:
+            [B, T, width, H, W].
+        """
+        first = torch.zeros_like(condition[:, :1]) if last_condition is None else last_condition[:, None]
+        before = torch.cat([first.to(condition.dtype), condition[:, :-1]], dim=1)
+        last = torch.zeros_like(condition) if last_prompt is None else last_prompt[:, None].expand_as(condition)
+        flag = torch.full_like(condition[:, :, :1], float(last_prompt is not None))
+        parts = [part.movedim(2, -1).to(condition.dtype) for part in (condition, before, last, flag)]
+        known: Tensor = self.conv_known(_joined(*parts)).unflatten(0, condition.shape[:2])
+        return known
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """[B, T, h, w, P P width/2] -> [B, T, H, W, width/2]."""
+        pixels: Tensor = x.unflatten(-1, (self.patch, self.patch, -1)).transpose(3, 4)
+        return pixels.flatten(4, 5).flatten(2, 3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.perceptual.block import KeysValues
 from engine.perceptual.control import ControlBranch
-from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig
+from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig, patches_of
 from engine.perceptual.head import Frames
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import Condition, ConditionConfig
@@ -87,6 +87,18 @@ class PromptCache:
         return PromptCache(self.prompt[last], self.condition[last], base, control, *tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class NewHalf:
+    """What every denoising step of a window needs beside the new frames themselves."""
+
+    control: Tensor  # [B or 1, N, D] of their condition, as a summand of the control branch's tokens
+    known: Tensor | None  # [B, T, D, H, W] of the head
+
+    def prompted(self) -> NewHalf:
+        """Of the last row alone, the one with text."""
+        return NewHalf(self.control[-1:], None if self.known is None else self.known[-1:])
+
+
 class Renderer(nn.Module):
     """`condition(features)` [B, T, D, h, w] -> [B, T, C, H, W] once a window, then `denoise` or `predict` a step."""
 
@@ -113,7 +125,9 @@ class Renderer(nn.Module):
         tokens = self.base.embed(text, x), self.control.embed(text, x + condition)
         given, new = slice(None, prompt_frames), slice(prompt_frames, None)
         condition = condition.expand_as(x)
-        frames = Frames(x[:, new], condition[:, new], _last(condition[:, given]), _last(x[:, given]))
+        last = _last(x[:, given])
+        known = self.base.head.know(condition[:, new], _last(condition[:, given]), last)
+        frames = Frames(x[:, new], known, last)
         return self._attended(*tokens, time, prompt_frames, frames)
 
     def read_text(self, text: Tensor) -> Words:
@@ -142,30 +156,47 @@ class Renderer(nn.Module):
         base = self.base.read(base_tokens, self.base.prompt_layout(words.moment, frames), residuals)
         return PromptCache(prompt, condition, base, control)
 
-    def denoise(self, x: Tensor, time: Tensor | Moment, condition: Tensor, cache: PromptCache) -> Tensor:
+    def read_new(self, condition: Tensor, cache: PromptCache) -> NewHalf:
+        """Everything of new frames that stays the same over a window's steps.
+
+        Args:
+            condition: [B or 1, T, C, H, W] of the new frames.
+            cache: of the prompt that they follow, B rows.
+        """
+        rows = condition.expand(cache.rows, -1, -1, -1, -1)
+        known = self.base.head.know(rows, _last(cache.condition), _last(cache.prompt))
+        return NewHalf(self.control.project_patches(patches_of(condition, self.config.dit.patch)), known)
+
+    def denoise(self, x: Tensor, time: Tensor | Moment, condition: Tensor | NewHalf, cache: PromptCache) -> Tensor:
         """The prediction for new frames that follow the prompt of `cache`, which has B rows.
 
         Args:
-            x: [B or 1, N, C, H, W] noisy; one row stands for all.
+            x: [B or 1, T, C, H, W] noisy; one row stands for all.
             time: [B], as for `predict`. A `Moment` that is kept for the next window spares making its modulations.
-            condition: [B or 1, N, C, H, W] of the new frames.
+            condition: [B or 1, T, C, H, W] of the new frames, or what `read_new` made of it.
             cache: of `read_prompt`, the same at every step.
 
         Returns:
-            [B, N, C, H, W].
+            [B, T, C, H, W].
         """
-        rows = (cache.rows, -1, -1, -1, -1)
-        frames = Frames(x.expand(rows), condition.expand(rows), _last(cache.condition), _last(cache.prompt))
+        new = self.read_new(condition, cache) if isinstance(condition, Tensor) else condition
+        base, control, frames = self._new_tokens(x, new, cache)
         if cache.base_tokens is not None and cache.control_tokens is not None:
-            base = self.base.join(cache.base_tokens, x, cache.frames)
-            control = self.control.join(cache.control_tokens, x + condition, cache.frames)
+            base = torch.cat([cache.base_tokens, base], dim=1)
+            control = torch.cat([cache.control_tokens, control], dim=1)
             return self._attended(base, control, time, cache.frames, frames)
-        count = x.shape[1]
-        control = self.control.embed_frames(x + condition, cache.frames).expand(rows[0], -1, -1)
-        residuals, _ = self.control(control, self.control.new_layout(time, count), cache.control)
-        layout = self.base.new_layout(time, count)
-        base = self.base.embed_frames(x, cache.frames).expand(rows[0], -1, -1)
+        residuals, _ = self.control(control, self.control.new_layout(time, x.shape[1]), cache.control)
+        layout = self.base.new_layout(time, x.shape[1])
         return self.base.output(self.base(base, layout, residuals, cache.base), layout, frames)
+
+    def _new_tokens(self, x: Tensor, new: NewHalf, cache: PromptCache) -> tuple[Tensor, Tensor, Frames]:
+        """Tokens [B, N, D] of noisy frames in the base network and in the control branch, and what the head sees."""
+        self.base.check_frames(x, cache.frames)
+        patches, rows = patches_of(x, self.config.dit.patch), (cache.rows, -1, -1)
+        base = self.base.embed_patches(patches, cache.frames)
+        control = self.control.embed_patches(patches, cache.frames) + new.control
+        frames = Frames(x.expand(*rows, -1, -1), new.known, _last(cache.prompt))
+        return base.expand(rows), control.expand(rows), frames
 
     def _attended(
         self, base: Tensor, control: Tensor, time: Tensor | Moment, prompt_frames: int, frames: Frames

@@ -41,9 +41,9 @@ class Times:
         """[B, Z]: one of the distinct times."""
         return _recall(self._known, ("row", number), lambda: Times(self.embedded[number]))
 
-    def repeated(self, count: int) -> Times:
-        """[B, Z] -> [B count, Z], each row so many times in a row."""
-        return _recall(self._known, ("repeated", count), lambda: Times(self.embedded.repeat_interleave(count, dim=0)))
+    def kept(self, key: object, make: Callable[[], T]) -> T:
+        """What was made of these times under that key, or is made now."""
+        return _recall(self._known, key, make)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,77 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from engine.checkpoints.published_names_perceptual import BASE, CONDITION, DIFFUSION, VAE
-from engine.checkpoints.published_names_semantic import TOKENIZER
 from engine.layers import sinusoid
 from engine.perceptual.causal import CausalState
-from engine.perceptual.dit import DiTConfig, position_table
+from engine.perceptual.dit import position_table
 from engine.perceptual.head import Frames
-from engine.perceptual.renderer import Renderer, RendererConfig
+from engine.perceptual.renderer import Renderer
 from engine.perceptual.schedule import DiffusionSchedule
 from engine.perceptual.solver import DiffusionSolver, clean_of_velocity, guide, sample_reference
-from engine.perceptual.upsampler import Condition, ConditionConfig, Level
+from engine.perceptual.upsampler import Condition, Level
 from engine.perceptual.vae import slice_lengths
-from engine.perceptual.vae_decoder import VAEDecoder
-from engine.reference.check_semantic import tokenizer_config
+from engine.reference import case_models
 from engine.reference.reference_case import TOLERANCE, Case, relative_error, seeded
-from engine.semantic.tokenizer import SemanticTokenizer
 
-_TIME_LEVELS = 2  # of the autoencoder
 _RECORDED_TIME = 499.0  # the network time at which the known denoiser records were made; their files do not say it
-_SEMANTIC = "semantic_model.model."
-
-
-def _renderer(case: Case) -> Renderer:
-    """The renderer with the case's sizes and weights."""
-    config = case.config
-    dit = DiTConfig(
-        hidden=config["hidden"],
-        heads=config["num_heads"],
-        layers=config["num_layers"],
-        frames=config["latent_frames"],
-        height=config["latent_h"],
-        width=config["latent_w"],
-        channels=config["latent_channels"],
-        time_dim=config["time_embed_dim"],
-        text_length=config["text_length"],
-        text_dim=config["text_dim"],
-        position_scale=config["pos_interp"],
-    )
-    condition = ConditionConfig(
-        feature_dim=config["feature_dim"],
-        width=config["up_ch"],
-        multipliers=tuple(config["up_mult"]),
-        blocks=config["up_blocks"],
-        out_channels=config["up_out"],
-        latent_channels=config["latent_channels"],
-    )
-    model = Renderer(RendererConfig(dit=dit, condition=condition, control_layers=config["control_layers"]))
-    main = {key.removeprefix("main_"): value for key, value in case.weights.items() if key.startswith("main_model.")}
-    rest = {key: value for key, value in case.weights.items() if not key.startswith("main_model.")}
-    # The two files of the release name their parts from one step further up.
-    replace(case, weights=main).fill(model.base, BASE, ours="base.")
-    replace(case, weights=rest).fill(_Branches(model), DIFFUSION, "model.")
-    return model.eval()
-
-
-class _Branches(torch.nn.Module):
-    """What the diffusion file holds of a renderer."""
-
-    def __init__(self, model: Renderer) -> None:
-        super().__init__()
-        self.control = model.control
-        self.condition = model.condition
 
 
 def check_renderer(case: Case) -> None:
     """Network with control, without it, for fewer frames, and everything on the way there."""
-    model = _renderer(case)
+    model = case_models.renderer(case)
     x, times, text = case["x"], case["timesteps"], case["context"]
     condition = model.condition(case["semantic_feature_before_upsample"])
     case.close("semantic_feature", condition)
@@ -82,7 +33,7 @@ def check_renderer(case: Case) -> None:
     case.close("time_embed", model.base.time(sinusoid(times, model.config.dit.hidden)))
     layout = model.base.layout(times, x.shape[1], 0)
     hidden = model.base(model.base.embed(text, x), layout)
-    case.close("out_without_control", model.base.output(hidden, layout, Frames(x, x, None, None)))
+    case.close("out_without_control", model.base.output(hidden, layout, Frames(x, None, None)))
     residuals, _ = model.control(model.control.embed(text, x + condition), model.control.layout(times, x.shape[1], 0))
     for index, residual in enumerate(residuals):
         case.close(f"control_layer_{index}", residual)
@@ -96,22 +47,7 @@ def check_renderer(case: Case) -> None:
 
 def check_condition(case: Case) -> None:
     """Codes to features to condition latents, and the pixel shuffle alone."""
-    config = case.config
-    tokenizer = SemanticTokenizer(tokenizer_config(config["tokenizer"]))
-    semantic = {key.removeprefix(_SEMANTIC): value for key, value in case.weights.items() if key.startswith(_SEMANTIC)}
-    replace(case, weights=semantic).fill(tokenizer, TOKENIZER)
-    condition = Condition(
-        ConditionConfig(
-            feature_dim=config["tokenizer"]["feature_dim"],
-            width=config["up_ch"],
-            multipliers=tuple(config["up_mult"]),
-            blocks=config["up_blocks"],
-            out_channels=config["up_out"],
-            latent_channels=config["latent_channels"],
-        )
-    )
-    rest = {key: value for key, value in case.weights.items() if not key.startswith(_SEMANTIC)}
-    replace(case, weights=rest).fill(condition, CONDITION)
+    tokenizer, condition = case_models.condition(case)
     features = tokenizer.decode(case["indices"].flatten(0, 1))
     case.close("features", features)
     case.close("upsampled", condition.upsampler(features.flatten(0, 1)).unflatten(0, features.shape[:2]))
@@ -132,7 +68,7 @@ def _check_shuffle(case: Case, condition: Condition) -> None:
 
 def check_sampler(case: Case) -> None:
     """Whole runs with guidance, given prefixes and re-noised ones, draw by draw; the denoiser alone."""
-    model = _renderer(case)
+    model = case_models.renderer(case)
     condition = model.condition(case["semantic_feature_before_upsample"])
     case.close("sigma_table_1000_alpha_cumprod_sqrt", DiffusionSchedule().levels(1000).alphas[:-1].flip(0))
     for run in case.facts["runs"]:
@@ -212,10 +148,7 @@ def _check_denoiser(case: Case, model: Renderer, condition: Tensor) -> None:
 
 def check_autoencoder(case: Case) -> None:
     """Latents decoded in slices, at one call, and a single one."""
-    config = case.config
-    sizes = (config["z_channels"], config["ch"], tuple(config["ch_mult"]), config["num_res_blocks"])
-    decoder = VAEDecoder(*sizes, time_levels=_TIME_LEVELS)
-    case.fill(decoder, VAE, ours="decoder.")
+    decoder = case_models.decoder(case)
     latent = case["latent"]
     if "decoded_sliced" in case:
         lengths = slice_lengths(latent.shape[2], started=False)

@@ -51,6 +51,8 @@ def check(case: Case) -> Verdict:
         f"{fault.name}: {fault.error:.0f} entries differ" if fault.exact else f"{fault.name}: error {fault.error:.2e}"
         for fault in wrong
     ]
+    if case.missing:
+        faults.append(f"listed, but not there: {', '.join(case.missing)}")
     if case.unread:
         faults.append(f"no check knows {', '.join(case.unread)}")
     if not case.comparisons:

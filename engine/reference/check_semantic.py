@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.checkpoints.published_names_semantic import PLANNER, THEIA, TOKENIZER
+from engine.reference import case_models
 from engine.reference.reference_case import Case, seeded
 from engine.semantic.masks import decoder_mask, encoder_mask
-from engine.semantic.planner import Planner, PlannerConfig
-from engine.semantic.quantizer import QuantizerConfig
+from engine.semantic.planner import Planner
 from engine.semantic.sampling import (
     SamplingConfig,
     allowed_draws,
@@ -20,33 +18,16 @@ from engine.semantic.sampling import (
     generate_reference,
     guide,
 )
-from engine.semantic.theia import Theia, TheiaConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
-
-
-def tokenizer_config(config: dict[str, Any], frames: int | None = None) -> TokenizerConfig:
-    """The tokenizer that a case's `config` describes, for groups of up to `frames` or the case's own length."""
-    return TokenizerConfig(
-        feature_dim=config["feature_dim"],
-        grid=(config["grid_h"], config["grid_w"]),
-        width=config["width"],
-        layers=config["num_layers"],
-        heads=config["num_heads"],
-        frames=frames or config["temporal_size"],
-        i_tokens=config["iframe_tokens"],
-        p_tokens=config["pframe_tokens"],
-        quantizer=QuantizerConfig(config["token_size"], config["codebook_size"], config["codebook_dim"]),
-    )
 
 
 def check_tokenizer(case: Case) -> None:
     """A whole group, short groups, segments of a longer clip, masks and rotary tables."""
-    own = tokenizer_config(case.config)
+    own = case_models.tokenizer_config(case.config)
     codes = [tensor.shape[-1] for name, tensor in case.tensors.items() if "indices" in name]
     # A clip that is not cut makes a group longer than the configured one.
     longest = max([own.frames, *(1 + (count - own.i_tokens) // own.p_tokens for count in codes)])
-    model = SemanticTokenizer(tokenizer_config(case.config, longest))
-    case.fill(model, TOKENIZER)
+    model = case_models.tokenizer(case, longest)
     _check_group(case, model)
     for name in list(case.tensors):
         if match := re.fullmatch(r"short(\d+)/indices", name):
@@ -97,23 +78,7 @@ def _check_rotary(case: Case, config: TokenizerConfig) -> None:
 
 def check_planner(case: Case) -> None:
     """Prefix, network over a whole sequence, and every sampling run draw by draw."""
-    config = case.config
-    planner = Planner(
-        PlannerConfig(
-            hidden=config["hidden"],
-            layers=config["num_layers"],
-            heads=config["num_heads"],
-            mlp=config["mlp_dim"],
-            codebook_size=config["codebook_size"],
-            text_dim=config["t5_dim"],
-            micro_freq=config["micro_freq"],
-            micro_hidden=config["micro_hidden"],
-            i_tokens=config["iframe_tokens"],
-            p_tokens=config["pframe_tokens"],
-            group_frames=config["segment_length"],
-        )
-    )
-    case.fill(planner, PLANNER)
+    planner = case_models.planner(case)
     text = case["text/t5_embeddings"][:, case["text/attention_mask"][0].bool()]
     _check_prefix(case, planner, text)
     if "forward/input_features" in case:
@@ -176,19 +141,7 @@ def _check_run(case: Case, planner: Planner, text: Tensor, run: str) -> None:
 
 def check_theia(case: Case) -> None:
     """Features of a video, padded by the extractor and padded beforehand."""
-    config = case.config
-    sizes = TheiaConfig(
-        hidden=config["hidden"],
-        layers=config["layers"],
-        heads=config["heads"],
-        mlp=case.weights["layers.0.mlp.fc1.weight"].shape[0],
-        image_size=config["image_size"],
-        patch=config["patch"],
-        canvas=config["canvas"],
-        output_shape=tuple(config["output_shape"]),
-    )
-    model = Theia(sizes)
-    case.fill(model, THEIA)
+    model = case_models.extractor(case)
     features = model(case["video_uint8"])
     case.close("features", features)
     if "padded_uint8" in case:

@@ -62,7 +62,9 @@ class Case:
 
     @property
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = self.facts["config"]
+        config = self.facts.get("config")
+        if not isinstance(config, dict):
+            raise ValueError("the json holds no table of sizes 'config'")
         return config
 
     @property
@@ -70,10 +72,17 @@ class Case:
         """Tensors that nothing has read or compared."""
         return sorted(self.tensors.keys() - self.read)
 
+    @property
+    def missing(self) -> list[str]:
+        """Tensors that the json lists and that are not there."""
+        return sorted(self.facts.get("tensors", {}).keys() - self.tensors.keys())
+
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise ValueError(f"the case holds no tensor {name!r}")
         self.read.add(name)
         return self.tensors[name]
 

@@ -30,7 +30,7 @@ class TheiaConfig:
     image_size: int = 224  # pixels a side that the table of positions was made for
     patch: int = 16  # pixels a side
     canvas: int = 720  # pixels a side of the square that a picture is padded to
-    output_shape: tuple[int, int] = (30, 45)  # patches kept, from the top left
+    output_shape: tuple[int, int] = (30, 45)  # patches kept, from the top left; zeros where the canvas has fewer
     feature_dim: int | None = None  # channels of a last linear map; None gives the transformer's own
 
     def __post_init__(self) -> None:
@@ -40,8 +40,8 @@ class TheiaConfig:
             raise ValueError(
                 f"image_size {self.image_size} or canvas {self.canvas} is no multiple of patch {self.patch}"
             )
-        if max(self.output_shape) > self.side or min(self.output_shape) < 1:
-            raise ValueError(f"output_shape {self.output_shape} is not within the canvas of {self.side} patches a side")
+        if min(self.output_shape) < 1:
+            raise ValueError(f"output_shape {self.output_shape} must be positive")
 
     @property
     def side(self) -> int:
@@ -112,6 +112,7 @@ class Theia(nn.Module):
             x = self.head(x)
         rows, columns = self.config.output_shape
         grid = x.mT.unflatten(-1, (self.config.side, self.config.side))[..., :rows, :columns]
+        grid = F.pad(grid, (0, columns - grid.shape[-1], 0, rows - grid.shape[-2]))
         features: Tensor = grid.unflatten(0, video.shape[:2])
         return features
 
