@@ -3,7 +3,6 @@
 oneDNN brings a bf16 weight into its own order at every call, which for the few rows of a planned token costs more than
 the product itself. Packed once, the products are the same bit for bit. An activation that follows one is computed with
 it, before the product is rounded. Only calls without gradients use the packed copy.
-Shapes: `N` pictures, `B` groups of as many of them each, `C` channels, `H` x `W` their size.
 """
 
 from __future__ import annotations
@@ -89,18 +88,12 @@ class PackedConv(nn.Conv2d):
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.bias, "none") if self.serves(x) else super().forward(x)
-
-    def serves(self, x: Tensor) -> bool:
-        """Whether `product` may be called."""
-        return self._copy.serves(x, self.weight)
-
-    def product(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        """[N, C, H, W] with that bias from the packed copy, channels last, then 'swish' or 'none'."""
+        if not self._copy.serves(x, self.weight):
+            return super().forward(x)
         pictures = x.to(self.weight.dtype, memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            pictures, self._copy.packed, bias, *geometry, activation, [], ""
+            pictures, self._copy.packed, self.bias, *geometry, "none", [], ""
         )
         return out
 
@@ -110,13 +103,6 @@ def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
     if isinstance(layer, PackedLinear) and layer.serves(x):
         return layer.product(x, "gelu")
     return F.gelu(layer(x), approximate="tanh")
-
-
-def silu_of(layer: nn.Conv2d, x: Tensor, bias: Tensor) -> Tensor:
-    """SiLU of the answer of a layer without a bias of its own for [N, C, H, W], plus `bias` [B, C]."""
-    if isinstance(layer, PackedConv) and len(bias) == 1 and layer.serves(x):
-        return layer.product(x, bias[0].to(layer.weight.dtype), "swish")
-    return F.silu(layer(x) + bias.repeat_interleave(len(x) // len(bias), dim=0)[:, :, None, None])
 
 
 def pack(module: nn.Module, rows: int) -> None:

@@ -36,8 +36,7 @@ def _small(**fields: object) -> Renderer:
     )
     model = Renderer(RendererConfig(dit=dit, condition=condition, control_layers=2, prediction="x0"))
     for parameter in model.parameters():
-        # Convolutions of the head have no norm after them.
-        nn.init.normal_(parameter, std=0.1 if parameter.ndim == 4 else 0.2)
+        nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 

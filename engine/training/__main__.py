@@ -44,7 +44,11 @@ STAGES = {
     "distill": Defaults(60, 8, 3e-4, 1e-3),
 }
 # Commands that train nothing, by the module that has their `main`.
-MODULES = {"dataset": "engine.training.dataset", "compare": "engine.training.compare"}
+MODULES = {
+    "dataset": "engine.training.dataset",
+    "compare": "engine.training.compare",
+    "gallery": "engine.training.gallery",
+}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
