@@ -55,6 +55,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
+def rotate_both(pair: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`rotate` of queries and keys, [2, ..., N, 2P], in as few passes as run here."""
+    if fuses(pair):
+        return rotate(pair[0], cos, sin), rotate(pair[1], cos, sin)
+    query, key = rotate(pair, cos, sin)
+    return query, key
+
+
 def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor:
     """Angles p * theta^(-2i/dim), i = 0..dim/2-1.
 
@@ -81,9 +89,7 @@ class RMSNorm(nn.Module):
         """[..., D] -> [..., D], same dtype; on the way to a matrix product in its type where a kernel runs."""
         if fuses(x):
             return rmsnorm.rms_norm(x.contiguous(), self.weight, self.eps, product_dtype(x))
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight.float()).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
     def add(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + update, and the sum itself."""

@@ -44,6 +44,8 @@ class PackedLinear(nn.Linear):
     """As the layer it is made of, whose parameters it has."""
 
     _copy: _Packed
+    _rows: int
+    _pair: tuple[_Packed, Tensor] | None = None  # the copy of a layer beside this one, and both weights packed as one
 
     @classmethod
     def of(cls, layer: nn.Linear, rows: int) -> Self:
@@ -51,6 +53,7 @@ class PackedLinear(nn.Linear):
         packed = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         packed.weight, packed.bias = layer.weight, layer.bias
         packed._copy = _Packed(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
+        packed._rows = rows
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,6 +70,14 @@ class PackedLinear(nn.Linear):
             x.to(self.weight.dtype), self._copy.packed, self.bias, activation, [], formula
         )
         return out
+
+    def product_beside(self, other: PackedLinear, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The answers of this layer and another without biases, of one product; both must serve."""
+        if self._pair is None or self._pair[0] is not other._copy:
+            weights = torch.cat([self.weight.detach(), other.weight.detach()])
+            self._pair = other._copy, torch.ops.mkldnn._reorder_linear_weight(weights, self._rows)
+        both: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self._pair[1], None, "none", [], "")
+        return both[..., : self.out_features], both[..., self.out_features :]
 
 
 class PackedConv(nn.Conv2d):
@@ -103,6 +114,13 @@ def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
     if isinstance(layer, PackedLinear) and layer.serves(x):
         return layer.product(x, "gelu")
     return F.gelu(layer(x), approximate="tanh")
+
+
+def both_of(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers of two layers without biases that read the same."""
+    if isinstance(first, PackedLinear) and isinstance(second, PackedLinear) and first.serves(x) and second.serves(x):
+        return first.product_beside(second, x)
+    return first(x), second(x)
 
 
 def pack(module: nn.Module, rows: int) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine import packing
-from engine.packing import PackedConv, PackedLinear, gelu_of, pack, packs
+from engine.packing import PackedConv, PackedLinear, both_of, gelu_of, pack, packs
 
 pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
 
@@ -89,6 +89,22 @@ def test_activations_follow_unrounded_products() -> None:
         exact = F.gelu(F.linear(x.float(), plain.weight.float(), plain.bias.float()), approximate="tanh")
         for one in (plain, PackedLinear.of(plain, 10)):
             torch.testing.assert_close(gelu_of(one, x).float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_two_layers_are_one_product() -> None:
+    """Packed as one they give what each gives alone, also after one of them was replaced or has learned."""
+    plain = [layer(256, 704, bias=False), layer(256, 704, bias=False), layer(256, 96, bias=False)]
+    first, second, other = (PackedLinear.of(one, 2) for one in plain)
+    x = torch.randn(2, 1, 256)
+    for left, right in ((first, second), (first, other), (first, plain[2]), (plain[0], second)):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            together = both_of(left, right, x)
+            assert torch.equal(together[0], left(x)) and torch.equal(together[1], right(x))
+    with torch.no_grad():
+        second.weight.mul_(2)
+        x = x.bfloat16()
+        together = both_of(first, second, x)
+        assert torch.equal(together[0], first(x)) and torch.equal(together[1], F.linear(x, second.weight))
 
 
 def test_only_layers_in_bf16_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

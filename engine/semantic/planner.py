@@ -7,6 +7,7 @@ Shapes: `B` batch, `L` text tokens, `N` tokens, `M` keys, `W` width, `V` vocabul
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.kv_cache import KVCache
-from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate, sinusoid
+from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate_both, sinusoid
+from engine.packing import both_of
 from kernels.launch import fuses
 
 _SPECIALS = 7
 _MICRO_VECTORS = 2  # frame count and motion score
+_TABLE_STEP = 256  # positions by which a kept table of rotations grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,14 @@ class _Places:
     length: Tensor | None  # int64 [1] or [B]: keys that a single token sees, where a kernel attends for it
 
 
+@functools.lru_cache(maxsize=16)
+def _rotations(reach: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [reach, dim / 2] of positions from 0 on, kept: a single token takes longer to make its own."""
+    with torch.inference_mode(False):
+        angles = rotary_angles(torch.arange(reach, device=device), dim, theta)
+        return angles.cos(), angles.sin()
+
+
 class MicroEmbedding(nn.Module):
     """A number as a vector."""
 
@@ -181,15 +192,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor, places: _Places, layer: int, cache: KVCache | None, position: int | Tensor) -> Tensor:
         """[B, N, W] -> [B, N, W]; writes its keys, already rotated, and values to `cache` at `position`."""
         projected = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = projected.permute(2, 0, 3, 1, 4)
-        q = rotate(q, places.cos, places.sin)
-        k = rotate(k, places.cos, places.sin)
+        projected = projected.permute(2, 0, 3, 1, 4)
+        q, k = rotate_both(projected[:2], places.cos, places.sin)
+        v = projected[2]
         if cache is not None:
             seen = cache.write(layer, k, v, position)
             k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
         attended = attend(q, k, v, places.mask, places.causal, places.length)
         normed, x = self.mlp_norm.add(x, self.out(attended.transpose(1, 2).flatten(2)))
-        out: Tensor = x + self.down(gated_gelu(self.gate(normed), self.up(normed)))
+        out: Tensor = x + self.down(gated_gelu(*both_of(self.gate, self.up, normed)))
         return out
 
 
@@ -274,9 +285,14 @@ class Planner(nn.Module):
         count, device = embeddings.shape[1], embeddings.device
         start = position.reshape(-1, 1) if isinstance(position, Tensor) else position
         positions = start + torch.arange(count, device=device)
-        angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
-        if positions.ndim == 2:
+        if isinstance(position, int):
+            reach = -(-(position + count) // _TABLE_STEP) * _TABLE_STEP
+            table = _rotations(reach, self.config.head_dim, self.config.rope_theta, device)
+            cos, sin = (rows[position : position + count] for rows in table)
+        else:
+            angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
             angles = angles.view(-1, 1, count, angles.shape[-1])
+            cos, sin = angles.cos(), angles.sin()
         mask, length = None, None
         if cache is not None and count == 1 and fuses(embeddings):
             after = position + 1
@@ -285,4 +301,4 @@ class Planner(nn.Module):
             mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
         elif isinstance(position, int) and position > 0 and count > 1:
             mask = torch.arange(position + count, device=device) <= positions[:, None]
-        return _Places(angles.cos(), angles.sin(), mask, causal=mask is None and count > 1, length=length)
+        return _Places(cos, sin, mask, causal=mask is None and count > 1, length=length)
