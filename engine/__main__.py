@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
@@ -75,6 +76,13 @@ def _generate_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     options.add_argument("--steps", type=_checked(_steps), metavar="N", help="denoising steps a hop (the preset's own)")
+    options.add_argument(
+        "--reuse",
+        type=_checked(_reach),
+        default=0.0,
+        metavar="REACH",
+        help="spare layers of a long run, approximately: how far the time embedding may move meanwhile, such as 0.4",
+    )
     options.add_argument("--memory", type=_checked(_gigabytes), metavar="GB", help="most of the device's memory to use")
     options.set_defaults(run=_generate)
 
@@ -91,11 +99,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     from engine.video.video_file import VideoFile
 
     use_cores()
-    config = preset(arguments.preset)
+    config = replace(preset(arguments.preset), reuse=arguments.reuse)
     if arguments.reference:
         check_release(config)
-        if arguments.change:
-            raise ValueError("--change needs an endless video: leave out --reference")
+        if arguments.change or arguments.reuse:
+            raise ValueError("--change and --reuse need an endless video: leave out --reference")
     folder, device = weights_folder(config, arguments.weights), pick_device(arguments.device)
     steps = config.steps if arguments.steps is None else arguments.steps
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
@@ -145,6 +153,16 @@ def _gigabytes(text: str) -> float:
         number = math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"{text!r} is not a number of gigabytes above 0")
+    return number
+
+
+def _reach(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{text!r} is not a number from 0 on")
     return number
 
 

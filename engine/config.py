@@ -45,6 +45,9 @@ class EngineConfig:
     own null. The release has no null: it tells 0.1, and the number of frames that it then plans. A video without end
     has no such number; what a planner with `context_groups` has before it is that and one group.
 
+    `reuse`: how far a step's time embedding may have moved, relative to itself, for the step to take the layers' work
+    of an earlier one (`engine.perceptual.reuse`). It changes the video; 0 lets the layers run at every step.
+
     `first_latents`: latents of the first hop, which has no prompt half. The paper begins with half a window; the
     release has only ever rendered whole ones, so its weights begin with one. `prompt_latents` and `new_latents` of all
     other hops follow a comment in the release, 7 of 13 given.
@@ -67,6 +70,7 @@ class EngineConfig:
     plan_frames: int | None = None
     prompt_half: str = "clean"
     shared_noise: bool = False
+    reuse: float = 0.0
     prompt_latents: int = 7
     new_latents: int = 6
     first_latents: int = 7
@@ -101,6 +105,8 @@ class EngineConfig:
             raise ValueError(f"prompt_half {self.prompt_half!r} is neither 'clean' nor 'renoised'")
         if self.prompt_half == "renoised" and self.renderer.dit.per_half_time:
             raise ValueError("prompt_half 'renoised' needs one time for all frames, but the renderer has per_half_time")
+        if not 0 <= self.reuse < float("inf"):
+            raise ValueError(f"reuse {self.reuse} is not a number from 0 on")
         if not self.planner.null_micro and None in (self.motion_score, self.plan_frames):
             raise ValueError(
                 f"a planner without null_micro must be told motion_score {self.motion_score} and plan_frames "

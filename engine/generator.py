@@ -75,6 +75,11 @@ class Generator:
         self._denoiser = Denoiser(model, self.steps, self._graphs)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
 
+    @property
+    def layer_runs(self) -> int:
+        """Steps of a hop that run all layers."""
+        return self._denoiser.layer_runs
+
     def open(self, prompt: str, seed: int, first_frame: int = 0, first_hop: int = 0) -> ChannelState:
         """A new video whose frames and hops are numbered from the given ones; hops key the noise with the seed."""
         latent = first_hop * self.model.config.new_latents
@@ -129,20 +134,20 @@ class Generator:
 
     def _film(self, channel: RenderState, window: Window) -> Iterator[Unit]:
         with self._rendering():
-            state = self._denoiser.begin(window)
+            progress = self._denoiser.begin(window)
             mark = self._lanes.mark()
         yield Unit("render")
         for index in range(self.steps):
             with self._rendering():
-                state = self._denoiser.step(window, index, state)
+                progress = self._denoiser.step(window, index, progress)
                 # The device has one more step to do while the host prepares the next.
                 before, mark = mark, self._lanes.mark()
             yield Unit("render", mark=before)
         with self._rendering():
-            latents = torch.cat([channel.prompt_half, state.x], dim=1)
+            latents = torch.cat([channel.prompt_half, progress.x], dim=1)
             channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
         frame = window.frame
-        for part in state.x.split(slice_lengths(state.x.shape[1], channel.vae.started), dim=1):
+        for part in progress.x.split(slice_lengths(progress.x.shape[1], channel.vae.started), dim=1):
             with self._rendering():
                 planes = self._decode(channel, part)
             while not planes.mark.reached:

@@ -5,6 +5,7 @@ Shapes: `B` batch, `N` tokens, `D` width, `P` rotary pairs (half a head's width)
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from kernels import gelu, rmsnorm, rotary
 from kernels.launch import fuses
+
+_TABLE_STEP = 256  # positions by which a kept table of rotations grows
 
 
 def sinusoid(values: Tensor, dim: int) -> Tensor:
@@ -75,6 +78,21 @@ def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor
     """
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
     return positions.float()[:, None] * (1.0 / theta**exponents)[None, :]
+
+
+def rotations(start: int, count: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [count, dim / 2] for `rotate`, of positions from `start` on, out of a table that is kept."""
+    reach = -(-(start + count) // _TABLE_STEP) * _TABLE_STEP
+    cos, sin = _rotation_table(reach, dim, theta, device)
+    return cos[start : start + count], sin[start : start + count]
+
+
+@functools.lru_cache(maxsize=16)
+def _rotation_table(reach: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    # A single token takes longer to make its own than to pass through a layer.
+    with torch.inference_mode(False):
+        angles = rotary_angles(torch.arange(reach, device=device), dim, theta)
+        return angles.cos(), angles.sin()
 
 
 class RMSNorm(nn.Module):

@@ -55,6 +55,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BACKENDS = ("auto", "triton", "reference")
+EVERY = "every operation"  # in warnings
 LOWEST_CAPABILITY = (8, 0)  # bf16 arithmetic begins here
 PREFERENCE = "LANDIFF_KERNELS"  # environment variable: one of `BACKENDS`, for every operation that is not told
 # Kernels are bound to the interpreter or the compiler when they are decorated, so this never changes later.
@@ -133,11 +134,15 @@ def fuses(x: Tensor) -> bool:
     """Whether operations on `x` should go through this package, or be written out in torch by the caller.
 
     True on a device that Triton can use, and where kernels were ordered; false under autograd, since they have no
-    backward pass, and where they were switched off. Where a device should have them and cannot, one warning says why.
+    backward pass, under torch.compile, and where they were switched off. Where a device should have them and cannot,
+    one warning says why.
 
     Raises:
         ValueError: kernels were ordered and cannot run.
     """
+    # A compiler fuses operations of torch by itself.
+    if torch.compiler.is_compiling():
+        return False
     preferred = _preferred.get()
     if preferred == "reference" or (preferred == "auto" and not x.is_cuda) or torch.is_grad_enabled():
         return False
@@ -146,7 +151,7 @@ def fuses(x: Tensor) -> bool:
         return True
     if preferred == "triton":
         raise ValueError(f"{PREFERENCE}=triton cannot run: {reason}; 'auto' and 'reference' can")
-    _warn_once("every operation", reason)
+    _warn_once(EVERY, reason)
     return False
 
 
@@ -203,12 +208,14 @@ def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *ar
     assert isinstance(first, Tensor)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be {' or '.join(map(repr, BACKENDS))}, not {backend!r}")
+    if torch.compiler.is_compiling():
+        return plain(*args, **kwargs)
     learning = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
     preferred = _preferred.get()
     off = learning or preferred == "reference" or (preferred == "auto" and first.device.type == "cpu")
     if backend == "reference" or (backend == "auto" and off):
         return plain(*args, **kwargs)
-    reason = None if _recorder.get() is not None else obstacle(first.device)
+    reason = everywhere = None if _recorder.get() is not None else obstacle(first.device)
     if learning:
         reason = "an operand requires a gradient, which kernels do not give"
     if reason is None:
@@ -218,7 +225,8 @@ def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *ar
             reason = str(error)
     if backend == "triton":
         raise ValueError(f"backend 'triton' cannot run {plain.__name__}: {reason}; 'reference' can")
-    _warn_once(plain.__name__, reason)
+    # What is true of the device is said once, not by every operation.
+    _warn_once(EVERY if reason == everywhere else plain.__name__, reason)
     return plain(*args, **kwargs)
 
 

@@ -51,6 +51,15 @@ def made_up() -> dict[str, Any]:
             "times_less_without_head": ratio(4.0),
             "bar": 2.0,
         },
+        "compiled": {
+            "denoising step": {
+                "obstacle": None,
+                "ours": spread(0.021),
+                "compiled": spread(0.042),
+                "times_less": ratio(2.0),
+            },
+            "planned codes": {"obstacle": "no C++ compiler | here"},
+        },
         "autoencoder": {
             "parameters": {"ours": 1168000, "theirs": 1316419},
             "frames": {"ours": 24, "theirs": 25},
@@ -102,6 +111,8 @@ def test_tables_give_figures_bars_and_conditions() -> None:
     assert "torch 2.13.0." in text
     assert "1,168,000 against 1,316,419 parameters" in text
     assert "not measured" in text
+    assert "| denoising step | 21.00 | 42.00 | 2.00 (1.80 to 2.20) |" in text
+    assert "| planned codes |  | not compared | no C++ compiler / here |" in text
 
 
 def test_tables_say_what_is_not_equal() -> None:

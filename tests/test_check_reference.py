@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,11 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path) -> tuple[int, list[str]]:
-    """The command in a process of its own: how a processor rounds is settled once a process."""
+def run(folder: Path, **switches: str) -> tuple[int, list[str]]:
+    """The command in a process of its own: how a processor rounds, and what computes, is settled once a process."""
     program = f"import sys; from engine.reference.check_reference import main; sys.exit(main([{str(folder)!r}]))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-c", program], os.environ | switches
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines()
 
 
@@ -47,6 +49,23 @@ def test_every_golden_passes() -> None:
     assert all(" error " in line for line in lines[:-1])
     assert {json.loads((GOLDEN / f"{name}.json").read_text())["case"] for name in cases} == set(CHECKS)
     assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 25e6
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"LANDIFF_KERNELS": "triton", "TRITON_INTERPRET": "1", "LANDIFF_GRAPHS": "on"},
+        {"LANDIFF_KERNELS": "reference", "LANDIFF_GRAPHS": "off"},
+    ],
+    ids=["on", "off"],
+)
+def test_goldens_pass_with_kernels_and_graphs_on_and_off(switches: dict[str, str], tmp_path: Path) -> None:
+    """The cases that meet the most kernels in the least time pass whatever computes them."""
+    for name in ("dit_b", "tokenizer_b"):
+        for ending in ("json", "safetensors"):
+            shutil.copy(GOLDEN / f"{name}.{ending}", tmp_path)
+    status, lines = run(tmp_path, **switches)
+    assert (status, lines[-1]) == (0, "2 passed, 0 failed"), lines
 
 
 def moved(name: str, by: float = 1e-4) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:

@@ -14,7 +14,6 @@ from engine.graphs import Graphs
 from engine.model import Model
 from engine.perceptual.renderer import Renderer
 from engine.perceptual.schedule import DiffusionSchedule
-from engine.perceptual.solver import SolverState
 
 STEPS = 3  # below `few_steps`: the first one's guidance is 1
 
@@ -46,10 +45,10 @@ def _run(model: Model, graphs: Graphs) -> torch.Tensor:
     with torch.inference_mode():
         text = torch.randn(1, dit.text_length, dit.text_dim, generator=torch.Generator().manual_seed(5))
         window = _window(denoiser, model, text)
-        state = denoiser.begin(window)
+        progress = denoiser.begin(window)
         for index in range(STEPS):
-            state = denoiser.step(window, index, state)
-    return state.x
+            progress = denoiser.step(window, index, progress)
+    return progress.x
 
 
 def test_a_step_without_guidance_computes_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +101,4 @@ def test_noise_belongs_to_the_place() -> None:
     with torch.inference_mode():
         window = _window(denoiser, model, torch.zeros(1, dit.text_length, dit.text_dim))
         first, again, other = (denoiser.begin(w) for w in (window, window, replace(window, hop=2)))
-    assert isinstance(first, SolverState) and torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
+    assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)

@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_config, tiny_model
 
 from engine.bench import __main__ as bench
-from engine.bench import growth, rounds, tables
+from engine.bench import compiled, growth, rounds, tables
 from engine.bench.__main__ import BenchConfig, paired
 from engine.bench.hop_cost import PARTS
 from engine.bench.proofs import Check
@@ -29,6 +29,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "subject", small_subject)
     monkeypatch.setattr(bench, "preset", lambda name: tiny_config())
     monkeypatch.setattr(bench, "use_cores", lambda: None)
+    monkeypatch.setattr(compiled, "obstacle", lambda device: "no compiler")
     monkeypatch.setattr(growth, "_CYCLES", 1)
     monkeypatch.setattr(rounds, "WARM_UPS", 0)
     monkeypatch.setattr(rounds, "_COPY_BYTES", {"cpu": 2**16})
@@ -55,6 +56,7 @@ def test_command_writes_figures_tables_and_pictures(
     assert report["growth"]["hops"] == HOPS
     assert 0 < report["shares"]["planned_code"]["gb_s"] < 1000
     assert (report["kernels"], report["transformer"]["bar"]) == (None, None)
+    assert report["compiled"]["planned codes"] == {"obstacle": "no compiler"}
     assert len(report["checks"]) == 4
     assert tables.tables(report) in docs.read_text()
     output = capsys.readouterr().out

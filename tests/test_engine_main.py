@@ -68,6 +68,8 @@ def test_bad_weights_are_named(tmp_path: Path, weights: Path, capsys: pytest.Cap
         (["--reference"], "not allowed with argument --seconds"),
         (["--seed", "-1"], "'-1'"),
         (["--steps", "0"], "'0'"),
+        (["--reuse", "-0.1"], "'-0.1'"),
+        (["--reuse", "much"], "'much'"),
         (["--change", "the sea"], "SECONDS:PROMPT"),
         (["--change", "3: "], "empty"),
     ],
@@ -118,6 +120,7 @@ def test_published_weights_are_filmed(tmp_path: Path, published: list[str], caps
         (["--preset", "landiff", "--reference"], "comes without weights"),
         (["--preset", "mini", "--reference"], "'mini' is not sampled so"),
         (["--preset", "landiff", "--reference", "--change", "1:the sea"], "leave out --reference"),
+        (["--preset", "landiff", "--reference", "--reuse", "0.4"], "leave out --reference"),
         (["--preset", "landiff", "--seconds", "1", "--weights", "no folder"], "'no folder' is neither a folder"),
     ],
 )

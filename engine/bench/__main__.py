@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench import plots, tables
+from engine.bench.compiled import measure_compiled
 from engine.bench.contender import conditions, subject
 from engine.bench.growth import least_hops, measure_growth
 from engine.bench.hop_cost import DECODE, HEAD, STEPS, OwnHops, TheirDecoding, TheirHops
@@ -77,6 +78,7 @@ def bench(model: Model, amount: BenchConfig) -> dict[str, Any]:
         "roofs": roofs,
         **figures,
         "shares": _shares(model, figures, roofs),
+        "compiled": _compiled(generator, amount.rounds, clock),
         "kernels": _kernels(model),
         "growth": measure_growth(generator, amount.hops, clock),
     }
@@ -162,6 +164,15 @@ def _shares(model: Model, figures: Mapping[str, Any], roofs: Mapping[str, float]
         "denoising_step": {"gflop_s": gflop_s, "of_matrix_rate": gflop_s / roofs["matrix_gflop_s"]},
         "planned_code": {"gb_s": gb_s, "of_copy": gb_s / roofs["copy_gb_s"]},
     }
+
+
+def _compiled(generator: Generator, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Our two networks beside torch.compile of them, with the ratios of their turns."""
+    entries = measure_compiled(generator.model, generator.steps, rounds, clock)
+    for entry in entries.values():
+        if entry["obstacle"] is None:
+            entry["times_less"] = paired(entry["compiled_s"], entry["ours_s"])
+    return entries
 
 
 def _kernels(model: Model) -> dict[str, Any] | None:

@@ -13,14 +13,14 @@ Report = Mapping[str, Any]
 _MS, _US = 1e3, 1e6  # a second
 
 
-def marks(preset: str) -> tuple[str, str]:
+def marks(preset: str, command: str = "engine.bench") -> tuple[str, str]:
     """What stands before and after a preset's tables."""
-    return f"<!-- engine.bench {preset}: begin -->", f"<!-- engine.bench {preset}: end -->"
+    return f"<!-- {command} {preset}: begin -->", f"<!-- {command} {preset}: end -->"
 
 
-def check_marks(document: Path, preset: str) -> None:
+def check_marks(document: Path, preset: str, command: str = "engine.bench") -> None:
     """Raises ValueError unless the document has both marks, once each and in order."""
-    begin, end = marks(preset)
+    begin, end = marks(preset, command)
     try:
         text = document.read_text(encoding="utf-8")
     except OSError as error:
@@ -33,13 +33,16 @@ def check_marks(document: Path, preset: str) -> None:
 
 def insert(report: Report, document: Path) -> None:
     """Replaces what stands between the marks by the tables."""
-    preset = report["conditions"]["preset"]
-    check_marks(document, preset)
-    begin, end = marks(preset)
-    text = document.read_text(encoding="utf-8")
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    whole = f"{before}{begin}\n{tables(report)}{end}{after}"
-    write_atomically(document, lambda path: _put(path, whole))
+    place(document, report["conditions"]["preset"], tables(report))
+
+
+def place(document: Path, preset: str, text: str, command: str = "engine.bench") -> None:
+    """Replaces what stands between a command's marks by whole lines of text."""
+    check_marks(document, preset, command)
+    begin, end = marks(preset, command)
+    whole = document.read_text(encoding="utf-8")
+    before, after = whole.partition(begin)[0], whole.partition(end)[2]
+    write_atomically(document, lambda path: _put(path, f"{before}{begin}\n{text}{end}{after}"))
 
 
 def _put(path: Path, text: str) -> None:
@@ -48,8 +51,8 @@ def _put(path: Path, text: str) -> None:
 
 def tables(report: Report) -> str:
     """All figures as Markdown."""
-    parts = [_conditions(report), _peers(report), _stages(report), _shares(report), _growth(report), _kernels(report)]
-    return "\n\n".join(parts) + "\n"
+    parts = (_conditions, _peers, _stages, _shares, _growth, _compiled, _kernels)
+    return "\n\n".join(part(report) for part in parts) + "\n"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -177,6 +180,16 @@ def _growth(report: Report) -> str:
         ],
     ]
     return table(["as the video grows", "late", "early", ""], rows)
+
+
+def _compiled(report: Report) -> str:
+    rows = [
+        [name, *(f"{_MS * entry[who]['median_s']:.2f}" for who in ("ours", "compiled")), _times(entry["times_less"])]
+        if entry["obstacle"] is None
+        else [name, "", "not compared", entry["obstacle"].replace("|", "/")]
+        for name, entry in report["compiled"].items()
+    ]
+    return table(["beside torch.compile of the same modules", "ours, ms", "compiled, ms", "times less"], rows)
 
 
 def _kernels(report: Report) -> str:

@@ -185,6 +185,10 @@ class Trunk(nn.Module):
         """New frames alone, at `time` [B]."""
         return Layout((Segment(frames * self.config.frame_tokens, False, 0),), self._times(time, False))
 
+    def embed_times(self, times: Tensor) -> Tensor:
+        """[S] times -> [S, Z], as every layer's modulation reads them."""
+        return self._embed_times(times, False).embedded[0]
+
     def _times(self, time: Tensor | Moment, split: bool) -> Times:
         moment = Moment(time) if isinstance(time, Tensor) else time
         return moment.times(self, split, self._embed_times)

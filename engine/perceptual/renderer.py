@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.perceptual.block import KeysValues
+from engine.perceptual.block import KeysValues, Layout
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig, patches_of
 from engine.perceptual.head import Frames
@@ -128,7 +128,7 @@ class Renderer(nn.Module):
         last = _last(x[:, given])
         known = self.base.head.know(condition[:, new], _last(condition[:, given]), last)
         frames = Frames(x[:, new], known, last)
-        return self._attended(*tokens, time, prompt_frames, frames)
+        return self.base.output(*self._attended(*tokens, time, prompt_frames, x.shape[1]), frames)
 
     def read_text(self, text: Tensor) -> Words:
         """Everything of a text [B, L, K] that stays the same over the windows under it."""
@@ -181,13 +181,46 @@ class Renderer(nn.Module):
         """
         new = self.read_new(condition, cache) if isinstance(condition, Tensor) else condition
         base, control, frames = self._new_tokens(x, new, cache)
+        hidden, layout = self._run(base, control, time, cache, x.shape[1])
+        return self.base.output(hidden, layout, frames)
+
+    def denoise_reusing(
+        self, x: Tensor, moment: Moment, new: NewHalf, cache: PromptCache, change: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `denoise`, and what the layers add to the new frames' tokens, for another step to take.
+
+        Args:
+            change: [B, N, D] of another step, in whose place the layers are not run: an approximation
+                (`engine.perceptual.reuse`); None runs them.
+
+        Returns:
+            [B, T, C, H, W], and the change [B, N, D] that was made or given.
+        """
+        base, control, frames = self._new_tokens(x, new, cache)
+        if change is None:
+            hidden, layout = self._run(base, control, moment, cache, x.shape[1])
+            change = hidden[:, -base.shape[1] :] - base
+        else:
+            hidden, layout = base + change, self._layout(moment, cache, x.shape[1])
+        return self.base.output(hidden, layout, frames), change
+
+    def _run(
+        self, base: Tensor, control: Tensor, time: Tensor | Moment, cache: PromptCache, count: int
+    ) -> tuple[Tensor, Layout]:
+        """The layers' answer for the tokens [B, N, D] of `count` new frames, the last in it, and the layout of it."""
         if cache.base_tokens is not None and cache.control_tokens is not None:
             base = torch.cat([cache.base_tokens, base], dim=1)
             control = torch.cat([cache.control_tokens, control], dim=1)
-            return self._attended(base, control, time, cache.frames, frames)
-        residuals, _ = self.control(control, self.control.new_layout(time, x.shape[1]), cache.control)
-        layout = self.base.new_layout(time, x.shape[1])
-        return self.base.output(self.base(base, layout, residuals, cache.base), layout, frames)
+            return self._attended(base, control, time, cache.frames, cache.frames + count)
+        residuals, _ = self.control(control, self.control.new_layout(time, count), cache.control)
+        layout = self._layout(time, cache, count)
+        return self.base(base, layout, residuals, cache.base), layout
+
+    def _layout(self, time: Tensor | Moment, cache: PromptCache, count: int) -> Layout:
+        """Of the base network's tokens at a step."""
+        if cache.base_tokens is None:
+            return self.base.new_layout(time, count)
+        return self.base.layout(time, cache.frames + count, cache.frames)
 
     def _new_tokens(self, x: Tensor, new: NewHalf, cache: PromptCache) -> tuple[Tensor, Tensor, Frames]:
         """Tokens [B, N, D] of noisy frames in the base network and in the control branch, and what the head sees."""
@@ -199,13 +232,12 @@ class Renderer(nn.Module):
         return base.expand(rows), control.expand(rows), frames
 
     def _attended(
-        self, base: Tensor, control: Tensor, time: Tensor | Moment, prompt_frames: int, frames: Frames
-    ) -> Tensor:
-        """The head's answer under full attention, from the tokens [B, N, D] of text and all frames."""
-        count = prompt_frames + frames.noisy.shape[1]
+        self, base: Tensor, control: Tensor, time: Tensor | Moment, prompt_frames: int, count: int
+    ) -> tuple[Tensor, Layout]:
+        """The layers' answer under full attention for the tokens [B, N, D] of text and all `count` frames."""
         residuals, _ = self.control(control, self.control.layout(time, count, prompt_frames))
         layout = self.base.layout(time, count, prompt_frames)
-        return self.base.output(self.base(base, layout, residuals), layout, frames)
+        return self.base(base, layout, residuals), layout
 
 
 def _last(frames: Tensor) -> Tensor | None:

@@ -7,7 +7,6 @@ Shapes: `B` batch, `L` text tokens, `N` tokens, `M` keys, `W` width, `V` vocabul
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.kv_cache import KVCache
-from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate_both, sinusoid
+from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate_both, rotations, sinusoid
 from engine.packing import both_of
 from kernels.launch import fuses
 
 _SPECIALS = 7
 _MICRO_VECTORS = 2  # frame count and motion score
-_TABLE_STEP = 256  # positions by which a kept table of rotations grows
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +131,6 @@ class _Places:
     mask: Tensor | None  # bool, broadcastable to [B, heads, N, M]
     causal: bool
     length: Tensor | None  # int64 [1] or [B]: keys that a single token sees, where a kernel attends for it
-
-
-@functools.lru_cache(maxsize=16)
-def _rotations(reach: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [reach, dim / 2] of positions from 0 on, kept: a single token takes longer to make its own."""
-    with torch.inference_mode(False):
-        angles = rotary_angles(torch.arange(reach, device=device), dim, theta)
-        return angles.cos(), angles.sin()
 
 
 class MicroEmbedding(nn.Module):
@@ -286,9 +276,7 @@ class Planner(nn.Module):
         start = position.reshape(-1, 1) if isinstance(position, Tensor) else position
         positions = start + torch.arange(count, device=device)
         if isinstance(position, int):
-            reach = -(-(position + count) // _TABLE_STEP) * _TABLE_STEP
-            table = _rotations(reach, self.config.head_dim, self.config.rope_theta, device)
-            cos, sin = (rows[position : position + count] for rows in table)
+            cos, sin = rotations(position, count, self.config.head_dim, self.config.rope_theta, device)
         else:
             angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
             angles = angles.view(-1, 1, count, angles.shape[-1])

@@ -34,7 +34,7 @@ VIDEOS = 6  # seeds 0 to 5
 COLUMNS = 3
 TEXT_PX = 34  # under a video, three lines
 WORDS_WIDTH = 40  # letters in a line
-QUALITY = 60  # of WebP
+QUALITY = 80  # of WebP
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Kind:
     change: float | None = None
 
 
-KINDS = (Kind("short", 6, 6), Kind("change", 12, 12, 4), Kind("long", 600, 6))
+KINDS = (Kind("short", 6, 6), Kind("change", 12, 12, 4), Kind("long", 300, 6))
 
 
 @dataclass(frozen=True, slots=True)
