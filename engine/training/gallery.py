@@ -47,7 +47,7 @@ class Kind:
     change: float | None = None
 
 
-KINDS = (Kind("short", 6, 6), Kind("change", 12, 12, 4), Kind("long", 300, 6))
+KINDS = (Kind("short", 6, 6), Kind("change", 12, 12, 4), Kind("long", 120, 6))
 
 
 @dataclass(frozen=True, slots=True)
