@@ -9,6 +9,7 @@ import torch
 
 from engine.checkpoints.published_names_perceptual import BASE
 from engine.checkpoints.published_names_semantic import to_ours, to_published
+from engine.config import preset
 from engine.perceptual.dit import DiT, DiTConfig, position_table
 from engine.perceptual.head import Frames
 from engine.reference.case_models import renderer
@@ -83,3 +84,16 @@ def test_config_errors(fields: dict[str, object], message: str) -> None:
     """A configuration that cannot work says why at construction."""
     with pytest.raises(ValueError, match=message):
         DiTConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_patches_are_the_same_in_bf16() -> None:
+    """Tokens of `mini`'s patches in bf16 are those of float32, up to rounding."""
+    torch.manual_seed(3)
+    with torch.inference_mode():
+        base = DiT(preset("mini").renderer.dit)
+        frames = torch.randn(1, 6, 24, 16, 24)
+        exact = base.embed_frames(frames, 7)
+        torch.testing.assert_close(exact[:, :24], base.patch(frames[0, :1]).flatten(2).mT + base.positions[:, 192:216])
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = base.embed_frames(frames, 7)
+    assert golden.relative_error(rounded, exact) < 0.01

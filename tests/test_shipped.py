@@ -77,3 +77,11 @@ def test_seams_do_not_show(model: Model) -> None:
     at_seams = change[24::24]
     inside = torch.cat([change[:24], *[part[1:] for part in change[24:].split(24)]])
     assert at_seams.mean() / inside.mean() <= 1.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_stay_as_sharp_as_they_were(dtype: torch.dtype) -> None:
+    """After twenty seconds nothing has piled up, whatever type the processor computes in."""
+    steady = load(preset("mini"), FOLDER, CPU, dtype)
+    frames = video(steady, "one blue car stays in place under the night sky", 25 + 24 * 6, seed=4)
+    assert judging.sharpness(frames[-24:]) / judging.sharpness(frames[:25]) == pytest.approx(1, abs=0.15)

@@ -155,6 +155,7 @@ class Trunk(nn.Module):
 
     def embed_patches(self, patches: Tensor, start: int) -> Tensor:
         """[B, N, C P P] patches of frames from window position `start` on -> [B, N, D]."""
+        # A convolution by name only: in bf16 torch 2.13 computes some of these shapes wrongly on a CPU, `mini`'s too.
         tokens = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
         first = self.config.text_length + start * self.config.frame_tokens
         return tokens + self.positions[:, first : first + tokens.shape[1]]
