@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
-from engine.messages import SEED_LIMIT, EngineSettings, FrameRing
+from engine.arguments import add_rendering, checked, seed
+from engine.messages import EngineSettings, FrameRing
+from engine.prompt import check_prompt
 
 if TYPE_CHECKING:
     from streaming.supervisor import EngineTarget, Supervisor
@@ -136,6 +138,8 @@ def _engine_settings(arguments: argparse.Namespace) -> EngineSettings:
         first_hop=0,
         low_mark_frames=LOW_MARK_FRAMES,
         memory_gb=arguments.memory,
+        steps=arguments.steps,
+        reuse=arguments.reuse,
     )
 
 
@@ -159,64 +163,40 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--preset", choices=("mini", "landiff"), default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    options.add_argument("--memory", metavar="GB", type=_gigabytes, help="most of the device's memory to use")
+    add_rendering(options)
     options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
-    options.add_argument("--port", type=_port, default=8000, help="HTTP port (default: 8000; 0 takes a free one)")
+    options.add_argument(
+        "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"
+    )
     options.add_argument(
         "--ice-address",
         metavar="IP",
         action="append",
         default=[],
-        type=_ip,
+        type=checked(_ip),
         help="send media from this address only; may be repeated (default: every address but loopback)",
     )
-    options.add_argument("--prompt", type=_prompt, default=PROMPT, help="what the video begins with")
-    options.add_argument("--seed", type=_seed, default=0, help="same seed, same video (default: 0)")
-    options.add_argument("--token", metavar="SECRET", type=_token, help="ask for this bearer token on every change")
+    options.add_argument("--prompt", type=checked(check_prompt), default=PROMPT, help="what the video begins with")
+    options.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")
+    options.add_argument(
+        "--token", metavar="SECRET", type=checked(_token), help="ask for this bearer token on every change"
+    )
     return options
 
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+        raise ValueError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
-    return number
 
 
 def _ip(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, 0 to {SEED_LIMIT - 1}")
-    return int(text)
-
-
-def _prompt(text: str) -> str:
-    from engine.prompt import check_prompt
-
-    try:
-        return check_prompt(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    return str(ipaddress.ip_address(text))
 
 
 def _token(text: str) -> str:
     if not text or not text.isascii() or not text.isprintable():
-        raise argparse.ArgumentTypeError("a token is printable ASCII and not empty")
+        raise ValueError("a token is printable ASCII and not empty")
     return text
 
 

@@ -9,13 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
 
-from engine.messages import SEED_LIMIT
+from engine.arguments import add_rendering, checked, seconds, seed
 from engine.prompt import check_prompt
-
-T = TypeVar("T")
-
 
 # Commands with an argument parser of their own, by the module that has it and its `main`.
 MODULES = {
@@ -56,17 +52,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _generate_options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--prompt", type=_checked(check_prompt), required=True, help="what the video begins with")
+    options.add_argument("--prompt", type=checked(check_prompt), required=True, help="what the video begins with")
     length = options.add_mutually_exclusive_group(required=True)
-    length.add_argument("--seconds", type=_checked(_seconds), metavar="S", help="length of the video")
+    length.add_argument("--seconds", type=checked(seconds), metavar="S", help="length of the video")
     length.add_argument(
         "--reference", action="store_true", help="landiff: one window of 49 frames, drawn as the release draws it"
     )
     options.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
-    options.add_argument("--seed", type=_checked(_seed), default=0, help="same seed, same video (default: 0)")
+    options.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")
     options.add_argument(
         "--change",
-        type=_checked(_change),
+        type=checked(_change),
         action="append",
         default=[],
         metavar="SECONDS:PROMPT",
@@ -75,15 +71,7 @@ def _generate_options(options: argparse.ArgumentParser) -> None:
     options.add_argument("--preset", default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    options.add_argument("--steps", type=_checked(_steps), metavar="N", help="denoising steps a hop (the preset's own)")
-    options.add_argument(
-        "--reuse",
-        type=_checked(_reach),
-        default=0.0,
-        metavar="REACH",
-        help="spare layers of a long run, approximately: how far the time embedding may move meanwhile, such as 0.4",
-    )
-    options.add_argument("--memory", type=_checked(_gigabytes), metavar="GB", help="most of the device's memory to use")
+    add_rendering(options)
     options.set_defaults(run=_generate)
 
 
@@ -124,65 +112,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checked(check: Callable[[str], T]) -> Callable[[str], T]:
-    """A converter whose ValueError argparse shows as it is."""
-
-    def convert(text: str) -> T:
-        try:
-            return check(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{text!r} is not a number of seconds above 0")
-    return seconds
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{text!r} is not a number of gigabytes above 0")
-    return number
-
-
-def _reach(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{text!r} is not a number from 0 on")
-    return number
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
-        raise ValueError(f"{text!r} is not a seed, 0 to {SEED_LIMIT - 1}")
-    return int(text)
-
-
-def _steps(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1000:
-        raise ValueError(f"{text!r} is not a number of steps, 1 to 1000")
-    return int(text)
-
-
 def _change(text: str) -> tuple[float, str]:
-    seconds, colon, prompt = text.partition(":")
+    at, colon, prompt = text.partition(":")
     if not colon:
         raise ValueError(f"{text!r} is not SECONDS:PROMPT")
-    return _seconds(seconds), check_prompt(prompt)
+    return seconds(at), check_prompt(prompt)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from engine.config import FRAMES_PER_LATENT, preset
@@ -252,6 +252,7 @@ def _warm(settings: EngineSettings, control: Connection) -> Generator | None:
 
     try:
         config = preset(settings.preset)
+        config = replace(config, steps=settings.steps or config.steps, reuse=settings.reuse)
         device = pick_device(settings.device)
         folder = weights_folder(config, settings.weights)
         model = load(config, folder, device, pick_dtype(device), tell, settings.memory_gb)

@@ -52,6 +52,8 @@ class EngineSettings:
     first_hop: int  # number of the first hop, which keys the noise together with the seed
     low_mark_frames: int  # a hop starts only when at most this many rendered frames are not yet shown
     memory_gb: float | None = None  # most of the device's memory to use; None plans nothing
+    steps: int | None = None  # denoising steps of a hop; None means the preset's own
+    reuse: float = 0.0  # as in `EngineConfig`
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < SEED_LIMIT:

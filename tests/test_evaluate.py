@@ -20,7 +20,12 @@ def test_the_command_writes_figures_sheet_and_report(tmp_path: Path, monkeypatch
     """Every figure has an interval, the sheet has the asked words, the report is one file with all of it."""
     monkeypatch.setattr(roundtrip, "ROUND_TRIPS", 3)
     out, page = tmp_path / "q.json", tmp_path / "q.html"
+    document = tmp_path / "Q.md"
+    document.write_text(
+        "before\n<!-- engine evaluate mini: begin -->\nold\n<!-- engine evaluate mini: end -->\nafter\n"
+    )
     words = ["evaluate", "--json", str(out), "--html", str(page), "--captions", "2", "--steps", "2"]
+    words += ["--docs", str(document)]
     assert main([*words, "--drift-minutes", "0.1", "--drift-videos", "1", "--device", "cpu"]) == 0
     figures = json.loads(out.read_text())
     assert set(figures["held_out"]) == set(drift.WORDS)
@@ -34,7 +39,10 @@ def test_the_command_writes_figures_sheet_and_report(tmp_path: Path, monkeypatch
     assert (tmp_path / "q.png").read_bytes()[:4] == b"\x89PNG"
     text = page.read_text(encoding="utf-8")
     assert text.count("<svg") == 3 and "data:image/png;base64," in text
-    assert f"{figures['seam_ratio']:.3f}" in text
+    table = document.read_text(encoding="utf-8")
+    for words_of in (text, table):
+        assert f"{figures['seam_ratio']:.2f}" in words_of and figures["long"][0]["prompt"] in words_of
+    assert table.startswith("before\n") and table.endswith("after\n") and "old" not in table and "2 steps" in table
     # One file: it refers to nothing outside.
     assert "src=" in text and "href=" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
 

@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,7 @@ from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
 from engine.generator import Generator
-from engine.interleave import Interleaver, serve
+from engine.interleave import Interleaver, _warm, serve
 from engine.messages import (
     ChunkReady,
     EngineSettings,
@@ -312,6 +314,18 @@ def test_model_that_cannot_be_loaded_is_told(
     settings = EngineSettings(preset, str(tmp_path / weights), device, "main", "the sea", 0, 0, 0, 20)
     messages = _serve_in_thread(settings)
     assert isinstance(messages[-1], Failed) and words in messages[-1].error and "\n" not in messages[-1].error
+
+
+def test_steps_of_the_settings_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and reuse that the server was started with take the preset's place; the engine says how many it does."""
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    write_weights(tmp_path)
+    for steps, reuse, told in ((None, 0.0, tiny_config().steps), (3, 0.5, 3)):
+        control = Mock(spec=Connection)
+        generator = _warm(replace(SETTINGS, weights=str(tmp_path), steps=steps, reuse=reuse), control)
+        assert generator is not None and generator.model.config.reuse == reuse
+        [ready] = control.send.call_args.args
+        assert isinstance(ready, Ready) and ready.steps == generator.steps == told
 
 
 def test_published_model_without_weights_is_told() -> None:

@@ -66,12 +66,12 @@ def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
     return {
         "command": " ".join(["python -m engine.bench", *argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "preset": model.config.name,
         "weights": "shipped" if shipped(model.config) else "random",
         "steps": model.config.steps,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(model.device) if on_cuda else _processor(),
+        "device": torch.cuda.get_device_name(model.device) if on_cuda else processor(),
         "device_type": model.device.type,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
@@ -80,7 +80,8 @@ def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -95,7 +96,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the running code; None outside a clone."""
     words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.bench.contender import commit, processor
 from engine.checkpoints.convert import convert
 from engine.checkpoints.filling import shapes_of
 from engine.checkpoints.published import FILES
@@ -175,23 +173,6 @@ def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _commit() -> str | None:
-    try:
-        words = ["git", "describe", "--always", "--dirty"]
-        done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a line for each figure and writes the JSON; 1 if the bar is missed, 2 for a caller's mistake."""
     parser = argparse.ArgumentParser(prog="python -m engine.bench.loading", description=__doc__)
@@ -217,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = figures(seconds, by_work)
     reached = all(row["share_of_copy"]["median"] >= BAR for name, row in facts.items() if name != "copy")
     conditions = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(), "bytes": sizes,
-        "rounds": arguments.rounds, "planner_layers": config.planner.layers, "processor": _processor(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(), "bytes": sizes,
+        "rounds": arguments.rounds, "planner_layers": config.planner.layers, "processor": processor(),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load_average": os.getloadavg(),
         "torch": torch.__version__, "page_cache": "source files not in it", "written": "flushed to the disk",
     }  # fmt: skip

@@ -11,9 +11,7 @@ import argparse
 import json
 import logging
 import os
-import platform
 import random
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.bench import tables
+from engine.bench.contender import commit, processor
 from engine.config import preset
 from engine.generator import Generator
 from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
@@ -31,8 +31,9 @@ from engine.offline import Change, film
 from engine.semantic.theia import Theia
 from engine.training import drift, judging, reading, report, roundtrip, vbench, world
 from engine.training.captions import Label, caption, random_label
+from engine.training.figures import COMMAND, markdown
 from engine.training.run import write_atomically
-from engine.weights import SHIPPED, load_component
+from engine.weights import load_component
 
 log = logging.getLogger(__name__)
 
@@ -199,24 +200,14 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
     write_atomically(path, write)
 
 
-def _commit() -> str | None:
-    """The commit of the running code; None outside a clone."""
-    try:
-        words = ["git", "describe", "--always", "--dirty"]
-        described: str = subprocess.run(words, cwd=SHIPPED, capture_output=True, text=True, check=True).stdout
-        return described.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
     """What the figures were measured with."""
     return {
         "command": "python -m engine evaluate " + " ".join(argv),
         "device": model.device.type,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
-        "commit": _commit(),
+        "commit": commit(),
         "dtype": str(model.dtype),
         "torch": torch.__version__,
         "steps": model.config.steps,
@@ -229,6 +220,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="F", help="file to write the figures to")
     parser.add_argument("--html", type=Path, metavar="F", help="report to write beside them, one file")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet (default: beside the figures)")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FILE.md",
+        action="append",
+        default=[],
+        help="put the table between the marks there",
+    )
     parser.add_argument("--captions", type=int, default=200, help="held-out captions, four hops of video each")
     parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
     parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
@@ -247,8 +246,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--vbench and --prompts belong together")
     if (arguments.json is None) == (arguments.vbench is None):
         parser.error("give --json F for the figures, or --vbench OUT --prompts FILE for videos")
-    if arguments.html is not None and arguments.json is None:
-        parser.error("--html needs --json")
+    if (arguments.html is not None or arguments.docs) and arguments.json is None:
+        parser.error("--html and --docs need --json")
     return arguments
 
 
@@ -265,6 +264,8 @@ def main(argv: Sequence[str]) -> int:
             seed=arguments.seed,
             forgetful=arguments.without_prompt_half,
         )
+        for document in arguments.docs:
+            tables.check_marks(document, arguments.preset, COMMAND)
         prompts = vbench.read_prompts(arguments.prompts) if arguments.vbench else []
         config, device = preset(arguments.preset), pick_device(arguments.device)
         if arguments.steps:
@@ -287,5 +288,7 @@ def main(argv: Sequence[str]) -> int:
     report.write_sheet(picture, sheet)
     if arguments.html:
         report.write_report(arguments.html, figures, picture)
+    for document in arguments.docs:
+        tables.place(document, arguments.preset, markdown(figures), COMMAND)
     log.info("%s", json.dumps({name: value["share"] for name, value in figures["held_out"].items()}))
     return 0

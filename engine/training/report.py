@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from engine.training.captions import Label
+from engine.training.figures import ends
+from engine.training.figures import rows as figures_rows
 from engine.training.run import write_atomically
 
 SHEET_ROWS = 24
@@ -99,48 +101,15 @@ def write_report(path: Path, figures: dict[str, Any], sheet: Path) -> None:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    flicker, coded = figures["flicker"], figures["autoencoder"]
-    rows = [(f"{word} right", _share(figures["held_out"][word])) for word in WORDS]
-    changed = figures["prompt_change"]
-    rows += [(f"{word} right in the second hop after a change", _share(changed[word])) for word in WORDS]
-    rows += [
-        ("words that changed, right in the second hop", _share(changed["changed_words"])),
-        ("all words right in the second hop", _share(changed["all"])),
-    ]
-    rows += [
-        (
-            "judge on true videos, least word",
-            f"{min(one['share'] for one in figures['judge_on_true_videos'].values())}",
-        ),
-        ("Fréchet distance of features", f"{figures['frechet']:.3f} ± {figures['frechet_half_width_95']:.3f}"),
-        ("seam ratio", f"{figures['seam_ratio']:.3f} ± {figures['seam_ratio_half_width_95']:.3f}"),
-        (
-            "jump at latents inside hops",
-            f"{figures['latent_jump_ratio']:.3f} ± {figures['latent_jump_ratio_half_width_95']:.3f}",
-        ),
-        ("autoencoder, whole picture", f"{coded['psnr_db']:.1f} ± {coded['psnr_half_width_95']:.1f} dB"),
-        (
-            "autoencoder, box round the subject",
-            f"{coded['subject_box_psnr_db']:.1f} ± {coded['subject_box_psnr_half_width_95']:.1f} dB",
-        ),
-        ("words kept by the tokenizer", _share(figures["tokenizer_round_trip"]["mean"])),
-    ]
-    if "ratio" in flicker:
-        ratio = f"{flicker['ratio']:.2f} ± {flicker['half_width_95']:.2f}"
-        levels = f"{flicker['levels']['mean']:.2f} levels of 255"
-        rows.append(("flicker of still scenes, over that of true videos", f"{ratio} ({levels}, n = {flicker['n']})"))
-    return "<table>" + "".join(f"<tr><td>{html.escape(name)}<td>{value}" for name, value in rows) + "</table>"
-
-
-def _share(figure: dict[str, float]) -> str:
-    return f"{figure['share']:.3f} ± {figure['half_width_95']:.3f} (n = {figure['n']})"
+    rows = "".join(f"<tr><td>{html.escape(name)}<td>{value}" for name, value in figures_rows(figures))
+    return f"<table>{rows}</table>"
 
 
 def _long_table(videos: Sequence[dict[str, Any]]) -> str:
     head = "<tr><th>prompt<th>minutes<th>words, first and last minute<th>sharpness<th>colour<th>seam ratio"
     rows = []
     for video in videos:
-        first, last = (sum(video[end].values()) / len(WORDS) for end in ("first_minute", "last_minute"))
+        first, last = ends(video)
         rows.append(
             f"<tr><td>{html.escape(video['prompt'])}<td>{video['minutes']:g}<td>{first:.2f}, {last:.2f}"
             f"<td>{video['sharpness_drift']:+.1%}<td>{video['colour_drift']:.1%}<td>{video['seam_ratio']:.2f}"
