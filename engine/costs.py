@@ -133,14 +133,15 @@ def _renderer_stages(config: EngineConfig, renderer: Renderer) -> list[_Counted]
     size = (dit.channels, dit.height, dit.width)
     text = _meta(rows, dit.text_length, dit.text_dim)
     given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
-    traffic = _weights(renderer.base, renderer.control)
+    condition = _meta(rows, dit.frames, *size)
+    base, control = _weights(renderer.base), _weights(renderer.control)
+    traffic = base + control
     counted = []
     if dit.half_causal:
-        counted.append(("read the prompt half", _flops(lambda: renderer.read_prompt(given, text, given)), traffic, 1))
-    cache = renderer.read_prompt(given, text, given)
-    half = renderer.read_new(new, cache)
-    flops = _flops(lambda: renderer.denoise(new, _meta(rows), half, cache))
-    return [*counted, ("denoising step", flops, traffic, config.steps)]
+        counted.append(("open a window", _flops(lambda: renderer.read(given, text, condition)), traffic, 1))
+    cache = renderer.read(given, text, condition)
+    flops = _flops(lambda: renderer.denoise(new, _meta(rows), cache))
+    return [*counted, ("denoising step", flops, base if dit.half_causal else traffic, config.steps)]
 
 
 def _vae_stage(config: EngineConfig, vae: VAE | TinyVAE) -> _Counted:

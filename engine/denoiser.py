@@ -7,7 +7,7 @@ width. `R` rows are 2, without text and with it, or 1 without guidance; steps wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from engine.graphs import Graphs
 from engine.lanes import upload
 from engine.model import Model
 from engine.noise import normal
-from engine.perceptual.renderer import NewHalf, PromptCache, Words
+from engine.perceptual.renderer import WindowCache, Words, given_moment
 from engine.perceptual.reuse import reused_steps
 from engine.perceptual.solver import SolverState, guide, solver_of
 from engine.perceptual.times import Moment
@@ -26,8 +26,6 @@ from kernels.guidance import guided_step
 from kernels.launch import fuses
 
 _KNOWN_TEXTS = 4  # prompts whose tokens are kept
-
-_Halves = tuple[PromptCache, NewHalf]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +37,17 @@ class Window:
     seed: int
     words: Words  # of R rows
     prompt_half: Tensor  # [1, P, C, H, W]
-    given_condition: Tensor  # [1, P, C, H, W]
-    condition: Tensor  # [1, T, C, H, W] of the new latents
-    prompt: PromptCache  # of the prompt half as it is
-    new: NewHalf  # of the new latents' condition, after that prompt
+    condition: Tensor  # [1, P + T, C, H, W]
+    cache: WindowCache  # with the prompt half as it is
 
     @property
     def given(self) -> int:
         return self.prompt_half.shape[1]
+
+    @property
+    def new(self) -> Tensor:
+        """[1, T, C, H, W]: as large as the new latents."""
+        return self.condition[:, self.given :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class Denoiser:
         self._reused = self._plan_reuse(each)
         self._words: deque[tuple[Tensor, Words]] = deque(maxlen=_KNOWN_TEXTS)
         self._moments: dict[tuple[int, ...], Moment] = {}
+        self._given: Moment | None = None
+        self._opened: set[Hashable] = set()
         table = self._solver.table()
         self._table = None if table is None else table.to(model.device)
         self._numbers = torch.arange(steps, device=model.device)
@@ -103,15 +106,13 @@ class Denoiser:
             prompt_half: [1, P, C, H, W].
             condition: [1, P + T, C, H, W].
         """
-        given = prompt_half.shape[1]
-        words, given_condition = self._read(text), condition[:, :given]
-        prompt = self._model.renderer.read_prompt(self._paired(prompt_half), words, self._paired(given_condition))
-        new = self._model.renderer.read_new(condition[:, given:], prompt)
-        return Window(*place, words, prompt_half, given_condition, condition[:, given:], prompt, new)
+        words = self._words_of(text)
+        cache = self._read(self._paired(prompt_half), words, condition)
+        return Window(*place, words, prompt_half, condition, cache)
 
     def begin(self, window: Window) -> Progress:
         """The noise that a hop starts from."""
-        like = window.condition
+        like = window.new
         if self._model.config.shared_noise:
             return Progress(SolverState(self._noise(like[:, :1], "render", window).expand_as(like).contiguous()))
         return Progress(SolverState(self._noise(like, "render", window)))
@@ -120,31 +121,40 @@ class Denoiser:
         """One step of the solver, guided if it asks for that."""
         state, change = progress.state, progress.change if self._reused[index] else None
         rows = self._rows if self._solver.guidance(index) != 1.0 else 1
-        prompt, new = self._halves_at(window, index)
+        cache = self._cache_at(window, index)
         if rows < self._rows:
-            prompt, new = prompt.prompted(), new.prompted()
+            cache = cache.prompted()
         noise = self._noise(state.x, "render", window, index) if self._solver.draws(index) else None
-        moment = self._moment(window, index, (prompt, new))
-        step = _Step(state.x, state.clean, noise, self._numbers[index : index + 1], moment, change)
+        moment, number = self._moment(window, index, cache), self._numbers[index : index + 1]
+        step = _Step(state.x, state.clean, noise, number, moment, change)
         keep = any(self._reused[index + 1 : index + 2])
-        if self._table is None or not (self._graphs.captures or fuses(state.x)):
-            return self._plain(index, state, step, (prompt, new), keep)
-        given, count = window.given, window.condition.shape[1]
-        key = ("step", rows, given, count, state.clean is None, noise is None, change is None, keep)
-        return self._graphs.call(key, partial(self._fused, keep=keep), step, (prompt, new))
+        shapes = (rows, window.given, window.new.shape[1], change is None, keep)
+        if self._table is not None and (fuses(state.x) or (self._graphs.captures and not self._graphs.tapes)):
+            key = ("step", *shapes, state.clean is None, noise is None)
+            return self._graphs.call(key, partial(self._fused, keep=keep), step, cache)
 
-    def _plain(self, index: int, state: SolverState, step: _Step, halves: _Halves, keep: bool) -> Progress:
-        output, change = self._answer(step, halves, keep)
+        # A tape costs so little that each step has one of its own, in which its time and its numbers are fixed.
+        def run(changing: tuple[SolverState, Tensor | None, Tensor | None], cache: WindowCache) -> Progress:
+            state, noise, change = changing
+            return self._plain(index, state, _Step(state.x, state.clean, noise, number, moment, change), cache, keep)
+
+        changing = state, noise, change
+        if self._graphs.tapes:
+            return self._graphs.call(("step of its own", index, *shapes), run, changing, cache)
+        return run(changing, cache)
+
+    def _plain(self, index: int, state: SolverState, step: _Step, cache: WindowCache, keep: bool) -> Progress:
+        output, change = self._answer(step, cache, keep)
         clean = self._solver.clean(index, state.x, output)
         if len(clean) == 2:
             without, with_text = clean.chunk(2)
             clean = guide(without, with_text, self._solver.guidance(index))
         return Progress(self._solver.step(index, state, clean, step.noise), change)
 
-    def _fused(self, step: _Step, halves: _Halves, keep: bool) -> Progress:
+    def _fused(self, step: _Step, cache: WindowCache, keep: bool) -> Progress:
         """The same by one kernel after the network; every number of the step is on the device."""
         with self._model.computing():
-            outputs, change = self._answer(step, halves, keep)
+            outputs, change = self._answer(step, cache, keep)
             assert self._table is not None, "only solvers that have a table come here"
             before = None if step.clean is None else step.clean[0].contiguous()
             noise = None if step.noise is None else step.noise[0]
@@ -153,12 +163,12 @@ class Denoiser:
             )
         return Progress(SolverState(following[None], clean[None]), change)
 
-    def _answer(self, step: _Step, halves: _Halves, keep: bool) -> tuple[Tensor, Tensor | None]:
+    def _answer(self, step: _Step, cache: WindowCache, keep: bool) -> tuple[Tensor, Tensor | None]:
         """The network's output, and what its layers added where the next step shall take it."""
-        (prompt, new), renderer = halves, self._model.renderer
+        renderer = self._model.renderer
         if step.change is None and not keep:
-            return renderer.denoise(step.x, step.moment, new, prompt), None
-        output, change = renderer.denoise_reusing(step.x, step.moment, new, prompt, step.change)
+            return renderer.denoise(step.x, step.moment, cache), None
+        output, change = renderer.denoise_reusing(step.x, step.moment, cache, step.change)
         return output, change if keep else None
 
     def _plan_reuse(self, rows: Sequence[int]) -> tuple[bool, ...]:
@@ -169,37 +179,53 @@ class Denoiser:
         with self._model.computing():
             return reused_steps(self._model.renderer.base.embed_times(times), rows, self._model.config.reuse)
 
-    def _read(self, text: Tensor) -> Words:
+    def _words_of(self, text: Tensor) -> Words:
         """Once a prompt."""
         for known, words in self._words:
             if known is text:
                 return words
         # No text is zeros in the release, not an encoded empty prompt (FACTS 3.4).
         rows = text if self._rows == 1 else torch.cat([torch.zeros_like(text), text])
-        words = self._model.renderer.read_text(rows)
+        self._given = self._given or given_moment(rows)
+        words = self._model.renderer.read_text(rows, self._given)
         self._words.append((text, words))
         return words
 
-    def _moment(self, window: Window, index: int, halves: _Halves) -> Moment:
+    def _read(self, prompt: Tensor, words: Words, condition: Tensor) -> WindowCache:
+        """Reads prompt [R, P, C, H, W] and condition [1, P + T, C, H, W], by a tape where layers have to do it."""
+        renderer = self._model.renderer
+        if not self._graphs.tapes or not renderer.config.dit.half_causal:
+            return renderer.read(prompt, words, condition)
+        key = ("open", prompt.shape[:2], condition.shape[1])
+        if key not in self._opened:
+            # A tape takes modulations as they are: they must be whole before.
+            renderer.read(prompt, words, condition)
+            self._opened.add(key)
+
+        def read(changing: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor]) -> WindowCache:
+            with self._model.computing():
+                return renderer.read(changing[0], Words(*text, words.moment), changing[1])
+
+        return self._graphs.call(key, read, (prompt, condition), (words.control, words.base))
+
+    def _moment(self, window: Window, index: int, cache: WindowCache) -> Moment:
         """A step's time with all modulations, made by its first window of this shape."""
-        prompt, new = halves
-        key = (index, prompt.rows, window.given, window.condition.shape[1])
+        key = (index, cache.rows, window.given, window.new.shape[1])
         if key not in self._moments:
-            time = torch.full((prompt.rows,), self._solver.time(index), device=self._model.device)
+            time = torch.full((cache.rows,), self._solver.time(index), device=self._model.device)
             self._moments[key] = Moment(time)
             if self._graphs.captures:
                 # A graph takes them as they are: they must be whole before.
-                self._model.renderer.denoise(window.condition, self._moments[key], new, prompt)
+                self._model.renderer.denoise(window.new, self._moments[key], cache)
         return self._moments[key]
 
-    def _halves_at(self, window: Window, index: int) -> _Halves:
-        """Both halves as they stand before a step."""
+    def _cache_at(self, window: Window, index: int) -> WindowCache:
+        """With the prompt half as it stands before a step."""
         if self._model.config.prompt_half == "clean" or not window.given:
-            return window.prompt, window.new
+            return window.cache
         noise = self._noise(window.prompt_half, "prompt", window, index)
         prompt = self._paired(self._solver.noised(index, window.prompt_half, noise))
-        cache = self._model.renderer.read_prompt(prompt, window.words, self._paired(window.given_condition))
-        return cache, self._model.renderer.read_new(window.condition, cache)
+        return self._read(prompt, window.words, window.condition)
 
     def _paired(self, latents: Tensor) -> Tensor:
         """[1, ...] -> [R, ...], a view."""

@@ -151,10 +151,10 @@ def _renderer(config: EngineConfig, renderer: nn.Module, held: list[object]) -> 
     def run() -> None:
         renderer.condition(_meta(1, dit.frames, config.tokenizer.feature_dim, *config.tokenizer.grid))
         given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
-        cache = renderer.read_prompt(given, _meta(rows, dit.text_length, dit.text_dim), given)
-        half = renderer.read_new(new, cache)
-        held.extend((cache, half))
-        renderer.denoise(new, _meta(rows), half, cache)
+        condition = _meta(rows, dit.frames, *size)
+        cache = renderer.read(given, _meta(rows, dit.text_length, dit.text_dim), condition)
+        held.append(cache)
+        renderer.denoise(new, _meta(rows), cache)
 
     return run
 

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
 from engine.denoiser import Denoiser, Window
-from engine.graphs import Graphs, leaves, planted
+from engine.graphs import Graphs
 from engine.lanes import Download, Lanes, Mark
 from engine.model import Model, VideoState
 from engine.perceptual.frames import to_planes
 from engine.perceptual.vae import slice_lengths
 from engine.plan import Plan, PlanWriter
 from engine.records import FeatureFrames, FrameChunk, TextEmbedding
+from engine.trees import leaves, planted
 
 CODES_PER_UNIT = 8
 _PLAN, _RENDER = "plan", "render"  # lanes

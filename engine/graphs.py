@@ -1,41 +1,55 @@
-"""Functions captured as CUDA graphs: the host then launches one thing instead of a thousand.
+"""Functions that run again without their modules: captured as CUDA graphs, and on a CPU written down as tapes.
 
-Nothing else knows CUDA graphs. A function that is captured takes and gives trees of tensors: records, tuples and dicts
-of them. It reads its inputs at fixed places, into which every call copies them; what it holds beside them (weights, a
-cache that it writes in place) must stay where it is.
+Nothing else knows either. A function that is captured takes and gives trees of tensors (`engine.trees`). What it holds
+beside its inputs (weights, a cache that it writes in place) must stay where it is. A CUDA graph reads its inputs at
+fixed places, into which every call copies them; the host then launches one thing instead of a thousand.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from engine.tapes import Tape
+from engine.trees import leaves, planted
+from kernels.launch import fuses
+
 SWITCH = "LANDIFF_GRAPHS"  # environment variable: "off" runs everything eagerly
-MOST_GRAPHS = 16  # kept; the one that was not called for longest goes first
+MOST_GRAPHS, MOST_TAPES = 16, 256  # kept; the one that was not called for longest goes first
 WARM_UPS = 2  # runs before a capture: libraries and kernels choose their ways in the first
 
-T = TypeVar("T")
+Function = Callable[[Any, Any], Any]  # of changing and lasting inputs
 Outputs = TypeVar("Outputs")
+_Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Turns work that reads and writes fixed memory into a call that does it again."""
+    """Makes a captured function out of a function and inputs of the shapes that it will get."""
 
-    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+    def capture(self, key: Hashable, function: Function, changing: Any, lasting: Any) -> Function: ...
+
+
+class PlacesRecorder:
+    """Of functions that read and write fixed memory; a subclass says how such work is done again."""
+
+    def capture(self, key: Hashable, function: Function, changing: Any, lasting: Any) -> Function:
+        """The function, run with copies of its inputs."""
+        return _Placed(key, self, function, changing, lasting)
+
+    def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """The work's outputs, at places that the returned call fills anew."""
-        ...
+        raise NotImplementedError
 
 
-class CudaRecorder:
+class CudaRecorder(PlacesRecorder):
     """Of one lane of a device. Its graphs share a memory pool: no two of them may run at once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +57,7 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+    def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
@@ -56,14 +70,49 @@ class CudaRecorder:
         return outputs, graph.replay
 
 
-@dataclasses.dataclass(slots=True)
-class _Capture:
-    function: Callable[[Any, Any], Any]  # what it holds must live as long as the graph
-    changing: Any
-    lasting: Any
-    given: list[Tensor]  # the lasting tensors that were copied last
-    outputs: Any
-    replay: Callable[[], None]
+class TapeRecorder:
+    """Of functions on a CPU."""
+
+    def capture(self, key: Hashable, function: Function, changing: Any, lasting: Any) -> Function:
+        """The function, run once as it is written down; as it is where Triton's interpreter does some of its work."""
+        if fuses(torch.empty(0)):
+            return function
+        tape: Tape[Any] = Tape(function, changing, lasting)
+        kinds = _kinds(leaves((changing, lasting)))
+
+        def play(changing: Any, lasting: Any) -> Any:
+            given = leaves((changing, lasting))
+            _check(key, given, kinds)
+            return tape.play(given)
+
+        return play
+
+
+class _Placed:
+    """One function of fixed places."""
+
+    def __init__(
+        self, key: Hashable, recorder: PlacesRecorder, function: Function, changing: Any, lasting: Any
+    ) -> None:
+        self._key = key
+        self._function = function  # what it holds must live as long as the graph
+        self._changing, self._lasting = (planted(tree, map(torch.clone, leaves(tree))) for tree in (changing, lasting))
+        self._given: list[Tensor] = []  # the lasting tensors that were copied last
+        self._outputs, self._replay = recorder.record(lambda: function(self._changing, self._lasting))
+
+    def __call__(self, changing: Any, lasting: Any) -> Any:
+        self._copy(leaves(changing), leaves(self._changing))
+        given = leaves(lasting)
+        if len(given) != len(self._given) or any(a is not b for a, b in zip(given, self._given, strict=True)):
+            self._copy(given, leaves(self._lasting))
+            self._given = given
+        self._replay()
+        return planted(self._outputs, (leaf.clone() for leaf in leaves(self._outputs)))
+
+    def _copy(self, given: list[Tensor], places: list[Tensor]) -> None:
+        _check(self._key, given, _kinds(places))
+        for tensor, place in zip(given, places, strict=True):
+            place.copy_(tensor)
 
 
 class Graphs:
@@ -71,11 +120,11 @@ class Graphs:
 
     def __init__(self, recorder: Recorder | None) -> None:
         self._recorder = recorder
-        self._captures: OrderedDict[Hashable, _Capture] = OrderedDict()
+        self._captures: OrderedDict[Hashable, Function] = OrderedDict()
 
     @classmethod
     def on(cls, device: torch.device) -> Graphs:
-        """For a lane of a device: captured on CUDA, unless the environment says otherwise.
+        """For a lane of a device, unless the environment says that nothing shall be captured.
 
         Raises:
             ValueError: the environment says neither 'on' nor 'off'.
@@ -83,19 +132,26 @@ class Graphs:
         said = os.environ.get(SWITCH, "on")
         if said not in ("on", "off"):
             raise ValueError(f"{SWITCH}={said!r} is neither 'on' nor 'off'")
-        return cls(CudaRecorder(device) if device.type == "cuda" and said == "on" else None)
+        if said == "off" or device.type not in ("cpu", "cuda"):
+            return cls(None)
+        return cls(CudaRecorder(device) if device.type == "cuda" else TapeRecorder())
 
     @property
     def captures(self) -> bool:
         return self._recorder is not None
+
+    @property
+    def tapes(self) -> bool:
+        """Whether a capture is a tape, which keeps no memory and copies nothing."""
+        return isinstance(self._recorder, TapeRecorder)
 
     def call(self, key: Hashable, function: Callable[[Any, Any], Outputs], changing: Any, lasting: Any = ()) -> Outputs:
         """function(changing, lasting), captured when the key is new.
 
         Args:
             key: of the function, of everything that it holds, and of the tree's shape.
-            changing: inputs that are copied at every call.
-            lasting: inputs that nobody changes in place: copied when they are not the tensors of the call before.
+            changing: inputs that may be others at every call.
+            lasting: inputs that nobody changes in place, mostly the tensors of the call before: then nothing is copied.
 
         Returns:
             What the function gives; new memory.
@@ -105,67 +161,29 @@ class Graphs:
         """
         if self._recorder is None:
             return function(changing, lasting)
-        capture = self._captures.get(key)
-        if capture is None:
-            capture = self._captures[key] = self._capture(key, function, changing, lasting)
-            while len(self._captures) > MOST_GRAPHS:
+        if key not in self._captures:
+            self._captures[key] = self._recorder.capture(key, function, changing, lasting)
+            logger.info("captured %s", key)
+            while len(self._captures) > (MOST_TAPES if self.tapes else MOST_GRAPHS):
                 self._captures.popitem(last=False)
         self._captures.move_to_end(key)
-        _copy(key, leaves(changing), leaves(capture.changing))
-        given = leaves(lasting)
-        if len(given) != len(capture.given) or any(a is not b for a, b in zip(given, capture.given, strict=True)):
-            _copy(key, given, leaves(capture.lasting))
-            capture.given = given
-        capture.replay()
-        outputs: Outputs = planted(capture.outputs, (leaf.clone() for leaf in leaves(capture.outputs)))
+        outputs: Outputs = self._captures[key](changing, lasting)
         return outputs
 
-    def _capture(self, key: Hashable, function: Callable[[Any, Any], Outputs], changing: Any, lasting: Any) -> _Capture:
-        assert self._recorder is not None
-        changing, lasting = (planted(tree, map(torch.clone, leaves(tree))) for tree in (changing, lasting))
-        outputs, replay = self._recorder.record(lambda: function(changing, lasting))
-        logger.info("captured %s", key)
-        return _Capture(function, changing, lasting, [], outputs, replay)
+
+def _kinds(tensors: Sequence[Tensor]) -> list[_Kind]:
+    return [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
 
 
-def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of records, sequences and dicts, however deep, in their order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return [leaf for branch in _branches(tree) for leaf in leaves(branch)]
-
-
-def planted(tree: T, tensors: Iterator[Tensor]) -> T:
-    """The same tree with other tensors, taken in the order of `leaves`."""
-    grown: Any = tree
-    if isinstance(tree, Tensor):
-        grown = next(tensors)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in dataclasses.fields(tree)]
-        grown = type(tree)(*(planted(getattr(tree, name), tensors) for name in names))
-    elif isinstance(tree, dict):
-        grown = {key: planted(value, tensors) for key, value in tree.items()}
-    elif isinstance(tree, (list, tuple)):
-        grown = type(tree)([planted(branch, tensors) for branch in tree])
-    return grown  # type: ignore[no-any-return]
-
-
-def _branches(tree: Any) -> list[Any]:
-    if dataclasses.is_dataclass(tree):
-        return [getattr(tree, field.name) for field in dataclasses.fields(tree)]
-    if isinstance(tree, dict):
-        return list(tree.values())
-    return list(tree) if isinstance(tree, (list, tuple)) else []
-
-
-def _copy(key: Hashable, given: list[Tensor], places: list[Tensor]) -> None:
-    if len(given) != len(places):
-        raise ValueError(f"graph {key}: {len(given)} tensors given, it was captured with {len(places)}")
-    for number, (tensor, place) in enumerate(zip(given, places, strict=True)):
-        if (tensor.shape, tensor.dtype, tensor.device) != (place.shape, place.dtype, place.device):
+def _check(key: Hashable, given: Sequence[Tensor], captured: Sequence[_Kind]) -> None:
+    kinds = _kinds(given)
+    if kinds == captured:
+        return
+    if len(kinds) != len(captured):
+        raise ValueError(f"graph {key}: {len(kinds)} tensors given, it was captured with {len(captured)}")
+    for number, (now, then) in enumerate(zip(kinds, captured, strict=True)):
+        if now != then:
             raise ValueError(
-                f"graph {key}: tensor {number} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, at the "
-                f"capture it was {tuple(place.shape)} {place.dtype} on {place.device}"
+                f"graph {key}: tensor {number} is {tuple(now[0])} {now[1]} on {now[2]}, at the capture it was "
+                f"{tuple(then[0])} {then[1]} on {then[2]}"
             )
-    for tensor, place in zip(given, places, strict=True):
-        place.copy_(tensor)

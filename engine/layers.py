@@ -82,9 +82,13 @@ def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor
 
 def rotations(start: int, count: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines [count, dim / 2] for `rotate`, of positions from `start` on, out of a table that is kept."""
-    reach = -(-(start + count) // _TABLE_STEP) * _TABLE_STEP
-    cos, sin = _rotation_table(reach, dim, theta, device)
+    cos, sin = rotation_table(start + count, dim, theta, device)
     return cos[start : start + count], sin[start : start + count]
+
+
+def rotation_table(count: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [at least `count`, dim / 2] of positions from 0 on, kept."""
+    return _rotation_table(-(-count // _TABLE_STEP) * _TABLE_STEP, dim, theta, device)
 
 
 @functools.lru_cache(maxsize=16)

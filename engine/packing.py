@@ -99,12 +99,27 @@ class PackedConv(nn.Conv2d):
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._copy.serves(x, self.weight):
-            return super().forward(x)
+        return self.product(x, self.bias, "none") if self.serves(x) else super().forward(x)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether `product` may be called."""
+        return self._copy.serves(x, self.weight)
+
+    def product(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        """[N, C, H, W] with that bias from the packed copy, channels last, then 'swish' or 'none'."""
         pictures = x.to(self.weight.dtype, memory_format=torch.channels_last)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            pictures, self._copy.packed, self.bias, *geometry, "none", [], ""
+            pictures, self._copy.packed, bias, *geometry, activation, [], ""
+        )
+        return out
+
+    def product_on(self, x: Tensor, other: Tensor) -> Tensor:
+        """[N, C, H, W] from the packed copy, channels last, added to `other` before it is rounded."""
+        pictures, other = (part.to(self.weight.dtype, memory_format=torch.channels_last) for part in (x, other))
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            pictures, other, self._copy.packed, self.bias, *geometry, "add", 1.0, None, [], ""
         )
         return out
 
@@ -114,6 +129,21 @@ def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
     if isinstance(layer, PackedLinear) and layer.serves(x):
         return layer.product(x, "gelu")
     return F.gelu(layer(x), approximate="tanh")
+
+
+def silu_of(layer: nn.Conv2d, x: Tensor, bias: Tensor) -> Tensor:
+    """SiLU of the answer of a layer without a bias of its own for [N, C, H, W], plus `bias` [B, C]."""
+    if isinstance(layer, PackedConv) and len(bias) == 1 and layer.serves(x):
+        return layer.product(x, bias[0].to(layer.weight.dtype), "swish")
+    return F.silu(layer(x) + bias.repeat_interleave(len(x) // len(bias), dim=0)[:, :, None, None])
+
+
+def sum_of(other: Tensor, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """`other` [N, C', H, W] plus the layer's answer for [N, C, H, W]."""
+    if isinstance(layer, PackedConv) and layer.serves(x):
+        return layer.product_on(x, other)
+    added: Tensor = other + layer(x)
+    return added
 
 
 def both_of(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:

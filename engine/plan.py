@@ -8,6 +8,7 @@ Shapes: `L` text tokens, `K` text width, `N` codes of a group, `D` feature chann
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class PlanWriter:
         self._offsets = model.config.tokenizer.offsets
         longest = model.config.planner.max_len(model.config.text.planner_tokens)
         self._positions = torch.arange(longest, device=model.device)
+        # What a captured code reads must be there before.
+        model.planner.prepare(longest, model.device)
 
     def begin(self, text: Tensor, seed: int, frame: int) -> Plan:
         """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer."""
@@ -99,18 +102,23 @@ class PlanWriter:
         group.closed = group.count == self._offsets[-1]
 
     def _next(self, plan: Plan, group: Group, noise: Tensor) -> Tensor:
-        """The code [1] after another one, by a graph that belongs to the plan's cache."""
-        cache, last = plan.cache, group.codes[:, group.count - 1 : group.count]
+        """The code [1] after another one, by a graph that belongs to the plan's cache or by a tape for all of them."""
 
-        def step(changing: tuple[Tensor, Tensor, Tensor], pooled: Tensor | None) -> Tensor:
+        def step(changing: tuple[Tensor, Tensor, Tensor], pooled: Tensor | None, cache: KVCache) -> Tensor:
             token, position, noise = changing
             with self._model.computing():
                 embedded = self._model.planner.embed(token.expand(self._rows, -1), pooled)
                 logits = self._model.planner(embedded, cache, position)[:, -1]
                 return sample_code(logits, noise, self._sampling)
 
-        position = self._positions[plan.position : plan.position + 1]
-        return self._graphs.call(("code", id(cache)), step, (last, position, noise), plan.prefix.pooled)
+        last = group.codes[:, group.count - 1 : group.count]
+        changing = last, self._positions[plan.position : plan.position + 1], noise
+        if self._graphs.tapes:
+            lasting = plan.prefix.pooled, plan.cache
+            return self._graphs.call("code", lambda changing, lasting: step(changing, *lasting), changing, lasting)
+        # A graph copies its inputs, and the cache is written in place.
+        captured = partial(step, cache=plan.cache)
+        return self._graphs.call(("code", id(plan.cache)), captured, changing, plan.prefix.pooled)
 
     def cut(self, plan: Plan, frame: int, text: Tensor) -> None:
         """Forgets everything from `frame` on; there a new group begins, for the text [1, L, K].

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.graphs import leaves
+from engine.graphs import PlacesRecorder
+from engine.trees import leaves
 
 
-class FakeRecorder:
+class FakeRecorder(PlacesRecorder):
     """Counts what a graph would do. Work runs more than once before it counts, as for a warm-up."""
 
     def __init__(self) -> None:

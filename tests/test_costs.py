@@ -41,5 +41,5 @@ def test_mini_reads_its_prompt_half_once_a_hop() -> None:
     """The half-causal renderer's steps cost less than a read of the prompt half and a step together cost alone."""
     config = preset("mini")
     costs = {stage.name: stage for stage in stages(config, modules_of(config))}
-    assert costs["read the prompt half"].calls == 1 and costs["denoising step"].calls == config.steps
+    assert costs["open a window"].calls == 1 and costs["denoising step"].calls == config.steps
     assert all(stage.flops > 0 and stage.traffic_bytes > 0 for stage in costs.values())

@@ -56,9 +56,9 @@ def test_a_step_without_guidance_computes_one_row(monkeypatch: pytest.MonkeyPatc
     model, rows = _guided(), []
     plain = Renderer.denoise
 
-    def counted(self: Renderer, x: object, time: object, condition: object, cache: object) -> torch.Tensor:
+    def counted(self: Renderer, x: object, time: object, cache: object) -> torch.Tensor:
         rows.append(cache.rows)  # type: ignore[attr-defined]
-        return plain(self, x, time, condition, cache)  # type: ignore[arg-type]
+        return plain(self, x, time, cache)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Renderer, "denoise", counted)
     skipped = _run(model, Graphs(None))
@@ -85,7 +85,9 @@ def test_a_text_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows under the same prompt share its tokens; another prompt has its own."""
     model, reads = _guided(), []
     plain = Renderer.read_text
-    monkeypatch.setattr(Renderer, "read_text", lambda self, text: reads.append(len(text)) or plain(self, text))
+    monkeypatch.setattr(
+        Renderer, "read_text", lambda self, text, given: reads.append(len(text)) or plain(self, text, given)
+    )
     denoiser, dit = Denoiser(model, STEPS, Graphs(None)), model.config.renderer.dit
     with torch.inference_mode():
         text, other = torch.randn(2, 1, dit.text_length, dit.text_dim)

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engine import graphs
 from engine.generator import Generator
-from engine.graphs import CudaRecorder, Graphs, leaves, planted
+from engine.graphs import CudaRecorder, Graphs
 from engine.model import Model, assemble, build
 from engine.offline import film
+from engine.trees import leaves, planted
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,9 @@ def test_few_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU runs eagerly whatever is said, and a word that means nothing is refused."""
+    """A CPU writes tapes unless told not to, and a word that means nothing is refused."""
+    assert Graphs.on(torch.device("cpu")).tapes
+    monkeypatch.setenv(graphs.SWITCH, "off")
     assert not Graphs.on(torch.device("cpu")).captures
     monkeypatch.setenv(graphs.SWITCH, "perhaps")
     with pytest.raises(ValueError, match="'perhaps' is neither"):

@@ -88,7 +88,7 @@ def test_a_missing_prompt_differs_from_a_black_one() -> None:
 
 @torch.inference_mode()
 def test_one_row_equals_its_share_of_two() -> None:
-    """Where scale and shift become the norm's own, the answer is that of two rows."""
+    """Where the shift becomes the convolution's own bias, the answer is that of two rows."""
     head, case = _head(), _Case()
     both, parts = case.run(head), ("noisy", "condition", "last_condition", "last", "tokens")
     for name in parts:
@@ -97,7 +97,7 @@ def test_one_row_equals_its_share_of_two() -> None:
     torch.testing.assert_close(case.run(head), both[1:])
 
 
-def test_width_must_split_into_groups() -> None:
-    """A width that the norm groups cannot split is refused with both numbers."""
-    with pytest.raises(ValueError, match="20 is not a multiple of 8"):
-        ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=20, blocks=1)
+def test_width_must_be_even() -> None:
+    """A width that cannot be halved is refused with its number."""
+    with pytest.raises(ValueError, match="head_width 21 is not even"):
+        ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=21, blocks=1)

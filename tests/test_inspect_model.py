@@ -35,7 +35,7 @@ def test_mini_is_listed_by_our_names(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert facts.keys() == {"text", "tokenizer", "planner", "renderer", "vae"}
     assert all(component.keys() == {"parameters", "tensors", "bytes"} for component in facts.values())
     said = capsys.readouterr().out
-    assert "0.3 TFLOP/s and 20 GB/s" in said and "read the prompt half" in said
+    assert "0.3 TFLOP/s and 20 GB/s" in said and "open a window" in said
 
 
 def test_plans_for_a_budget_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine import packing
-from engine.packing import PackedConv, PackedLinear, both_of, gelu_of, pack, packs
+from engine.packing import PackedConv, PackedLinear, both_of, gelu_of, pack, packs, silu_of, sum_of
 
 pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
 
@@ -84,11 +84,16 @@ def test_convolutions_are_equal_whatever_the_pictures(
 
 def test_activations_follow_unrounded_products() -> None:
     """Packed, an activation sees the float32 product: as near to the exact answer as bf16 allows."""
-    plain, x = layer(64, 96), torch.randn(10, 64).bfloat16()
-    with torch.inference_mode():
-        exact = F.gelu(F.linear(x.float(), plain.weight.float(), plain.bias.float()), approximate="tanh")
-        for one in (plain, PackedLinear.of(plain, 10)):
+    linear, conv = layer(64, 96), convolution(32, 48, 3, padding=1, bias=False)
+    x, pictures, shift = torch.randn(10, 64), torch.randn(6, 32, 8, 8), torch.randn(1, 48)
+    x, pictures, shift = x.bfloat16(), pictures.bfloat16(), shift.bfloat16()
+    exact = F.gelu(linear.float()(x.float()), approximate="tanh")
+    exact_pictures = F.silu(conv.float()(pictures.float()) + shift.float()[:, :, None, None])
+    linear, conv = linear.bfloat16(), conv.bfloat16()
+    for one, other in ((linear, conv), (PackedLinear.of(linear, 10), PackedConv.of(conv))):
+        with torch.inference_mode():
             torch.testing.assert_close(gelu_of(one, x).float(), exact, rtol=0.02, atol=0.02)
+            torch.testing.assert_close(silu_of(other, pictures, shift).float(), exact_pictures, rtol=0.02, atol=0.02)
 
 
 def test_two_layers_are_one_product() -> None:
@@ -105,6 +110,30 @@ def test_two_layers_are_one_product() -> None:
         x = x.bfloat16()
         together = both_of(first, second, x)
         assert torch.equal(together[0], first(x)) and torch.equal(together[1], F.linear(x, second.weight))
+
+
+def test_groups_of_pictures_have_their_own_bias() -> None:
+    """Two rows of shifts stand for the first and the second half of the pictures, packed or not."""
+    conv = convolution(32, 48, 3, padding=1, bias=False)
+    pictures, shift = torch.randn(6, 32, 8, 8).bfloat16(), torch.randn(2, 48).bfloat16()
+    for one in (conv, PackedConv.of(conv)):
+        with torch.inference_mode():
+            both = silu_of(one, pictures, shift)
+            halves = [silu_of(one, part, row[None]) for part, row in zip(pictures.split(3), shift, strict=True)]
+            torch.testing.assert_close(both, torch.cat(halves), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_sums_follow_unrounded_products(order: torch.memory_format) -> None:
+    """A convolution's answer is added before it is rounded, to pictures of either order, which stay as they are."""
+    conv, pictures = convolution(32, 48, 3, padding=1), torch.randn(6, 32, 8, 8).bfloat16()
+    other = torch.randn(6, 48, 8, 8).bfloat16().to(memory_format=order)
+    before, exact = other.clone(), other.float() + conv.float()(pictures.float())
+    conv = conv.bfloat16()
+    for one in (conv, PackedConv.of(conv)):
+        with torch.inference_mode():
+            torch.testing.assert_close(sum_of(other, one, pictures).float(), exact, rtol=0.02, atol=0.02)
+        assert torch.equal(other, before)
 
 
 def test_only_layers_in_bf16_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

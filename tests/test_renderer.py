@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.graphs import leaves
 from engine.layers import sinusoid
 from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
 from engine.perceptual.head import Frames
@@ -17,6 +16,7 @@ from engine.perceptual.renderer import Renderer, RendererConfig
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import ConditionConfig
 from engine.reference.case_models import renderer
+from engine.trees import leaves
 from tests import golden
 
 PROMPT, NEW = 2, 3  # latent frames
@@ -52,9 +52,8 @@ def _inputs(prompt: int = PROMPT) -> dict[str, Tensor]:
 
 
 def _denoise(model: Renderer, inputs: dict[str, Tensor]) -> Tensor:
-    prompt = inputs["prompt"].shape[1]
-    cache = model.read_prompt(inputs["prompt"], inputs["text"], inputs["condition"][:, :prompt])
-    return model.denoise(inputs["x"], inputs["time"], inputs["condition"][:, prompt:], cache)
+    cache = model.read(inputs["prompt"], inputs["text"], inputs["condition"])
+    return model.denoise(inputs["x"], inputs["time"], cache)
 
 
 class _MaskedPass:
@@ -82,11 +81,13 @@ class _MaskedPass:
 
 
 def _masked_denoise(model: Renderer, inputs: dict[str, Tensor]) -> Tensor:
-    """What `read_prompt` and `denoise` should give, in one masked pass."""
+    """What `read` and `denoise` should give, in one masked pass."""
     prompt = inputs["prompt"].shape[1]
     x, condition = torch.cat([inputs["prompt"], inputs["x"]], 1), inputs["condition"]
-    control = _MaskedPass(model.control, inputs["time"], prompt, x.shape[1])
-    hidden, residuals = model.control.embed(inputs["text"], x + condition), []
+    # The control branch sees no noisy frame, and all that it sees stands at the prompt's time.
+    control = _MaskedPass(model.control, torch.full_like(inputs["time"], PROMPT_TIME), prompt, x.shape[1])
+    given = torch.cat([inputs["prompt"], torch.zeros_like(inputs["x"])], 1)
+    hidden, residuals = model.control.embed(inputs["text"], given + condition), []
     for block, zero in zip(model.control.blocks, model.control.zeros, strict=True):
         hidden = zero(control.layer(block, hidden))
         residuals.append(hidden)
@@ -131,12 +132,11 @@ def test_cache_serves_every_step() -> None:
     """One cache used for several steps gives exactly what a fresh one gives each time."""
     model, inputs = _small(), _inputs()
     with torch.inference_mode():
-        condition = inputs["condition"]
-        cache = model.read_prompt(inputs["prompt"], inputs["text"], condition[:, :PROMPT])
+        cache = model.read(inputs["prompt"], inputs["text"], inputs["condition"])
         for time in (0.0, 0.25, 0.9):
             inputs["time"] = torch.full((2,), time)
             inputs["x"] = torch.randn_like(inputs["x"])
-            step = model.denoise(inputs["x"], inputs["time"], condition[:, PROMPT:], cache)
+            step = model.denoise(inputs["x"], inputs["time"], cache)
             torch.testing.assert_close(step, _denoise(model, inputs), rtol=0, atol=0)
 
 
@@ -150,9 +150,8 @@ def test_what_is_kept_equals_what_is_made_again(half_causal: bool) -> None:
         made = []
         for _ in range(2):
             inputs |= {name: torch.randn_like(inputs[name]) for name in ("x", "prompt", "condition")}
-            cache = model.read_prompt(inputs["prompt"], words, inputs["condition"][:, :PROMPT])
-            new = model.read_new(inputs["condition"][:, PROMPT:], cache)
-            step = model.denoise(inputs["x"], moment, new, cache)
+            cache = model.read(inputs["prompt"], words, inputs["condition"])
+            step = model.denoise(inputs["x"], moment, cache)
             torch.testing.assert_close(step, _denoise(model, inputs), rtol=0, atol=0)
             made.append(len(leaves(moment)))
     assert made[0] == made[1] > 2 * len(model.base.blocks)
@@ -166,11 +165,10 @@ def test_rows_share_latents(half_causal: bool) -> None:
     with torch.inference_mode():
         paired = inputs | {name: torch.cat([inputs[name]] * 2) for name in ("x", "prompt", "condition", "time")}
         expected = _denoise(model, paired)
-        cache = model.read_prompt(paired["prompt"], inputs["text"], paired["condition"][:, :PROMPT])
-        new = model.read_new(inputs["condition"][:, PROMPT:], cache)
-        torch.testing.assert_close(model.denoise(inputs["x"], paired["time"], new, cache), expected)
-        alone = model.denoise(inputs["x"], inputs["time"], new.prompted(), cache.prompted())
-        torch.testing.assert_close(alone, expected[1:])
+        cache = model.read(paired["prompt"], inputs["text"], inputs["condition"])
+        assert golden.relative_error(model.denoise(inputs["x"], paired["time"], cache), expected) < golden.TOLERANCE
+        alone = model.denoise(inputs["x"], inputs["time"], cache.prompted())
+        assert golden.relative_error(alone, expected[1:]) < golden.TOLERANCE
     assert (expected[0] - expected[1]).abs().max() > 1e-3
 
 
@@ -265,6 +263,6 @@ def test_config_errors(fields: dict[str, object], message: str) -> None:
 
 
 def test_prompt_and_condition_must_agree() -> None:
-    """A prompt whose condition has another length is refused with both shapes."""
-    with pytest.raises(ValueError, match="differ in shape"):
-        _small().read_prompt(torch.zeros(1, 2, 4, 8, 12), torch.zeros(1, 3, 6), torch.zeros(1, 1, 4, 8, 12))
+    """A condition of fewer frames than the prompt is refused with both shapes."""
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 8, 12\) and condition \(1, 1, 4, 8, 12\) do not fit"):
+        _small().read(torch.zeros(1, 2, 4, 8, 12), torch.zeros(1, 3, 6), torch.zeros(1, 1, 4, 8, 12))

@@ -18,7 +18,7 @@ from engine.bench import plots, tables
 from engine.bench.compiled import measure_compiled
 from engine.bench.contender import conditions, subject
 from engine.bench.growth import least_hops, measure_growth
-from engine.bench.hop_cost import DECODE, HEAD, STEPS, OwnHops, TheirDecoding, TheirHops
+from engine.bench.hop_cost import DECODE, STEPS, OwnHops, TheirDecoding, TheirHops
 from engine.bench.peers import decoder_parameters
 from engine.bench.plan_cost import OwnPlanning, TheirPlanning, codes_per_round
 from engine.bench.proofs import checks
@@ -100,7 +100,6 @@ def _rendering(generator: Generator, rounds: int, clock: Clock) -> dict[str, Any
     contenders: dict[str, Contender] = {"ours": OwnHops(generator, clock), "theirs": theirs, "decoding": decoding}
     timings = race(contenders, rounds, "rendering and decoding")
     ours, whole = timings["ours"], timings["theirs"][TOTAL]
-    headless = [total - head for total, head in zip(ours[TOTAL], ours[HEAD], strict=True)]
     frames = decoding.frames
     return {
         "transformer": {
@@ -111,7 +110,6 @@ def _rendering(generator: Generator, rounds: int, clock: Clock) -> dict[str, Any
             "ours": _spreads(ours),
             "theirs": _spreads(timings["theirs"]),
             "times_less": paired(whole, ours[TOTAL]),
-            "times_less_without_head": paired(whole, headless),
             "bar": _bar(model, TRANSFORMER_BAR),
         },
         "autoencoder": {

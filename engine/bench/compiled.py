@@ -20,7 +20,7 @@ from engine.graphs import Graphs
 from engine.kv_cache import KVCache
 from engine.model import Model, build
 from engine.noise import normal
-from engine.perceptual.renderer import NewHalf, PromptCache, Renderer
+from engine.perceptual.renderer import Renderer, WindowCache
 from engine.perceptual.solver import solver_of
 from engine.perceptual.times import Moment
 from engine.semantic.planner import Planner
@@ -112,22 +112,20 @@ def _step(model: Model, steps: int) -> dict[str, Work]:
     x, prompt = drawn("x", config.new_latents), drawn("prompt", config.prompt_latents).expand(rows, -1, -1, -1, -1)
     condition = drawn("condition", dit.frames)
     text = normal((rows, dit.text_length, dit.text_dim), "compiled text").to(model.device)
-    given = config.prompt_latents
 
-    def halves(renderer: Renderer) -> tuple[Moment, NewHalf, PromptCache]:
-        cache = renderer.read_prompt(prompt, text, condition[:, :given].expand_as(prompt))
+    def read(renderer: Renderer) -> tuple[Moment, WindowCache]:
+        cache = renderer.read(prompt, text, condition)
         moment = Moment(torch.full((rows,), solver.time(steps // 2), device=model.device))
-        new = renderer.read_new(condition[:, given:], cache)
         # Makes the modulations, as the first hop does.
-        renderer.denoise(x, moment, new, cache)
-        return moment, new, cache
+        renderer.denoise(x, moment, cache)
+        return moment, cache
 
     plain, graphs = _plain(model, "renderer"), Graphs.on(model.device)
     with model.computing():
-        own = halves(model.renderer)
+        own = read(model.renderer)
         # What a compiler shall find made already must be made without our kernels.
         with preferring("reference"):
-            others = halves(plain)
+            others = read(plain)
     compiled = _compile(plain.denoise, model.device)
 
     def ours(noisy: Tensor, lasting: tuple[()]) -> Tensor:

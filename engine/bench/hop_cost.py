@@ -21,13 +21,12 @@ from engine.perceptual.solver import Solver, SolverState, guide, solver_of
 CAPTION = "a red car drives slowly to the right through the desert at sunset"
 SEED = 0
 LEAD_IN = 3  # hops before the first that counts, after which every hop has a full prompt half and context
-PLAN, FEATURES, CONDITION, PROMPT_HALF, STEPS, HEAD, DECODE = PARTS = (
+PLAN, FEATURES, CONDITION, PROMPT_HALF, STEPS, DECODE = PARTS = (
     "plan",
     "features",
     "condition",
     "prompt half",
     "steps",
-    "head",
     "decode",
 )
 
@@ -56,7 +55,7 @@ class OwnHops:
             advance(generator, self._channel)
 
     def __call__(self) -> Parts:
-        """Seconds of every part of a hop; the head is one of the steps, the total is of the prompt half and steps."""
+        """Seconds of every part of a hop; the total is of the prompt half, with the plan's control, and the steps."""
         generator, channel, clock = self._generator, self._channel, self._clock
         model = generator.model
         begin_s = clock.now_s()
@@ -66,7 +65,6 @@ class OwnHops:
         with (
             watched(model.tokenizer.decoder, clock) as features,
             watched(model.renderer.condition, clock) as condition,
-            watched(model.renderer.base.head, clock) as head,
         ):
             begin_s, rendered = clock.now_s(), 0
             for unit in generator.hop(channel):
@@ -74,7 +72,7 @@ class OwnHops:
                 part = DECODE if unit.stage == "vae" else STEPS if rendered else PROMPT_HALF
                 parts[part] += now_s - begin_s
                 begin_s, rendered = now_s, rendered + 1
-        parts |= {FEATURES: sum(features), CONDITION: sum(condition), HEAD: sum(head)}
+        parts |= {FEATURES: sum(features), CONDITION: sum(condition)}
         # The window is opened in one go.
         parts[PROMPT_HALF] -= parts[FEATURES] + parts[CONDITION]
         return parts | {TOTAL: parts[PROMPT_HALF] + parts[STEPS]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bench.hop_cost import DECODE, HEAD, PARTS
+from engine.bench.hop_cost import DECODE, PARTS
 from engine.training.run import write_atomically
 
 Report = Mapping[str, Any]
@@ -78,7 +78,6 @@ def _peers(report: Report) -> str:
     transformer, planner, decoder = report["transformer"], report["planner"], report["autoencoder"]
     rows = [
         _transformer_row(transformer),
-        _headless_row(transformer),
         [
             f"codes planned a second, {planner['rows']} row(s), against transformers' LLaMA with a static cache",
             f"{_rate(planner, 'ours'):.0f}",
@@ -110,12 +109,6 @@ def _transformer_row(figures: Report) -> list[str]:
     ]
 
 
-def _headless_row(figures: Report) -> list[str]:
-    ours = _per_video_s(figures, "ours", "total") - _per_video_s(figures, "ours", "head")
-    theirs = _per_video_s(figures, "theirs", "total")
-    return ["… without our head", f"{ours:.4f}", f"{theirs:.4f}", _times(figures["times_less_without_head"]), ""]
-
-
 def _fairness(report: Report) -> str:
     transformer, planner, decoder = report["transformer"], report["planner"], report["autoencoder"]
     base, control = transformer["layers"]["ours"]
@@ -123,8 +116,9 @@ def _fairness(report: Report) -> str:
     return (
         f"Equal: windows, {transformer['steps']} steps, {transformer['rows']} row(s), width, heads, dtype, and layers "
         f"({base} of base and {control} of control against {transformer['layers']['theirs']}). Not equal: ours reads "
-        "the prompt half once a hop and counts our head of convolutions; theirs computes whole windows at every step, "
-        f"since it has no cache, and its head is one linear layer. Planning: the same places, calls, noise and "
+        "the prompt half once a hop, and by the control branch the plan too, runs without Python between operators and "
+        "counts our head of convolutions; theirs computes whole windows at every step, since it has no cache, and its "
+        f"head is one linear layer. Planning: the same places, calls, noise and "
         f"sampler, {planner['codes']} codes a round with reading prompt and context; LLaMA's last norm is an RMS norm. "
         f"Decoders: the same compression (8x8 pixels, 4 frames) and latent channels, {sizes['ours']:,} against "
         f"{sizes['theirs']:,} parameters; ours goes on from the hop before and ends in I420 on the host, theirs begins "
@@ -134,7 +128,7 @@ def _fairness(report: Report) -> str:
 
 def _stages(report: Report) -> str:
     ours, video_s = report["transformer"]["ours"], report["transformer"]["video_s"]
-    names = {part: part for part in PARTS} | {HEAD: "… of which the head", DECODE: "decode to I420"}
+    names = {part: part for part in PARTS} | {DECODE: "decode to I420"}
     rows = [
         [what, f"{_MS * ours[part]['median_s']:.1f}", f"{_MS * ours[part]['middle_half_s']:.1f}"]
         for part, what in names.items()

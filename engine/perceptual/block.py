@@ -5,7 +5,7 @@ Shapes: `B` batch, `N` tokens, `D` width, `H` heads, `E` distinct times, `M` con
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,11 @@ class Layout:
 
     segments: tuple[Segment, ...]
     times: Times  # of [E, B, Z]
+    own: int = 0  # so many first tokens attend to themselves only
 
-    @property
-    def lengths(self) -> list[int]:
-        return [segment.tokens for segment in self.segments]
+    def split(self, x: Tensor) -> Sequence[Tensor]:
+        """[B, N, D] -> what belongs to each segment."""
+        return [x] if len(self.segments) == 1 else torch.split(x, [part.tokens for part in self.segments], dim=1)
 
     def spread(self, modulation: Tensor) -> list[tuple[Tensor, ...]]:
         """Six [B, 1, D] tensors for each segment, out of [E, B, 12 D]: the image's six come first (FACTS 3.2)."""
@@ -81,11 +82,11 @@ class Modulation:
             dtype = product_dtype(x)
             return layernorm_modulate(x, norm.weight, norm.bias, shift, scale, self._text_rows, norm.eps, dtype)
         if len(x) > 1:
-            pieces = zip(torch.split(norm(x), self.layout.lengths, dim=1), self.parts, strict=True)
+            pieces = zip(self.layout.split(norm(x)), self.parts, strict=True)
             return _join(piece * (1 + part[first + 1]) + part[first] for piece, part in pieces)
         # Of one row, scale and shift can be the norm's own, which spares two passes.
         affine = self.layout.times.kept((norm, self.layout.segments), lambda: self._affine(norm, first))
-        pieces = zip(torch.split(x, self.layout.lengths, dim=1), affine, strict=True)
+        pieces = zip(self.layout.split(x), affine, strict=True)
         return _join(F.layer_norm(piece, piece.shape[-1:], weight, bias, norm.eps) for piece, (weight, bias) in pieces)
 
     def gated(self, x: Tensor, update: Tensor, first: int, residual: Tensor | None = None) -> Tensor:
@@ -94,7 +95,7 @@ class Modulation:
             rest = None if residual is None else residual.contiguous()
             gate = self.kinds[:, :, first + 2]
             return gated_residual(x.contiguous(), update.contiguous(), gate, self._text_rows, rest)
-        pieces = zip(*(torch.split(rows, self.layout.lengths, dim=1) for rows in (x, update)), self.parts, strict=True)
+        pieces = zip(*(self.layout.split(rows) for rows in (x, update)), self.parts, strict=True)
         x = _join(torch.addcmul(piece, part[first + 2], added) for piece, added, part in pieces)
         return x if residual is None else x + residual
 
@@ -110,6 +111,14 @@ class KeysValues:
 
     keys: Tensor  # [B, H, N, D/H], after the norm
     values: Tensor  # [B, H, N, D/H]
+
+
+def _attend(query: Tensor, keys: Tensor, values: Tensor, own: int) -> Tensor:
+    """[B, H, N, D/H] queries over M keys and values -> the same shape; the first `own` of all by themselves."""
+    if own in (0, query.shape[2]):
+        return attend(query, keys, values)
+    first = attend(query[:, :, :own], keys[:, :, :own], values[:, :, :own])
+    return torch.cat([first, attend(query[:, :, own:], keys, values)], dim=2)
 
 
 def _join(parts: Iterable[Tensor]) -> Tensor:
@@ -154,7 +163,7 @@ class Block(nn.Module):
         keys, values = own.keys, own.values
         if context is not None:
             keys, values = torch.cat([context.keys, keys], 2), torch.cat([context.values, values], 2)
-        attended = self.out(attend(query, keys, values).transpose(1, 2).flatten(2))
+        attended = self.out(_attend(query, keys, values, layout.own).transpose(1, 2).flatten(2))
         x = modulation.gated(x, attended, _ATTENTION)
         mlp = self.mlp_out(gelu_of(self.mlp_in, modulation.normed(self.norm2, x, _MLP)))
         return modulation.gated(x, mlp, _MLP, residual), own

@@ -5,11 +5,9 @@ Shapes: `B` batch, `N` tokens, `D` width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
-from engine.perceptual.block import KeysValues, Layout
+from engine.perceptual.block import Layout
 from engine.perceptual.dit import DiTConfig, Trunk
 
 
@@ -26,25 +24,18 @@ class ControlBranch(Trunk):
         for parameter in self.zeros.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(
-        self, x: Tensor, layout: Layout, context: Sequence[KeysValues] | None = None, keep: bool = False
-    ) -> tuple[list[Tensor], tuple[KeysValues, ...]]:
+    def forward(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """Runs the branch.
 
         Args:
             x: [B, N, D] tokens of latents plus condition.
             layout: of these tokens.
-            context: for every layer, the keys and values of tokens before these.
-            keep: whether the keys and values of these tokens are wanted; at full size they are 8 GB in bfloat16.
 
         Returns:
-            The residual of each layer, [B, N, D], and, if kept, each layer's keys and values of the N tokens.
+            The residual of each layer, [B, N, D].
         """
-        residuals, caches = [], []
-        for index, (block, zero) in enumerate(zip(self.blocks, self.zeros, strict=True)):
-            x, cache = block(x, layout, None if context is None else context[index])
-            x = zero(x)
+        residuals = []
+        for block, zero in zip(self.blocks, self.zeros, strict=True):
+            x = zero(block(x, layout)[0])
             residuals.append(x)
-            if keep:
-                caches.append(cache)
-        return residuals, tuple(caches)
+        return residuals

@@ -31,7 +31,8 @@ class DiTConfig:
 
     `per_half_time` gives prompt frames the time condition `PROMPT_TIME`, as the paper says; the release has one time
     for all frames (FACTS 7). `half_causal` further lets text and prompt frames attend to themselves only and gives the
-    text that time too, so that their keys and values are the same at every denoising step.
+    text that time too, so that their keys and values are the same at every denoising step. The control branch then
+    reads text, prompt frames and the new frames' condition, all at that time, and no noisy frame: once a window.
 
     `head` is 'linear' as published, or 'conv' for small presets: `head_blocks` residual blocks of `head_width`
     channels at latent resolution.
@@ -128,8 +129,8 @@ class Trunk(nn.Module):
         if text.shape[1:] != (config.text_length, config.text_dim):
             expected = (config.text_length, config.text_dim)
             raise ValueError(f"text of {tuple(text.shape[1:])} (tokens, width) given, {expected} expected")
-        words: Tensor = self.text(text) + self.positions[:, : config.text_length]
-        return words
+        words: Tensor = self.text(text)
+        return words + self.positions[:, : config.text_length].to(words.dtype)
 
     def join(self, tokens: Tensor, frames: Tensor, start: int) -> Tensor:
         """[B, M, D] tokens, then those of frames [B or 1, T, C, H, W] from window position `start` on: [B, N, D]."""
@@ -139,11 +140,6 @@ class Trunk(nn.Module):
 
     def embed_frames(self, frames: Tensor, start: int) -> Tensor:
         """[B, T, C, H, W] frames from window position `start` on -> [B, T tokens, D]."""
-        self.check_frames(frames, start)
-        return self.embed_patches(patches_of(frames, self.config.patch), start)
-
-    def check_frames(self, frames: Tensor, start: int) -> None:
-        """Raises ValueError where such frames do not fit the window from position `start` on."""
         config = self.config
         if start + frames.shape[1] > config.frames:
             raise ValueError(f"frames {start}..{start + frames.shape[1] - 1} do not fit a window of {config.frames}")
@@ -152,13 +148,14 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"latents of {tuple(frames.shape[2:])} (channels, rows, columns) given, {expected} expected"
             )
+        return self.embed_patches(patches_of(frames, config.patch), start)
 
     def embed_patches(self, patches: Tensor, start: int) -> Tensor:
         """[B, N, C P P] patches of frames from window position `start` on -> [B, N, D]."""
         # A convolution by name only: in bf16 torch 2.13 computes some of these shapes wrongly on a CPU, `mini`'s too.
         tokens = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
         first = self.config.text_length + start * self.config.frame_tokens
-        return tokens + self.positions[:, first : first + tokens.shape[1]]
+        return tokens + self.positions[:, first : first + tokens.shape[1]].to(tokens.dtype)
 
     def project_patches(self, patches: Tensor) -> Tensor:
         """[B, N, C P P] -> [B, N, D], to be added to the tokens of other patches at the same places."""
@@ -174,13 +171,14 @@ class Trunk(nn.Module):
             segments[1:] = [prompt, Segment((frames - prompt_frames) * config.frame_tokens, False, 0)]
         return Layout(tuple(segments), self._times(time, split))
 
-    def prompt_layout(self, time: Tensor | Moment, prompt_frames: int) -> Layout:
-        """Text and prompt frames alone, all at `time` [B]."""
+    def prompt_layout(self, time: Tensor | Moment, frames: int, prompt_frames: int) -> Layout:
+        """Text and `frames`, all at `time` [B]; text and prompt frames attend to themselves only."""
         config = self.config
         segments = [Segment(config.text_length, True, 0)]
-        if prompt_frames:
-            segments.append(Segment(prompt_frames * config.frame_tokens, False, 0))
-        return Layout(tuple(segments), self._times(time, False))
+        if frames:
+            segments.append(Segment(frames * config.frame_tokens, False, 0))
+        own = config.text_length + prompt_frames * config.frame_tokens
+        return Layout(tuple(segments), self._times(time, False), own)
 
     def new_layout(self, time: Tensor | Moment, frames: int) -> Layout:
         """New frames alone, at `time` [B]."""

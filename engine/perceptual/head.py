@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.layers import product_dtype
+from engine.packing import silu_of, sum_of
 from engine.perceptual.times import Times
 from kernels.launch import fuses
 from kernels.modulation import layernorm_modulate
@@ -20,7 +21,6 @@ from kernels.modulation import layernorm_modulate
 # The output must start small: a convolution with some thousand inputs moves its output by about the learning rate
 # times their number a step, which is more than the latents' range.
 _OUTPUT_SCALE = 0.1
-_GROUPS = 8  # norm groups of the convolutional head
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,19 @@ class _FinalNorm(nn.Module):
             weight, bias = self.norm.weight, self.norm.bias
             tokens = layernorm_modulate(x.flatten(1, 3), weight, bias, shift, scale, 0, self.norm.eps, product_dtype(x))
             return tokens.view(x.shape)
-        shift, scale = time.through(self.modulation)[:, None, None, None].chunk(2, dim=-1)
+        shift, scale = time.through(self.modulation).chunk(2, dim=-1)
+        if len(x) == 1:
+            # Of one row, scale and shift can be the norm's own, which spares two passes.
+            affine = time.kept(self.norm, lambda: self._affine(shift[0], scale[0]))
+            return F.layer_norm(x, x.shape[-1:], *affine, self.norm.eps)
+        shift, scale = (part[:, None, None, None] for part in (shift, scale))
         output: Tensor = self.norm(x) * (1 + scale) + shift
         return output
+
+    def _affine(self, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias [D] that norm, scale and shift have together."""
+        factor = 1 + scale.float()
+        return self.norm.weight * factor, self.norm.bias * factor + shift
 
 
 def _joined(*parts: Tensor) -> Tensor:
@@ -84,39 +94,18 @@ class LinearHead(nn.Module):
         """Nothing: it sees tokens alone."""
 
 
-class _FilmBlock(nn.Module):
-    """Residual block whose inner norm is scaled and shifted by the time embedding."""
+class _TimedBlock(nn.Module):
+    """Residual block whose inner bias depends on the time; without norms, which cost more than the convolutions."""
 
     def __init__(self, width: int, time_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_GROUPS, width)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.shift = nn.Linear(time_dim, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.film = nn.Linear(time_dim, 2 * width)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Tensor, time: Times) -> Tensor:
         """[B T, width, H, W] and times [B, Z] -> [B T, width, H, W]."""
-        # On a CPU group norms are seven times faster with channels first, and convolutions with channels last.
-        hidden = self.conv1(F.silu(self.norm1(x.contiguous()))).contiguous()
-        scale, shift = time.through(self.film).chunk(2, dim=1)
-        if len(scale) == 1:
-            # Of one row, scale and shift can be the norm's own, which spares two passes.
-            weight, bias = time.kept(self.norm2, lambda: self._affine(scale[0], shift[0]))
-            hidden = F.group_norm(hidden, _GROUPS, weight.to(hidden.dtype), bias.to(hidden.dtype), self.norm2.eps)
-        else:
-            rows = len(x) // len(scale)
-            scale, shift = (part.repeat_interleave(rows, dim=0)[:, :, None, None] for part in (scale, shift))
-            hidden = self.norm2(hidden) * (1 + scale) + shift
-        output: Tensor = x + self.conv2(F.silu(hidden))
-        return output
-
-    def _affine(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias [width] that norm, scale and shift have together."""
-        factor = 1 + scale.float()
-        return self.norm2.weight * factor, self.norm2.bias * factor + shift
+        return sum_of(x, self.conv2, silu_of(self.conv1, x, time.through(self.shift)))
 
 
 class ConvHead(nn.Module):
@@ -127,24 +116,26 @@ class ConvHead(nn.Module):
 
     def __init__(self, hidden: int, time_dim: int, patch: int, channels: int, width: int, blocks: int) -> None:
         super().__init__()
-        if width % _GROUPS:
-            raise ValueError(f"head_width {width} is not a multiple of {_GROUPS}, the number of its norm groups")
+        if width % 2:
+            raise ValueError(f"head_width {width} is not even, and half of it is the tokens' share")
         self.patch = patch
         self.norm = _FinalNorm(hidden, time_dim)
         self.linear = nn.Linear(hidden, width // 2 * patch * patch)
         self.conv_in = nn.Conv2d(width // 2 + channels, width, 3, padding=1)
         # Two condition frames, the last prompt frame and a flag that it is there.
         self.conv_known = nn.Conv2d(3 * channels + 1, width, 3, padding=1, bias=False)
-        self.blocks = nn.ModuleList(_FilmBlock(width, time_dim) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_TimedBlock(width, time_dim) for _ in range(blocks))
         self.conv_out = nn.Conv2d(width, 2 * channels, 3, padding=1)
 
     def forward(self, x: Tensor, time: Times, frames: Frames) -> Tensor:
         """[B, T, h, w, D] tokens and times [B, Z] -> float32 [B, T, C, H, W]."""
         noisy, last = frames.noisy, frames.last_prompt
         tokens = self._spread(self.linear(self.norm(x, time)))
-        hidden = self.conv_in(_joined(tokens, noisy.to(tokens.dtype).movedim(2, -1)))
-        if frames.known is not None:
-            hidden = hidden + frames.known.flatten(0, 1)
+        hidden = _joined(tokens, noisy.to(tokens.dtype).movedim(2, -1))
+        if frames.known is None:
+            hidden = self.conv_in(hidden)
+        else:
+            hidden = sum_of(frames.known.flatten(0, 1), self.conv_in, hidden)
         for block in self.blocks:
             hidden = block(hidden, time)
         output = self.conv_out(F.silu(hidden)).to(torch.float32, memory_format=torch.contiguous_format)

@@ -17,6 +17,7 @@ from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig, patches_of
 from engine.perceptual.head import Frames
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import Condition, ConditionConfig
+from engine.trees import leaves, planted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +55,21 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class PromptCache:
-    """What every denoising step of a window needs of its text and prompt frames; owned by whoever made it.
+class WindowCache:
+    """What every denoising step of a window needs beside its noisy frames; owned by whoever made it.
 
-    Tokens are those of text and prompt frames. Where the model is half-causal, steps need only keys and values of each
-    layer, and there are no tokens; elsewhere there are no keys and values.
+    Of text and prompt frames a half-causal model keeps the keys and values of each layer, others their tokens. Its
+    control branch reads the new frames' condition alone, once; elsewhere that branch sees noisy frames too, with the
+    condition as a summand.
     """
 
     prompt: Tensor  # [B, P, C, H, W]
-    condition: Tensor  # [B, P, C, H, W]
-    base: tuple[KeysValues, ...]
-    control: tuple[KeysValues, ...]
-    base_tokens: Tensor | None = None  # [B, N, D]
-    control_tokens: Tensor | None = None  # [B, N, D]
+    known: Tensor | None  # [B, T, D, H, W] of the head
+    base: tuple[KeysValues, ...] = ()  # half-causal
+    residuals: tuple[Tensor, ...] = ()  # half-causal: [B, N, D] of each control layer, of the new frames
+    base_tokens: Tensor | None = None  # [B, M, D] of text and prompt frames
+    control_tokens: Tensor | None = None  # [B, M, D] likewise
+    control: Tensor | None = None  # [B or 1, N, D] summand of the control branch's tokens of the new frames
 
     @property
     def frames(self) -> int:
@@ -76,31 +79,13 @@ class PromptCache:
     def rows(self) -> int:
         return self.prompt.shape[0]
 
-    def prompted(self) -> PromptCache:
+    def prompted(self) -> WindowCache:
         """Of the last row alone, the one with text, for steps that need no other."""
-        last = slice(-1, None)
-        base, control = (
-            tuple(KeysValues(layer.keys[last], layer.values[last]) for layer in layers)
-            for layers in (self.base, self.control)
-        )
-        tokens = (None if part is None else part[last] for part in (self.base_tokens, self.control_tokens))
-        return PromptCache(self.prompt[last], self.condition[last], base, control, *tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class NewHalf:
-    """What every denoising step of a window needs beside the new frames themselves."""
-
-    control: Tensor  # [B or 1, N, D] of their condition, as a summand of the control branch's tokens
-    known: Tensor | None  # [B, T, D, H, W] of the head
-
-    def prompted(self) -> NewHalf:
-        """Of the last row alone, the one with text."""
-        return NewHalf(self.control[-1:], None if self.known is None else self.known[-1:])
+        return planted(self, (leaf[-1:] for leaf in leaves(self)))
 
 
 class Renderer(nn.Module):
-    """`condition(features)` [B, T, D, h, w] -> [B, T, C, H, W] once a window, then `denoise` or `predict` a step."""
+    """`condition(features)` [B, T, D, h, w] -> [B, T, C, H, W] and `read` once a window, then `denoise` a step."""
 
     def __init__(self, config: RendererConfig) -> None:
         super().__init__()
@@ -130,62 +115,59 @@ class Renderer(nn.Module):
         frames = Frames(x[:, new], known, last)
         return self.base.output(*self._attended(*tokens, time, prompt_frames, x.shape[1]), frames)
 
-    def read_text(self, text: Tensor) -> Words:
-        """Everything of a text [B, L, K] that stays the same over the windows under it."""
-        time = torch.full((len(text),), PROMPT_TIME, device=text.device)
-        return Words(self.control.embed_text(text), self.base.embed_text(text), Moment(time))
+    def read_text(self, text: Tensor, moment: Moment | None = None) -> Words:
+        """Everything of a text [B, L, K] that stays the same over the windows under it.
 
-    def read_prompt(self, prompt: Tensor, text: Tensor | Words, condition: Tensor) -> PromptCache:
+        A `moment` of `given_moment` that is kept for other texts spares making its modulations.
+        """
+        return Words(self.control.embed_text(text), self.base.embed_text(text), moment or given_moment(text))
+
+    def read(self, prompt: Tensor, text: Tensor | Words, condition: Tensor) -> WindowCache:
         """Everything of a window that stays the same over its denoising steps.
 
         Args:
             prompt: [B, P, C, H, W] clean latents; P may be 0.
             text: [B, L, K], or what `read_text` made of it.
-            condition: [B, P, C, H, W] of the prompt frames.
+            condition: [B or 1, P + T, C, H, W] of the prompt frames and of the new ones.
+
+        Raises:
+            ValueError: if the condition is of fewer frames than the prompt, or of another size.
         """
-        if prompt.shape != condition.shape:
-            raise ValueError(f"prompt {tuple(prompt.shape)} and its condition {tuple(condition.shape)} differ in shape")
+        given = prompt.shape[1]
+        if condition.shape[1] < given or condition.shape[2:] != prompt.shape[2:]:
+            raise ValueError(f"prompt {tuple(prompt.shape)} and condition {tuple(condition.shape)} do not fit")
         words = self.read_text(text) if isinstance(text, Tensor) else text
-        control_tokens = self.control.join(words.control, prompt + condition, 0)
+        rows = condition.expand(len(prompt), -1, -1, -1, -1)
+        known = self.base.head.know(rows[:, given:], _last(rows[:, :given]), _last(prompt))
         base_tokens = self.base.join(words.base, prompt, 0)
+        control_tokens = self.control.join(words.control, prompt + rows[:, :given], 0)
         if not self.config.dit.half_causal:
-            return PromptCache(prompt, condition, (), (), base_tokens, control_tokens)
-        frames = prompt.shape[1]
-        layout = self.control.prompt_layout(words.moment, frames)
-        residuals, control = self.control(control_tokens, layout, keep=True)
-        base = self.base.read(base_tokens, self.base.prompt_layout(words.moment, frames), residuals)
-        return PromptCache(prompt, condition, base, control)
+            patches = patches_of(condition[:, given:], self.config.dit.patch)
+            summand = self.control.project_patches(patches)
+            return WindowCache(prompt, known, base_tokens=base_tokens, control_tokens=control_tokens, control=summand)
+        layout = self.control.prompt_layout(words.moment, condition.shape[1], given)
+        residuals = self.control(self.control.join(control_tokens, rows[:, given:], given), layout)
+        old, new = zip(*(residual.tensor_split([base_tokens.shape[1]], dim=1) for residual in residuals), strict=True)
+        base = self.base.read(base_tokens, self.base.prompt_layout(words.moment, given, given), old)
+        return WindowCache(prompt, known, base, new)
 
-    def read_new(self, condition: Tensor, cache: PromptCache) -> NewHalf:
-        """Everything of new frames that stays the same over a window's steps.
-
-        Args:
-            condition: [B or 1, T, C, H, W] of the new frames.
-            cache: of the prompt that they follow, B rows.
-        """
-        rows = condition.expand(cache.rows, -1, -1, -1, -1)
-        known = self.base.head.know(rows, _last(cache.condition), _last(cache.prompt))
-        return NewHalf(self.control.project_patches(patches_of(condition, self.config.dit.patch)), known)
-
-    def denoise(self, x: Tensor, time: Tensor | Moment, condition: Tensor | NewHalf, cache: PromptCache) -> Tensor:
-        """The prediction for new frames that follow the prompt of `cache`, which has B rows.
+    def denoise(self, x: Tensor, time: Tensor | Moment, cache: WindowCache) -> Tensor:
+        """The prediction for a window's new frames.
 
         Args:
             x: [B or 1, T, C, H, W] noisy; one row stands for all.
             time: [B], as for `predict`. A `Moment` that is kept for the next window spares making its modulations.
-            condition: [B or 1, T, C, H, W] of the new frames, or what `read_new` made of it.
-            cache: of `read_prompt`, the same at every step.
+            cache: of `read`, the same at every step.
 
         Returns:
             [B, T, C, H, W].
         """
-        new = self.read_new(condition, cache) if isinstance(condition, Tensor) else condition
-        base, control, frames = self._new_tokens(x, new, cache)
-        hidden, layout = self._run(base, control, time, cache, x.shape[1])
+        base, frames = self._new_tokens(x, cache)
+        hidden, layout = self._run(base, x, time, cache)
         return self.base.output(hidden, layout, frames)
 
     def denoise_reusing(
-        self, x: Tensor, moment: Moment, new: NewHalf, cache: PromptCache, change: Tensor | None
+        self, x: Tensor, moment: Moment, cache: WindowCache, change: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """As `denoise`, and what the layers add to the new frames' tokens, for another step to take.
 
@@ -196,48 +178,52 @@ class Renderer(nn.Module):
         Returns:
             [B, T, C, H, W], and the change [B, N, D] that was made or given.
         """
-        base, control, frames = self._new_tokens(x, new, cache)
+        base, frames = self._new_tokens(x, cache)
         if change is None:
-            hidden, layout = self._run(base, control, moment, cache, x.shape[1])
+            hidden, layout = self._run(base, x, moment, cache)
             change = hidden[:, -base.shape[1] :] - base
         else:
             hidden, layout = base + change, self._layout(moment, cache, x.shape[1])
         return self.base.output(hidden, layout, frames), change
 
-    def _run(
-        self, base: Tensor, control: Tensor, time: Tensor | Moment, cache: PromptCache, count: int
-    ) -> tuple[Tensor, Layout]:
-        """The layers' answer for the tokens [B, N, D] of `count` new frames, the last in it, and the layout of it."""
-        if cache.base_tokens is not None and cache.control_tokens is not None:
-            base = torch.cat([cache.base_tokens, base], dim=1)
-            control = torch.cat([cache.control_tokens, control], dim=1)
-            return self._attended(base, control, time, cache.frames, cache.frames + count)
-        residuals, _ = self.control(control, self.control.new_layout(time, count), cache.control)
-        layout = self._layout(time, cache, count)
-        return self.base(base, layout, residuals, cache.base), layout
+    def _run(self, base: Tensor, x: Tensor, time: Tensor | Moment, cache: WindowCache) -> tuple[Tensor, Layout]:
+        """The layers' answer [B, N, D], whose last tokens are those of the new frames `x`, and its layout.
 
-    def _layout(self, time: Tensor | Moment, cache: PromptCache, count: int) -> Layout:
+        `base` [B, N, D] are the base network's tokens of these frames.
+        """
+        count = x.shape[1]
+        if cache.base_tokens is None or cache.control_tokens is None or cache.control is None:
+            layout = self._layout(time, cache, count)
+            return self.base(base, layout, cache.residuals, cache.base), layout
+        patches = patches_of(x, self.config.dit.patch)
+        control = (self.control.embed_patches(patches, cache.frames) + cache.control).expand_as(base)
+        whole = torch.cat([cache.base_tokens, base], dim=1), torch.cat([cache.control_tokens, control], dim=1)
+        return self._attended(*whole, time, cache.frames, cache.frames + count)
+
+    def _layout(self, time: Tensor | Moment, cache: WindowCache, count: int) -> Layout:
         """Of the base network's tokens at a step."""
         if cache.base_tokens is None:
             return self.base.new_layout(time, count)
         return self.base.layout(time, cache.frames + count, cache.frames)
 
-    def _new_tokens(self, x: Tensor, new: NewHalf, cache: PromptCache) -> tuple[Tensor, Tensor, Frames]:
-        """Tokens [B, N, D] of noisy frames in the base network and in the control branch, and what the head sees."""
-        self.base.check_frames(x, cache.frames)
-        patches, rows = patches_of(x, self.config.dit.patch), (cache.rows, -1, -1)
-        base = self.base.embed_patches(patches, cache.frames)
-        control = self.control.embed_patches(patches, cache.frames) + new.control
-        frames = Frames(x.expand(*rows, -1, -1), new.known, _last(cache.prompt))
-        return base.expand(rows), control.expand(rows), frames
+    def _new_tokens(self, x: Tensor, cache: WindowCache) -> tuple[Tensor, Frames]:
+        """Tokens [B, N, D] of noisy frames in the base network, and what the head sees."""
+        base = self.base.embed_frames(x, cache.frames).expand(cache.rows, -1, -1)
+        frames = Frames(x.expand(cache.rows, -1, -1, -1, -1), cache.known, _last(cache.prompt))
+        return base, frames
 
     def _attended(
         self, base: Tensor, control: Tensor, time: Tensor | Moment, prompt_frames: int, count: int
     ) -> tuple[Tensor, Layout]:
         """The layers' answer under full attention for the tokens [B, N, D] of text and all `count` frames."""
-        residuals, _ = self.control(control, self.control.layout(time, count, prompt_frames))
+        residuals = self.control(control, self.control.layout(time, count, prompt_frames))
         layout = self.base.layout(time, count, prompt_frames)
         return self.base(base, layout, residuals), layout
+
+
+def given_moment(like: Tensor) -> Moment:
+    """The moment of everything that is given, for as many rows as `like` has."""
+    return Moment(torch.full((len(like),), PROMPT_TIME, device=like.device))
 
 
 def _last(frames: Tensor) -> Tensor | None:

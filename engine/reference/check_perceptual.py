@@ -34,7 +34,7 @@ def check_renderer(case: Case) -> None:
     layout = model.base.layout(times, x.shape[1], 0)
     hidden = model.base(model.base.embed(text, x), layout)
     case.close("out_without_control", model.base.output(hidden, layout, Frames(x, None, None)))
-    residuals, _ = model.control(model.control.embed(text, x + condition), model.control.layout(times, x.shape[1], 0))
+    residuals = model.control(model.control.embed(text, x + condition), model.control.layout(times, x.shape[1], 0))
     for index, residual in enumerate(residuals):
         case.close(f"control_layer_{index}", residual)
     for name in list(case.tensors):

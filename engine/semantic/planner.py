@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.attention import attend
 from engine.kv_cache import KVCache
-from engine.layers import RMSNorm, gated_gelu, rotary_angles, rotate_both, rotations, sinusoid
+from engine.layers import RMSNorm, gated_gelu, rotate_both, rotation_table, rotations, sinusoid
 from engine.packing import both_of
 from kernels.launch import fuses
 
@@ -212,6 +212,10 @@ class Planner(nn.Module):
         self.head = nn.Linear(config.hidden, config.vocab, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
 
+    def prepare(self, length: int, device: torch.device) -> None:
+        """Makes what caches of that length are read with, which is then kept."""
+        rotation_table(length, self.config.head_dim, self.config.rope_theta, device)
+
     def prefix(
         self, text: Tensor, frames: Tensor | float | None, motion: Tensor | float | None, null_text: Tensor | bool
     ) -> Prefix:
@@ -278,9 +282,9 @@ class Planner(nn.Module):
         if isinstance(position, int):
             cos, sin = rotations(position, count, self.config.head_dim, self.config.rope_theta, device)
         else:
-            angles = rotary_angles(positions.flatten(), self.config.head_dim, self.config.rope_theta)
-            angles = angles.view(-1, 1, count, angles.shape[-1])
-            cos, sin = angles.cos(), angles.sin()
+            assert cache is not None, "without a cache positions count from 0"
+            table = rotation_table(cache.length, self.config.head_dim, self.config.rope_theta, device)
+            cos, sin = (part[positions][:, None] for part in table)
         mask, length = None, None
         if cache is not None and count == 1 and fuses(embeddings):
             after = position + 1

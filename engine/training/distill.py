@@ -91,8 +91,7 @@ class DistillStage(RendererStage):
         noisy = self.schedule.mix(batch.clean, batch.noise, start)
         with torch.autocast(self.device, torch.bfloat16):
             wanted = aim(noisy, self.taught(batch, noisy, start, end), start, end)
-            prompt, condition = batch.read(self.renderer)
-            predicted = self.renderer.denoise(noisy, start, condition, prompt).float()
+            predicted = self.renderer.denoise(noisy, start, batch.read(self.renderer)).float()
         return (predicted - wanted).square(), batch.weight
 
     @torch.no_grad()
@@ -107,17 +106,17 @@ class DistillStage(RendererStage):
 
     def estimator(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
         """The teacher's (guided) estimate of the clean latents, from noisy ones and their times."""
-        prompt, condition = batch.read(self.teacher)
+        cache = batch.read(self.teacher)
 
         def with_text(x: Tensor, time: Tensor) -> Tensor:
-            return self.teacher.denoise(x, time, condition, prompt).float()
+            return self.teacher.denoise(x, time, cache).float()
 
         if self.distill.guidance == 1.0:
             return with_text
-        bare, _ = replace(batch, text=torch.zeros_like(batch.text)).read(self.teacher)
+        bare = replace(batch, text=torch.zeros_like(batch.text)).read(self.teacher)
 
         def guided(x: Tensor, time: Tensor) -> Tensor:
-            without = self.teacher.denoise(x, time, condition, bare).float()
+            without = self.teacher.denoise(x, time, bare).float()
             return guide(without, with_text(x, time), self.distill.guidance)
 
         return guided

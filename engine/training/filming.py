@@ -86,8 +86,8 @@ class FootageRenderer:
         noisy, time, wanted = self.noised(latents[:, given:], rng)
         with torch.autocast(device, torch.bfloat16):
             condition = self.renderer.condition(features)
-            prompt = self.renderer.read_prompt(latents[:, :given], text, condition[:, :given])
-            predicted = self.renderer.denoise(noisy, time, condition[:, given:], prompt).float()
+            cache = self.renderer.read(latents[:, :given], text, condition)
+            predicted = self.renderer.denoise(noisy, time, cache).float()
         return (predicted - wanted).square().mean()
 
     @torch.no_grad()

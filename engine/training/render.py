@@ -18,7 +18,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.config import EngineConfig
-from engine.perceptual.renderer import PromptCache, Renderer
+from engine.perceptual.renderer import Renderer, WindowCache
 from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.solver import FlowSolver, SolverState
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
@@ -56,10 +56,9 @@ class Batch:
     text: Tensor  # [B, L, K]
     weight: Tensor  # [B, T, 1, h, w] of the cells
 
-    def read(self, renderer: Renderer) -> tuple[PromptCache, Tensor]:
-        """What `Renderer.denoise` needs of everything but the new latents: the prompt and their condition."""
-        condition, given = renderer.condition(self.features), self.prompt.shape[1]
-        return renderer.read_prompt(self.prompt, self.text, condition[:, :given]), condition[:, given:]
+    def read(self, renderer: Renderer) -> WindowCache:
+        """What `Renderer.denoise` needs of everything but the new latents."""
+        return renderer.read(self.prompt, self.text, renderer.condition(self.features))
 
 
 class RendererStage:
@@ -113,8 +112,7 @@ class RendererStage:
         time = time * (torch.rand_like(time) > FIRST_STEP_SHARE)
         noisy = self.schedule.mix(batch.clean, batch.noise, time)
         with torch.autocast(self.device, torch.bfloat16):
-            prompt, condition = batch.read(self.renderer)
-            predicted = self.renderer.denoise(noisy, time, condition, prompt).float()
+            predicted = self.renderer.denoise(noisy, time, batch.read(self.renderer)).float()
         return (predicted - batch.clean).square(), batch.weight
 
     def batch(self, windows: list[Window], prompted: bool, rng: random.Random) -> Batch:
@@ -161,11 +159,10 @@ class RendererStage:
         solver, state = FlowSolver(self.schedule, self.config.steps), SolverState(noise)
         with torch.autocast(self.device, torch.bfloat16):
             condition = self.renderer.condition(features)
-            empty = noise[:, :0]
-            cache = self.renderer.read_prompt(empty if prompt is None else prompt, text, condition[:, :given])
+            cache = self.renderer.read(noise[:, :0] if prompt is None else prompt, text, condition)
             for index in range(solver.steps):
                 time = torch.full((1,), solver.time(index), device=self.device)
-                clean = self.renderer.denoise(state.x, time, condition[:, given:], cache).float()
+                clean = self.renderer.denoise(state.x, time, cache).float()
                 state = solver.step(index, state, clean)
         return state.x
 
