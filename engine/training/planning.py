@@ -29,7 +29,7 @@ from engine.weights import save_component
 TEXT_STD = 0.3
 CODE_STD, HEAD_STD = 0.5, 0.02
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
-KINDS = {"first": 0.5, "next": 0.3, "changed": 0.2}  # share of the batches
+KINDS = {"first": 0.35, "next": 0.3, "changed": 0.35}  # share of the batches
 POOL, START_POOL, REFRESH = 6000, 256, 0.3  # of each kind: kept, made before the first step, made anew per sample
 ENCODE_BATCH = 16
 HELD_OUT = 96
