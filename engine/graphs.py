@@ -163,7 +163,7 @@ class Graphs:
             return function(changing, lasting)
         if key not in self._captures:
             self._captures[key] = self._recorder.capture(key, function, changing, lasting)
-            logger.info("captured %s", key)
+            logger.debug("captured %s", key)
             while len(self._captures) > (MOST_TAPES if self.tapes else MOST_GRAPHS):
                 self._captures.popitem(last=False)
         self._captures.move_to_end(key)
