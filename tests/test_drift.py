@@ -42,18 +42,27 @@ def test_changes_are_sorted_by_where_they_lie() -> None:
 def test_a_forgetful_channel_renders_every_hop_as_its_first() -> None:
     """Hops have the first one's length, differ from those with a prompt half, and their latents are told apart."""
     generator = Generator(tiny_model())
-    made = {
-        forgetful: list(drift.chunks(generator, generator.open("a red ball", 3), 60, forgetful))
-        for forgetful in (False, True)
-    }
-    assert sum(chunk.frames for chunk in made[False]) == 60 and sum(chunk.frames for chunk in made[True]) == 75
-    assert [chunk.index for chunk in made[True]] == [0, 9, 17, 25, 34, 42, 50, 59, 67]
-    assert all(np.array_equal(a.i420, b.i420) for a, b in zip(made[False][:3], made[True][:3], strict=True))
-    assert not np.array_equal(made[False][3].i420[:8], made[True][3].i420[:8])
+    made = {without: list(drift.chunks(generator, "a red ball", 3, 60, without)) for without in (None, "prompt-half")}
+    whole, bare = made.values()
+    assert sum(chunk.frames for chunk in whole) == 60 and sum(chunk.frames for chunk in bare) == 75
+    assert [chunk.index for chunk in bare] == [0, 9, 17, 25, 34, 42, 50, 59, 67]
+    assert all(np.array_equal(a.i420, b.i420) for a, b in zip(whole[:3], bare[:3], strict=True))
+    assert not np.array_equal(whole[3].i420[:8], bare[3].i420[:8])
     meter = ChangeMeter(forgetful=True)
-    for chunk in made[True]:
+    for chunk in bare:
         meter.see(chunk, judging.to_rgb(chunk.i420))
     assert [len(part) for part in (meter.changes.seams, meter.changes.jumps, meter.changes.others)] == [2, 18, 54]
+
+
+def test_without_a_plan_the_renderer_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No code is planned, hops join as ever, and the video is another than with a plan."""
+    generator = Generator(tiny_model())
+    planned = np.concatenate([chunk.i420 for chunk in drift.chunks(generator, "a red ball", 3, 73)])
+    monkeypatch.setattr(generator, "plan", lambda channel: pytest.fail("planned"))
+    chunks = list(drift.chunks(generator, "a red ball", 3, 73, "plan"))
+    alone = np.concatenate([chunk.i420 for chunk in chunks])
+    assert [chunk.index for chunk in chunks] == list(np.cumsum([0, *(chunk.frames for chunk in chunks[:-1])]))
+    assert len(alone) == 73 and not np.array_equal(alone, planned)
 
 
 def test_a_video_whose_hops_do_not_show_has_a_seam_ratio_of_one() -> None:

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor
 from engine.config import FRAMES_PER_LATENT
 from engine.generator import ChannelState, Generator
 from engine.offline import film
-from engine.records import FrameChunk
+from engine.records import FeatureFrames, FrameChunk
 from engine.semantic.theia import Theia
 from engine.training import judging
 from engine.training.captions import Label, caption
 
+Without = Literal["prompt-half", "plan"]
 WORDS = ("subject", "colour", "scene", "direction", "speed")
 EDGES = tuple(round(0.1 * i, 1) for i in range(51))  # of the histogram, in units of the mean change inside hops
 
@@ -155,15 +156,36 @@ def forget(generator: Generator, channel: ChannelState) -> None:
     channel.vae = generator.model.vae.new_state()
 
 
-def chunks(generator: Generator, channel: ChannelState, frames: int, forgetful: bool) -> Iterator[FrameChunk]:
-    """`frames` frames in order, or some more of a `forgetful` channel, every hop of which is rendered as its first."""
-    if not forgetful:
+def chunks(
+    generator: Generator, prompt: str, seed: int, frames: int, without: Without | None = None
+) -> Iterator[FrameChunk]:
+    """`frames` frames of a new video in order, or some more of one `without` a half of the method.
+
+    Without prompt halves every hop is rendered as its first; without a plan the renderer sees features that are 0.
+    """
+    if without == "plan":
+        yield from _unplanned(generator, prompt, seed, frames)
+        return
+    channel = generator.open(prompt, seed)
+    if without is None:
         yield from film(generator, channel, frames)
         return
-    end = channel.frame + frames
-    while channel.frame < end:
+    while channel.frame < frames:
         forget(generator, channel)
         yield from film(generator, channel, generator.model.config.first_hop_frames)
+
+
+def _unplanned(generator: Generator, prompt: str, seed: int, frames: int) -> Iterator[FrameChunk]:
+    tokenizer, device = generator.model.config.tokenizer, generator.model.device
+    with generator.model.computing():
+        state = generator.start(generator.model.text.embed(prompt), seed)
+    while state.frame < frames:
+        count = generator.new_latents(state)
+        nothing = torch.zeros(1, count, tokenizer.feature_dim, *tokenizer.grid, device=device)
+        for unit in generator.render(state, FeatureFrames(nothing, state.latent)):
+            unit.mark.wait()
+            if unit.chunk is not None:
+                yield unit.chunk
 
 
 def watch(
@@ -173,17 +195,17 @@ def watch(
     minutes: float,
     seed: int,
     judged: Callable[[], object],
-    forgetful: bool = False,
+    without: Without | None = None,
 ) -> LongVideo:
-    """Makes and judges one video, `forgetful` as for `chunks`; `judged` is called after every clip."""
+    """Makes and judges one video, `without` as for `chunks`; `judged` is called after every clip."""
     prompt = caption(label, random.Random(0))
     fps = generator.model.config.fps
-    meter = ChangeMeter(forgetful)
+    meter = ChangeMeter(forgetful=without == "prompt-half")
     clips_a_minute = 60 * fps / judging.CLIP_FRAMES
     video = LongVideo(prompt, minutes, clips_a_minute, [], [], [], meter.changes)
     waiting: list[Tensor] = []
     frames = max(judging.CLIP_FRAMES, round(minutes * 60 * fps))
-    for chunk in chunks(generator, generator.open(prompt, seed), frames, forgetful):
+    for chunk in chunks(generator, prompt, seed, frames, without):
         rgb = judging.to_rgb(chunk.i420)
         meter.see(chunk, rgb)
         waiting += list(rgb)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from engine.generator import Generator
 from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
 from engine.offline import Change, film
 from engine.semantic.theia import Theia
-from engine.training import drift, judging, reading, report, roundtrip, vbench, world
+from engine.training import drift, judging, reading, report, roundtrip, teacher, vbench, world
 from engine.training.captions import Label, caption, random_label
 from engine.training.figures import COMMAND, markdown
 from engine.training.run import write_atomically
@@ -45,14 +45,14 @@ WORDS = drift.WORDS
 class EvaluateConfig:
     """How much is looked at. `drift_minutes` is the length of each long video, of `drift_videos`.
 
-    Hops of `forgetful` long videos follow the plan, but know nothing of the frames before them.
+    Long videos are made `without` a half of the method if so told: see `drift.chunks`.
     """
 
     captions: int = 200
     drift_minutes: float = 10.0
     drift_videos: int = 2
     seed: int = 0
-    forgetful: bool = False
+    without: drift.Without | None = None
 
     def __post_init__(self) -> None:
         if self.captions < 2 or self.drift_videos < 1 or self.drift_minutes <= 0:
@@ -97,7 +97,7 @@ def evaluate(model: Model, theia: Theia, config: EvaluateConfig) -> tuple[dict[s
             short_video(generator, theia, (label, new), rng, seed, shorts)
             bar.update()
         long = [
-            drift.watch(generator, theia, label, config.drift_minutes, config.seed, bar.update, config.forgetful)
+            drift.watch(generator, theia, label, config.drift_minutes, config.seed, bar.update, config.without)
             for label in labels[: config.drift_videos]
         ]
         reconstruction = roundtrip.autoencoder(model, labels, bar.update)
@@ -114,8 +114,9 @@ def evaluate(model: Model, theia: Theia, config: EvaluateConfig) -> tuple[dict[s
         "long": [video.figures() for video in long],
         "drift_curve": drift.curve(long),
         "autoencoder": reconstruction,
-        "tokenizer_round_trip": roundtrip.tokenizer(model, rng),
     }
+    if model.config.tokenizer.feature_dim == teacher.FEATURE_DIM:
+        figures["tokenizer_round_trip"] = roundtrip.tokenizer(model, rng)
     return figures, report.Sheet(shorts.pictures, labels, later, shorts.rows, shorts.changed_rows)
 
 
@@ -211,6 +212,7 @@ def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "torch": torch.__version__,
         "steps": model.config.steps,
+        "guidance": model.config.sampling.guidance,
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -232,7 +234,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
     parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
     parser.add_argument(
-        "--without-prompt-half", action="store_true", help="render hops of long videos from the plan alone"
+        "--without", choices=get_args(drift.Without), help="make long videos without this half of the method"
     )
     parser.add_argument("--vbench", type=Path, metavar="OUT", help="folder to write videos for VBench to")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="VBench's prompts, one a line or its JSON")
@@ -240,6 +242,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
     parser.add_argument("--steps", type=int, help="denoising steps a hop (the preset's own)")
+    parser.add_argument("--guidance", type=float, help="of the planner's codes; 1 is none (the preset's own)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args(argv)
     if (arguments.vbench is None) != (arguments.prompts is None):
@@ -262,7 +265,7 @@ def main(argv: Sequence[str]) -> int:
             drift_minutes=arguments.drift_minutes,
             drift_videos=arguments.drift_videos,
             seed=arguments.seed,
-            forgetful=arguments.without_prompt_half,
+            without=arguments.without,
         )
         for document in arguments.docs:
             tables.check_marks(document, arguments.preset, COMMAND)
@@ -270,6 +273,8 @@ def main(argv: Sequence[str]) -> int:
         config, device = preset(arguments.preset), pick_device(arguments.device)
         if arguments.steps:
             config = replace(config, steps=arguments.steps)
+        if arguments.guidance is not None:
+            config = replace(config, sampling=replace(config.sampling, guidance=arguments.guidance))
         folder = weights_folder(config, arguments.weights)
         model = load(config, folder, device, pick_dtype(device))
         if arguments.vbench:

@@ -32,8 +32,9 @@ def rows(figures: Figures) -> list[tuple[str, str]]:
             "autoencoder, box round the subject",
             f"{coded['subject_box_psnr_db']:.1f} ± {coded['subject_box_psnr_half_width_95']:.1f} dB",
         ),
-        ("words kept by the tokenizer", share(figures["tokenizer_round_trip"]["mean"])),
     ]
+    if "tokenizer_round_trip" in figures:
+        lines.append(("words kept by the tokenizer", share(figures["tokenizer_round_trip"]["mean"])))
     flicker = figures["flicker"]
     if "ratio" in flicker:
         ratio = f"{flicker['ratio']:.2f} ± {flicker['half_width_95']:.2f}"
