@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
@@ -208,7 +208,16 @@ def _landiff() -> EngineConfig:
     )
 
 
-PRESETS = {"mini": _mini, "landiff": _landiff}
+def _mini_arlon() -> EngineConfig:
+    """`mini` without semantic features, to compare with (paper 3.3): as in ARLON, what is planned are the
+    autoencoder's own latents, quantised, 2x2 neighbours side by side so that the grid is the same."""
+    mini = _mini()
+    channels = 4 * mini.vae.latent_channels
+    renderer = replace(mini.renderer, condition=replace(mini.renderer.condition, feature_dim=channels))
+    return replace(mini, name="mini-arlon", tokenizer=replace(mini.tokenizer, feature_dim=channels), renderer=renderer)
+
+
+PRESETS = {"mini": _mini, "mini-arlon": _mini_arlon, "landiff": _landiff}
 
 
 def preset(name: str) -> EngineConfig:

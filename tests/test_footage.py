@@ -13,12 +13,14 @@ import torch
 from test_training_stages import improves
 from tiny import randomize, tiny_config, write_weights
 
+from engine import config
 from engine.config import PRESETS, EngineConfig
 from engine.generator import Generator
 from engine.model import build, load
 from engine.offline import film
 from engine.perceptual.frames import to_host
 from engine.perceptual.solver import clean_of_velocity
+from engine.perceptual.tiny_vae import TinyVAE
 from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
 from engine.training import __main__ as command
@@ -66,6 +68,18 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def mini_arlon(mini: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same of a preset that plans latents: its own tokenizer, planner and renderer."""
+    monkeypatch.setattr(config, "_mini", PRESETS["mini"])
+    write_description(mini, "mini-arlon", "a test")
+    for name, module in build(PRESETS["mini-arlon"](), "cpu").items():
+        if name != "vae":
+            randomize(name, module)
+            save_component(mini, name, module)
+    return mini
+
+
+@pytest.fixture
 def landiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Weights of a tiny preset with the published model's structure, in our own layout."""
     monkeypatch.setitem(PRESETS, "landiff", lambda: PUBLISHED)
@@ -90,11 +104,11 @@ def made(name: str, preset: str, weights: Path, data: Path, *more: str) -> Stage
     return stages.build(name, PRESETS[preset](), command.parse(words))
 
 
-@pytest.mark.parametrize("preset", ["mini", "landiff"])
+@pytest.mark.parametrize("preset", ["mini", "mini-arlon", "landiff"])
 @pytest.mark.parametrize("name", ["tokenizer", "planner", "renderer"])
 def test_stages_learn_from_videos(name: str, preset: str, data: Path, request: pytest.FixtureRequest) -> None:
-    """Every stage of either preset fits what it sees, is judged on what it does not, and writes its weights."""
-    weights: Path = request.getfixturevalue(preset)
+    """Every stage of each preset fits what it sees, is judged on what it does not, and writes its weights."""
+    weights: Path = request.getfixturevalue(preset.replace("-", "_"))
     before = (weights / f"{name}.safetensors").read_bytes()
     stage = made(name, preset, weights, data)
     stage.module.train()
@@ -123,6 +137,21 @@ def test_all_stages_in_turn_make_a_model_that_generates(
     assert sum(chunk.frames for chunk in film(generator, generator.open("a red ball", 0), 30)) == 30
 
 
+def test_plans_without_semantic_features_are_of_latents(mini_arlon: Path, data: Path) -> None:
+    """What the tokenizer then learns are the autoencoder's latents, four to a cell, and its planner loads and films."""
+    stage = made("tokenizer", "mini-arlon", mini_arlon, data)
+    assert isinstance(stage, FootageTokenizer)
+    place = stage.footage.place(0, 13, random.Random(0))
+    video, features = stage.footage.video(place), stage.footage.features(place)
+    vae = stage.footage.extractor
+    assert isinstance(vae, TinyVAE)
+    assert features.shape == (1, 13, 16, 2, 3)
+    latents = vae.encode(video.float() / 127.5 - 1, vae.new_state())
+    torch.testing.assert_close(features[0, 5, 4:8, 1, 2], latents[0, 5, 1, 2:4, 4:6].flatten(), atol=0.05, rtol=0.05)
+    generator = Generator(load(PRESETS["mini-arlon"](), mini_arlon, CPU, torch.float32))
+    assert sum(chunk.frames for chunk in film(generator, generator.open("a red ball", 0), 30)) == 30
+
+
 def test_the_same_step_sees_the_same_videos(mini: Path, data: Path) -> None:
     """A resumed run goes on with the data it would have had."""
     stage = made("tokenizer", "mini", mini, data)
@@ -130,6 +159,18 @@ def test_the_same_step_sees_the_same_videos(mini: Path, data: Path) -> None:
     stage.module.eval()
     first, second = (stage.loss(7, 2)[0] for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, stage.loss(8, 2)[0])
+
+
+def test_what_was_made_of_a_stretch_is_kept(mini: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that comes again is not read again; places are START_STEP apart, and end in the video."""
+    footage = made("tokenizer", "mini", mini, data).footage  # type: ignore[attr-defined]
+    rng = random.Random(0)
+    places = {footage.place(1, 13, rng) for _ in range(200)}
+    assert {place.start for place in places} == set(range(0, footage.videos.lengths[1] - 48, 4))
+    place = min(places, key=lambda place: place.start)
+    features = footage.features(place)
+    monkeypatch.setattr(footage, "video", lambda place: pytest.fail("read again"))
+    assert footage.features(place) is features
 
 
 def test_a_planner_sees_two_groups_where_a_video_is_long_enough(mini: Path, data: Path) -> None:

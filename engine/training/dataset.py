@@ -102,7 +102,7 @@ def _raise(folder: Path, faults: Sequence[str]) -> None:
 
 
 class VideoFolder:
-    """Random stretches of a folder's videos, in one size and at one rate. Files are read anew each time."""
+    """A folder's videos, in one size and at one rate. Files are read anew each time."""
 
     def __init__(self, folder: Path, height: int, width: int, fps: float, least_frames: int) -> None:
         """Looks into every file.
@@ -128,23 +128,18 @@ class VideoFolder:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def stretch(self, rng: random.Random, frames: int) -> tuple[Tensor, str]:
-        """Frames uint8 [F, 3, H, W] of a random place in a random video, and its caption.
+    def cut(self, number: int, start: int, frames: int) -> Tensor:
+        """Frames `start` to `start` + `frames` - 1 of a video, uint8 [F, 3, H, W].
 
         Raises:
             ValueError: if the video turns out to be damaged.
         """
-        number = rng.randrange(len(self))
-        return self.cut(number, rng.randrange(self.lengths[number] - frames + 1), frames)
-
-    def cut(self, number: int, start: int, frames: int) -> tuple[Tensor, str]:
-        """Frames `start` to `start` + `frames` - 1 of a video, as `stretch` gives them."""
         entry = self.entries[number]
         with self._open(entry.path) as clip:
             pictures = [picture.rgb for picture in itertools.islice(clip.pictures(), start, start + frames)]
         if len(pictures) < frames:
             raise ValueError(f"{entry.path} ends after {start + len(pictures)} frames, its header promises more")
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), entry.caption
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
     def _open(self, path: Path) -> Clip:
         return Clip(path, self.height, self.width, self.fps)

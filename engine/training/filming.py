@@ -23,13 +23,14 @@ from engine.published_text import PublishedText
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5
 from engine.training.autoencoder import pixels
-from engine.training.footage import HELD_OUT_SAMPLES, Footage
+from engine.training.footage import HELD_OUT_SAMPLES, Footage, Place, kept
 from engine.training.render import MASKED_SHARE, NULL_TEXT_SHARE, start_noise
 from engine.weights import load_component, save_component
 
 LEAD_LATENTS = 4  # before a window within a video, so that no latent of it stands for one frame
 LEAD_SHARE = 0.7
 PARTS = ("both", "base", "control")
+HELD_OUT_BATCHES = 8
 
 
 class FootageRenderer:
@@ -57,6 +58,8 @@ class FootageRenderer:
         torch.manual_seed(seed)
         self.config, self.footage, self.seed, self.weights = config, footage, seed, weights
         self.vae, self.tokenizer, self.text = vae, tokenizer, text
+        dit = config.renderer.dit
+        self.latents = kept(self._latents, 4 * dit.frames * dit.channels * dit.height * dit.width)
         self.renderer = Renderer(config.renderer)
         if part == "control":
             load_component(weights, "renderer", self.renderer)
@@ -72,21 +75,21 @@ class FootageRenderer:
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"renderer {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        loss = torch.stack([self.error(rng, held_out=False) for _ in range(batch)]).mean()
+        loss = self.error(rng, batch, held_out=False)
         return loss, {"error": loss.item()}
 
-    def error(self, rng: random.Random, held_out: bool) -> Tensor:
-        """Mean squared error of one window's prediction."""
+    def error(self, rng: random.Random, batch: int, held_out: bool) -> Tensor:
+        """Mean squared error of the predictions of some windows, all with their prompt half or all without."""
         config, device = self.config, self.footage.device
         given = config.prompt_latents if rng.random() > MASKED_SHARE else 0
         length = given + (config.new_latents if given else config.first_latents)
-        latents, features, caption = self.window(length, given > 0, rng, held_out)
-        text = self.text.embed(caption).renderer.clone().to(device)
-        text = text * float(rng.random() > NULL_TEXT_SHARE)
+        windows = [self.window(length, given > 0, rng, held_out) for _ in range(batch)]
+        latents, features = (torch.cat(part) for part in list(zip(*windows, strict=True))[:2])
+        texts = [self.text.embed(text).renderer * float(rng.random() > NULL_TEXT_SHARE) for _, _, text in windows]
         noisy, time, wanted = self.noised(latents[:, given:], rng)
         with torch.autocast(device, torch.bfloat16):
             condition = self.renderer.condition(features)
-            cache = self.renderer.read(latents[:, :given], text, condition)
+            cache = self.renderer.read(latents[:, :given], torch.cat(texts).clone().to(device), condition)
             predicted = self.renderer.denoise(noisy, time, cache).float()
         return (predicted - wanted).square().mean()
 
@@ -100,33 +103,39 @@ class FootageRenderer:
         number = footage.pick(rng, held_out)
         inside = inside and footage.fits(number, length + LEAD_LATENTS) and rng.random() < LEAD_SHARE
         lead = LEAD_LATENTS if inside else 0
-        video, caption = footage.stretch(number, lead + length, rng)
-        with torch.autocast(footage.device, torch.bfloat16):
-            latents = self.vae.encode(pixels(video), self.vae.new_state()).float()[:, lead:]
-        features = footage.features(video)[:, lead:]
+        place = footage.place(number, lead + length, rng)
+        latents, features = self.latents(place)[:, lead:], footage.features(place)[:, lead:]
         if self.tokenizer is not None:
             groups = features.split(self.tokenizer.config.frames, dim=1)
             features = torch.cat([self.tokenizer.decode(self.tokenizer.encode(part)).float() for part in groups], dim=1)
-        return latents, features, caption
+        return latents, features, footage.caption(place)
+
+    @torch.no_grad()
+    def _latents(self, place: Place) -> Tensor:
+        """[1, T, C, h, w] float32."""
+        with torch.autocast(self.footage.device, torch.bfloat16):
+            latents: Tensor = self.vae.encode(pixels(self.footage.video(place)), self.vae.new_state()).float()
+        return latents
 
     def noised(self, clean: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents at a random time, that time [1] as the network is told it, and what it should predict."""
-        schedule, device = self.config.schedule, clean.device
+        """Noisy latents [B, ...] at random times, those times [B] as the network is told them, and what it should
+        predict."""
+        schedule, device, rows = self.config.schedule, clean.device, len(clean)
         if isinstance(schedule, FlowSchedule):
-            time = schedule.shifted(torch.tensor([rng.random()], device=device))
+            time = schedule.shifted(torch.tensor([rng.random() for _ in range(rows)], device=device))
             return schedule.mix(clean, start_noise(clean), time), time, clean
         levels = schedule.levels(schedule.train_steps)
-        index = rng.randrange(schedule.train_steps)
-        alpha, noise = levels.alphas[index].to(device), torch.randn_like(clean)
+        index = torch.tensor([rng.randrange(schedule.train_steps) for _ in range(rows)])
+        alpha, noise = levels.alphas[index].to(device)[:, None, None, None, None], torch.randn_like(clean)
         sigma = (1 - alpha**2).sqrt()
-        return alpha * clean + sigma * noise, levels.times[index : index + 1].to(device), alpha * noise - sigma * clean
+        return alpha * clean + sigma * noise, levels.times[index].to(device), alpha * noise - sigma * clean
 
     def evaluate(self) -> dict[str, float]:
-        """Mean squared error on held-out windows, always the same."""
+        """Mean squared error on held-out windows, always the same, with their prompt half and without."""
         rng = random.Random(f"renderer held out {self.seed}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            errors = [self.error(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)]
+            errors = [self.error(rng, HELD_OUT_SAMPLES, held_out=True) for _ in range(HELD_OUT_BATCHES)]
         return {"error": float(torch.stack(errors).mean())}
 
     def export(self) -> None:

@@ -8,15 +8,20 @@ tokens, `N` tokens of groups, `H` x `W` pixels.
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
-from engine.perceptual.tiny_vae import TinyVAEConfig
+from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig
 from engine.published_text import PublishedText
 from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
@@ -32,6 +37,8 @@ HELD_OUT_SAMPLES = 4
 SPREAD_CLIPS = 8  # that the features' spread is measured on
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
+START_STEP = 4  # frames from one place where a stretch may begin to the next: some come again, and are kept
+KEPT_BYTES = 2 << 30  # of what was made of the stretches seen last
 
 
 def frames_of(semantic: int) -> int:
@@ -39,14 +46,33 @@ def frames_of(semantic: int) -> int:
     return 1 + (semantic - 1) * FRAMES_PER_LATENT
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stretch of a video: its number, its first frame, and how many semantic frames long it is."""
+
+    number: int
+    start: int
+    semantic: int
+
+
+Made = TypeVar("Made")
+
+
+def kept(make: Callable[[Place], Made], item_bytes: int) -> Callable[[Place], Made]:
+    """The same function, which makes nothing twice as long as KEPT_BYTES suffice for items of about `item_bytes`."""
+    return lru_cache(max(1, KEPT_BYTES // item_bytes))(make)
+
+
 class Footage:
     """Random stretches of a folder's videos, in a preset's size, and their features."""
 
-    def __init__(self, folder: Path, config: EngineConfig, theia: Theia, device: str) -> None:
-        """`theia` has its weights, where features are needed. Raises ValueError as `VideoFolder` does."""
+    def __init__(self, folder: Path, config: EngineConfig, extractor: Theia | TinyVAE, device: str) -> None:
+        """`extractor` has its weights, where features are needed. Raises ValueError as `VideoFolder` does."""
         least = frames_of(max(config.tokenizer.frames, config.prompt_latents + config.new_latents))
         self.videos = VideoFolder(folder, config.height_px, config.width_px, config.fps, least)
-        self.theia, self.device = theia.requires_grad_(False).to(device).eval(), device
+        self.extractor, self.device = extractor.requires_grad_(False).to(device).eval(), device
+        tokenizer = config.tokenizer
+        self.features = kept(self._features, 4 * tokenizer.frames * tokenizer.feature_dim * math.prod(tokenizer.grid))
 
     def pick(self, rng: random.Random, held_out: bool) -> int:
         """Number of a video; of any where there are too few to hold some out."""
@@ -58,17 +84,30 @@ class Footage:
         """Whether a video has so many semantic frames."""
         return self.videos.lengths[number] >= frames_of(semantic)
 
-    def stretch(self, number: int, semantic: int, rng: random.Random) -> tuple[Tensor, str]:
-        """uint8 [1, F, 3, H, W] of a random place in a video, and its caption."""
-        frames = frames_of(semantic)
-        video, caption = self.videos.cut(number, rng.randrange(self.videos.lengths[number] - frames + 1), frames)
-        return video[None].to(self.device), caption
+    def place(self, number: int, semantic: int, rng: random.Random) -> Place:
+        """A random stretch of a video that is long enough."""
+        starts = self.videos.lengths[number] - frames_of(semantic)
+        return Place(number, START_STEP * rng.randrange(starts // START_STEP + 1), semantic)
+
+    def caption(self, place: Place) -> str:
+        return self.videos.entries[place.number].caption
+
+    def video(self, place: Place) -> Tensor:
+        """uint8 [1, F, 3, H, W]."""
+        return self.videos.cut(place.number, place.start, frames_of(place.semantic))[None].to(self.device)
 
     @torch.no_grad()
-    def features(self, video: Tensor) -> Tensor:
-        """uint8 [1, F, 3, H, W] -> [1, T, D, h, w] float32 of the first frame and every fourth after it."""
+    def _features(self, place: Place) -> Tensor:
+        """[1, T, D, h, w] float32 of the first frame and every fourth after it.
+
+        An autoencoder gives its latents, 2x2 neighbours side by side.
+        """
+        video = self.video(place)
         with torch.autocast(self.device, torch.bfloat16):
-            features: Tensor = self.theia(video[:, ::FRAMES_PER_LATENT])
+            if isinstance(self.extractor, TinyVAE):
+                latents = self.extractor.encode(pixels(video), self.extractor.new_state())
+                return nnf.pixel_unshuffle(latents[0], 2)[None].float()
+            features: Tensor = self.extractor(video[:, ::FRAMES_PER_LATENT])
         return features.float()
 
 
@@ -83,7 +122,7 @@ class FootageAutoencoder(AutoencoderStage):
         """Frames uint8 [1, F, 3, H, W] of a random place, and where to look [2] in px, which is anywhere."""
         videos = self.footage.videos
         number = self.footage.pick(rng, held_out)
-        video, _ = videos.cut(number, rng.randrange(videos.lengths[number] - count + 1), count)
+        video = videos.cut(number, rng.randrange(videos.lengths[number] - count + 1), count)
         return video[None], torch.tensor([rng.uniform(0, videos.width), rng.uniform(0, videos.height)])
 
     def evaluate(self) -> dict[str, float]:
@@ -121,8 +160,7 @@ class FootageTokenizer:
 
     def sample(self, rng: random.Random, held_out: bool) -> Tensor:
         """Features [1, T, D, h, w] of a group."""
-        video, _ = self.footage.stretch(self.footage.pick(rng, held_out), self.frames, rng)
-        return self.footage.features(video)
+        return self.footage.features(self.footage.place(self.footage.pick(rng, held_out), self.frames, rng))
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"tokenizer {self.seed} {step}")
@@ -179,46 +217,61 @@ class FootagePlanner:
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"planner {self.seed} {step}")
-        # One by one: texts differ in length.
-        loss = torch.stack([self.nats(rng, held_out=False) for _ in range(batch)]).mean()
+        loss = self.nats([self.sample(rng, held_out=False) for _ in range(batch)], rng)
         return loss, {"nats": loss.item()}
 
-    def nats(self, rng: random.Random, held_out: bool) -> Tensor:
-        """Mean negative log-likelihood of the codes of a random stretch."""
-        footage, group = self.footage, self.config.tokenizer.frames
-        number = footage.pick(rng, held_out)
-        groups = 2 if footage.fits(number, 2 * group) and rng.random() < TWO_GROUPS_SHARE else 1
-        video, caption = footage.stretch(number, groups * group, rng)
-        features = footage.features(video)
-        tokens, is_code = self.sequence(features)
-        with torch.autocast(footage.device, torch.bfloat16):
-            # Embeddings made for generation only cannot take part in a gradient.
-            text = self.text.embed(caption).planner.clone()
-            nulls = self.config.planner.null_micro
-            motion = None if nulls and rng.random() < NULL_MOTION_SHARE else motion_score(features)
-            frames = None if nulls and rng.random() < NULL_FRAMES_SHARE else float(groups * group)
-            prefix = self.planner.prefix(text, frames, motion, rng.random() < NULL_TEXT_SHARE)
+    def sample(self, rng: random.Random, held_out: bool) -> Place:
+        """One group, or two where the video is long enough."""
+        group = self.config.tokenizer.frames
+        number = self.footage.pick(rng, held_out)
+        groups = 2 if self.footage.fits(number, 2 * group) and rng.random() < TWO_GROUPS_SHARE else 1
+        return self.footage.place(number, groups * group, rng)
+
+    def nats(self, places: list[Place], rng: random.Random) -> Tensor:
+        """Mean negative log-likelihood of the codes of stretches."""
+        # Embeddings made for generation only cannot take part in a gradient.
+        texts = [self.text.embed(self.footage.caption(place)).planner.clone() for place in places]
+        alike: dict[tuple[int, int], list[int]] = {}  # rows of a batch have one length
+        for row, (place, text) in enumerate(zip(places, texts, strict=True)):
+            alike.setdefault((place.semantic, text.shape[1]), []).append(row)
+        parts = [
+            self._nats([places[row] for row in rows], torch.cat([texts[row] for row in rows]), rng)
+            for rows in alike.values()
+        ]
+        return torch.cat(parts).mean()
+
+    def _nats(self, places: list[Place], text: Tensor, rng: random.Random) -> Tensor:
+        """[B], of stretches of one length under [B, L, K]."""
+        features = [self.footage.features(place) for place in places]
+        tokens, is_code = self.sequence(torch.cat(features))
+        nulls, missing = self.config.planner.null_micro, math.nan
+        motion = [missing if nulls and rng.random() < NULL_MOTION_SHARE else motion_score(one) for one in features]
+        frames = [missing if nulls and rng.random() < NULL_FRAMES_SHARE else place.semantic for place in places]
+        null = [rng.random() < NULL_TEXT_SHARE for _ in places]
+        with torch.autocast(self.footage.device, torch.bfloat16):
+            numbers = (torch.tensor(values, device=text.device) for values in (frames, motion, null))
+            prefix = self.planner.prefix(text, *numbers)
             rest = self.planner.embed(tokens[:, :-1], prefix.pooled)
             hidden = self.planner.transform(torch.cat([prefix.embeddings, rest], dim=1))[:, -tokens.shape[1] :]
             logits = self.planner.logits(hidden[:, is_code])
-        return nnf.cross_entropy(logits.flatten(0, 1), tokens[:, is_code].flatten())
+        return nnf.cross_entropy(logits.transpose(1, 2), tokens[:, is_code], reduction="none").mean(1)
 
     @torch.no_grad()
     def sequence(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [1, T, D, h, w] of whole groups -> their tokens [1, N], and which of the N are codes."""
+        """Features [B, T, D, h, w] of whole groups -> their tokens [B, N], and which of the N are codes."""
         group, device = self.config.tokenizer.frames, features.device
         layout = self.config.planner.layout(group)
         fixed = torch.tensor([-1 if token is None else token for token in layout], device=device)
         parts = []
         for part in features.split(group, dim=1):
-            tokens = fixed[None].clone()
+            tokens = fixed.repeat(len(part), 1)
             tokens[:, fixed < 0] = self.tokenizer.encode(part)
             parts.append(tokens)
         return torch.cat(parts, dim=1), (fixed < 0).repeat(len(parts))
 
     def evaluate(self) -> dict[str, float]:
         rng = random.Random(f"planner held out {self.seed}")
-        return {"nats": float(torch.stack([self.nats(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)]).mean())}
+        return {"nats": float(self.nats([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)], rng))}
 
     def export(self) -> None:
         save_component(self.weights, "planner", self.planner)

@@ -76,8 +76,11 @@ def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) 
         if not isinstance(config.vae, TinyVAEConfig):
             raise ValueError(f"the autoencoder of preset {config.name!r} is used as published and not trained")
         return FootageAutoencoder(config.vae, Footage(arguments.data, config, theia, device), seed, weights)
-    load_component(weights, "theia", theia)
-    footage = Footage(arguments.data, config, theia, device)
+    extractor: Theia | TinyVAE = theia
+    if config.name == "mini-arlon" and isinstance(config.vae, TinyVAEConfig):
+        extractor = TinyVAE(config.vae)
+    load_component(weights, "theia" if extractor is theia else "vae", extractor)
+    footage = Footage(arguments.data, config, extractor, device)
     if name == "tokenizer":
         return FootageTokenizer(config, footage, seed, weights)
     if name == "planner":
