@@ -134,7 +134,6 @@ def test_the_extractor_stage_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> planning.PlannerStage:
-    monkeypatch.setattr(planning, "START_POOL", 16)
     monkeypatch.setattr(planning, "HELD_OUT", 3)
     config = narrow()
     torch.manual_seed(0)
@@ -156,7 +155,7 @@ def test_samples_of_a_kind_fit_into_a_batch(planner: planning.PlannerStage) -> N
     """Contexts of a set have one length and whole frames; a first group has none."""
     config = planner.config.tokenizer
     for kind in planning.KINDS:
-        samples = planner.make(random.Random(1), kind)
+        samples = planner.make(random.Random(1), kind, 5)
         lengths = {None if sample.context is None else len(sample.context) for sample in samples}
         assert len(lengths) == 1
         length = lengths.pop()
@@ -186,6 +185,52 @@ def test_the_pool_describes_what_it_encodes(vae: TinyVAE) -> None:
         assert window.label == clip.labels[int(16 > clip.change)]
     assert pool.window(rng, prompted=True).latents.shape == (13, 6, 16, 24)
     assert pool.window(rng, prompted=False).latents.shape == (7, 6, 16, 24)
+
+
+def test_a_clip_goes_on_as_the_same_video(vae: TinyVAE) -> None:
+    """Its next part overlaps it by a prompt half, and is what encoding the whole video gives."""
+    config = narrow()
+    pool = latents.LatentPool(config, vae, None, 4)
+    clip = pool.make(random.Random(3), changes=False)
+    after = pool.go_on(clip, random.Random(4))
+    given = config.prompt_latents
+    torch.testing.assert_close(after.features[:given], clip.features[-given:])
+    count = latents.CLIP_LATENTS + (latents.CLIP_LATENTS - given)
+    frames = after.end - 1 - 4 * (count - 1) + torch.arange(1 + 4 * (count - 1))[None]
+    with torch.no_grad():
+        whole = pool.encode(world.draw(clip.spec, frames), TinyVAEState())
+    torch.testing.assert_close(clip.latents, whole[: latents.CLIP_LATENTS])
+    torch.testing.assert_close(after.latents, whole[-latents.CLIP_LATENTS :])
+
+
+def test_rendered_clips_give_prompt_halves_that_the_model_made(vae: TinyVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each hop is rendered behind the one before, over the ends of clips too; what is to be learned stays true."""
+    config = narrow()
+    given, new = config.prompt_latents, config.new_latents
+    pool = latents.LatentPool(config, vae, None, 2)
+
+    def counting(window: latents.Window, given: int) -> torch.Tensor:
+        last = window.latents[given - 1] if given else torch.full((6, 16, 24), 100.0)
+        return torch.stack([last + 1 + i for i in range(len(window.features) - given)])
+
+    monkeypatch.setattr(latents, "GO_ON_SHARE", 1.0)
+    rng = random.Random(2)
+    pool.refresh(rng, counting)
+    first = pool.clips[0].made
+    assert first is not None and len(first) == latents.CLIP_LATENTS
+    torch.testing.assert_close(first[-1], first[given - 1] + latents.CLIP_LATENTS - given)
+    pool.refresh(rng, counting)
+    clip = pool.clips[-1]
+    assert clip.made is not None
+    torch.testing.assert_close(clip.made[:given], first[-given:])
+    torch.testing.assert_close(clip.made[given], first[-1] + 1)
+
+    monkeypatch.setattr(latents, "MADE_SHARE", 1.0)
+    pool.clips = [clip]
+    window = pool.window(rng, prompted=True)
+    assert window.flaw is not None and window.latents.shape[0] == given + new
+    assert any(torch.equal(window.latents[:given], clip.made[start : start + given]) for start in range(13))
+    assert any(torch.equal(window.latents[given:], clip.latents[start : start + new]) for start in range(given, 20))
 
 
 def test_features_go_through_tokens_in_groups_that_restart_at_a_change() -> None:

@@ -30,8 +30,6 @@ TEXT_STD = 0.3
 CODE_STD, HEAD_STD = 0.5, 0.02
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 KINDS = {"first": 0.35, "next": 0.3, "changed": 0.35}  # share of the batches
-POOL, START_POOL, REFRESH = 6000, 256, 0.3  # of each kind: kept, made before the first step, made anew per sample
-ENCODE_BATCH = 16
 HELD_OUT = 96
 MOTION = {"still": 0.0, "slow": 0.3, "medium": 0.6, "fast": 1.0}
 
@@ -88,7 +86,6 @@ class PlannerStage:
         learn_geometry(self.planner, tokenizer)
         self.text = text
         self.module: nn.Module = TextPlanner(text, self.planner).to(device)
-        self.pools: dict[str, list[Sample]] = {kind: [] for kind in KINDS}
         rng = random.Random(f"planner held out {seed}")
         self.held_out = [random_label(rng, held_out=True) for _ in range(HELD_OUT)]
         self.held_out_captions = [caption(label, rng) for label in self.held_out]
@@ -97,11 +94,11 @@ class PlannerStage:
         return [p for p in self.planner.blocks.parameters() if p.ndim == 2]
 
     @torch.no_grad()
-    def make(self, rng: random.Random, kind: str) -> list[Sample]:
-        """ENCODE_BATCH samples of a kind; all their contexts have one length."""
+    def make(self, rng: random.Random, kind: str, count: int) -> list[Sample]:
+        """Samples of a kind; all their contexts have one length."""
         frames = self.config.tokenizer.frames
         given = {"first": 0, "next": frames, "changed": rng.randrange(1, frames + 1)}[kind]
-        before = [random_label(rng) for _ in range(ENCODE_BATCH)]
+        before = [random_label(rng) for _ in range(count)]
         after = [random_label(rng) if kind == "changed" else label for label in before]
         begin = [0 if kind == "first" or rng.random() < 0.5 else FRAMES_PER_LATENT * rng.randrange(150) for _ in before]
         spec = world.sample(before, rng).to(self.device)
@@ -114,27 +111,12 @@ class PlannerStage:
         context = self.tokenizer.encode(teacher.maps(spec, where[:, :given])).cpu()
         return [Sample(before_, row, label) for before_, row, label in zip(context, codes, after, strict=True)]
 
-    def refill(self, rng: random.Random, kind: str, wanted: int) -> None:
-        pool = self.pools[kind]
-        while wanted > 0:
-            pool.extend(self.make(rng, kind))
-            wanted -= ENCODE_BATCH
-        del pool[:-POOL]
-
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"planner {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        for kind, pool in self.pools.items():
-            if len(pool) < START_POOL:
-                self.refill(rng, kind, START_POOL)
         [kind] = rng.choices(list(KINDS), list(KINDS.values()))
-        if rng.random() < batch * REFRESH / ENCODE_BATCH:
-            self.refill(rng, kind, 1)
-        pool = self.pools[kind]
-        # A batch needs contexts of one length; those made together have it.
-        one = rng.choice(pool).context
-        alike = pool if one is None else [s for s in pool if s.context is not None and len(s.context) == len(one)]
-        loss = self.nats([rng.choice(alike) for _ in range(batch)], rng)
+        # Every sample is seen once: a caption says so much that few samples share one, and is soon known by heart.
+        loss = self.nats(self.make(rng, kind, batch), rng)
         return loss, {f"nats_{kind}": loss.item()}
 
     def nats(self, samples: list[Sample], rng: random.Random) -> Tensor:

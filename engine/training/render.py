@@ -2,7 +2,9 @@
 
 The network sees x = t clean + (1 - t) noise for the new half and predicts the clean latents. The prompt half is given
 at time 0.999, and in a fifth of the samples there is none, as at the start of a video. A flaw of the prompt half goes
-on in the new frames and fades there, so that neither errors pile up over hops nor a seam shows.
+on in the new frames and fades there, so that neither errors pile up over hops nor a seam shows. Later in the training
+many prompt halves are the model's own, from videos that it has gone on with for many hops: so it learns to mend what it
+does itself, which no noise resembles.
 Shapes: `B` batch, `T` latent frames, `C` channels, `h` x `w` latent size.
 """
 
@@ -28,13 +30,15 @@ from engine.weights import save_component
 
 MASKED_SHARE = 0.2  # samples without a prompt half
 NULL_TEXT_SHARE = 0.1
+NULL_PLAN_SHARE = 0.05  # samples whose features are 0, so that the renderer can be watched without a plan
 FLAW = 0.2  # largest amplitude of what is added to the prompt half, so that its own flaws are borne
 FLAW_KEPT = 0.8  # of a flaw from one new frame to the next: it fades instead of vanishing at the seam
 SUBJECT_WEIGHT = 6.0
 FIRST_STEP_SHARE = 0.2  # samples at pure noise, where every sampling run starts
 POOL_CLIPS = 384
 START_CLIPS = 48
-REFRESH = 0.06  # clips replaced per sample
+REFRESH = 0.05  # clips replaced per sample
+MADE_FROM = 2000  # step from which the model goes on with its own prompt halves; what it makes earlier teaches nothing
 HELD_OUT = 24
 
 EncodeText = Callable[[list[str]], Tensor]  # captions to [B, L, K]
@@ -97,7 +101,7 @@ class RendererStage:
         while len(self.pool.clips) < START_CLIPS:
             self.pool.refresh(random.Random(f"pool {self.seed} {step} {len(self.pool.clips)}"))
         for _ in range(int(batch * REFRESH + rng.random())):
-            self.pool.refresh(rng)
+            self.pool.refresh(rng, self.next_latents if step >= MADE_FROM else None)
         prompted = rng.random() > MASKED_SHARE
         windows = [self.pool.window(rng, prompted) for _ in range(batch)]
         error, weight = self.errors(windows, prompted, rng)
@@ -118,14 +122,21 @@ class RendererStage:
     def batch(self, windows: list[Window], prompted: bool, rng: random.Random) -> Batch:
         """The windows as training sees them, with or without their prompt halves."""
         latents = torch.stack([window.latents for window in windows]).to(self.device)
+        planned = torch.tensor([float(rng.random() > NULL_PLAN_SHARE) for _ in windows], device=self.device)
         features = torch.stack([window.features for window in windows]).to(self.device)
+        features = features * planned[:, None, None, None, None]
         text = self.text([window.caption for window in windows], rng)
         given = self.config.prompt_latents if prompted else 0
         prompt, clean = latents[:, :given], latents[:, given:]
         if given:
             flaw = self.flaw(clean[:, :1])
+            own = [window.flaw is not None for window in windows]
+            prompt = prompt + flaw.masked_fill(torch.tensor(own, device=self.device)[:, None, None, None, None], 0.0)
+            for row, window in enumerate(windows):
+                if window.flaw is not None:
+                    flaw[row] = window.flaw
             fading = FLAW_KEPT ** torch.arange(1, clean.shape[1] + 1, device=self.device)
-            prompt, clean = prompt + flaw, clean + flaw * fading[:, None, None, None]
+            clean = clean + flaw * fading[:, None, None, None]
         noise = start_noise(clean)
         mask = torch.stack([window.mask[given:] for window in windows]).to(self.device)
         near = nnf.max_pool2d(nnf.interpolate((mask > 0.05).float(), scale_factor=2), 3, 1, 1).unsqueeze(2)
@@ -147,6 +158,11 @@ class RendererStage:
             text = self.encode_text(captions).to(self.device)
         null = torch.tensor([rng.random() < NULL_TEXT_SHARE for _ in captions], device=self.device)
         return text.masked_fill(null[:, None, None], 0.0)
+
+    def next_latents(self, window: Window, given: int) -> Tensor:
+        """A window's new latents [T, C, h, w] behind its first `given`, by the model as it is now."""
+        prompt = window.latents[None, :given].to(self.device) if given else None
+        return self.render(window, prompt, int(torch.randint(2**31, ())))[0].to(window.latents.device)
 
     def render(self, window: Window, prompt: Tensor | None, seed: int) -> Tensor:
         """The new latents [1, T, C, h, w] of a window, by the shipped number of steps."""

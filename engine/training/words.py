@@ -42,7 +42,9 @@ def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY, captions: Sequenc
     spelling = (SPACE, *string.ascii_lowercase, *string.digits, *".,!?'-")
     most = vocabulary - len(SPECIAL_PIECES) - len(spelling)
     words = [
-        (SPACE + word if word != "," else word, math.log(n / counts.total())) for word, n in counts.most_common(most)
+        # In order, so that a word keeps its number when only frequencies change.
+        (SPACE + word if word != "," else word, math.log(n / counts.total()))
+        for word, n in sorted(counts.most_common(most))
     ]
     known = {piece for piece, _ in words}
     letters = [(piece, LETTER_SCORE) for piece in spelling if piece not in known]
