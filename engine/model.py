@@ -124,8 +124,13 @@ def weights_folder(config: EngineConfig, given: str | None) -> Path:
         return fetch(given) if config.published else Path(given)
     if not shipped.is_dir():
         raise ValueError(
-            f"preset {config.name!r} comes without weights: give --weights with a folder of the published files, or "
-            f"--weights {HUB_ID} to download them; docs/PUBLISHED_MODEL.md says what else it takes"
+            f"preset {config.name!r} comes without weights: give --weights with a folder of "
+            + (
+                f"the published files, or --weights {HUB_ID} to download them; docs/PUBLISHED_MODEL.md says what else "
+                "it takes"
+                if config.published
+                else "weights that were trained; docs/TRAINING.md says how"
+            )
         )
     return shipped
 
