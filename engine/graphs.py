@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -37,16 +38,16 @@ class Recorder(Protocol):
     def capture(self, key: Hashable, function: Function, changing: Any, lasting: Any) -> Function: ...
 
 
-class PlacesRecorder:
+class PlacesRecorder(ABC):
     """Of functions that read and write fixed memory; a subclass says how such work is done again."""
 
     def capture(self, key: Hashable, function: Function, changing: Any, lasting: Any) -> Function:
         """The function, run with copies of its inputs."""
         return _Placed(key, self, function, changing, lasting)
 
+    @abstractmethod
     def record(self, work: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         """The work's outputs, at places that the returned call fills anew."""
-        raise NotImplementedError
 
 
 class CudaRecorder(PlacesRecorder):
