@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.perceptual.details import DetailsConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
@@ -138,7 +139,7 @@ def _mini() -> EngineConfig:
         dim=128, codebook_size=1024, codebook_dim=16, metric="cosine", decay=0.98, dead_threshold=0.1
     )
     tokenizer = TokenizerConfig(
-        feature_dim=30,
+        feature_dim=51,
         grid=(8, 12),
         patch=4,
         width=128,
@@ -152,11 +153,12 @@ def _mini() -> EngineConfig:
     dit = DiTConfig(
         hidden=192, heads=3, layers=3, patch=4, frames=13, height=16, width=24, channels=24, time_dim=128,
         time_scale=1000.0, text_length=24, text_dim=128, position_scale=1.0, per_half_time=True, half_causal=True,
-        head="conv", head_width=96, head_blocks=3,
+        head="conv", head_width=96, head_blocks=3, head_details=72,
     )  # fmt: skip
     condition = ConditionConfig(
-        feature_dim=30, width=64, multipliers=(1.0, 1.0), blocks=1, out_channels=48, latent_channels=24, groups=8
-    )
+        feature_dim=51, width=64, multipliers=(1.0, 1.0), blocks=1, out_channels=48, latent_channels=24, groups=8,
+        details=DetailsConfig(grid=(8, 12)),
+    )  # fmt: skip
     return EngineConfig(
         name="mini",
         height_px=128,
@@ -166,14 +168,14 @@ def _mini() -> EngineConfig:
         text=TextConfig(hidden=128, layers=2, heads=4, mlp=256, vocabulary=256, max_length=24),
         theia=TheiaConfig(
             hidden=128, layers=4, heads=4, mlp=512, image_size=192, patch=16, canvas=192, output_shape=(8, 12),
-            feature_dim=30,
+            feature_dim=51,
         ),
         tokenizer=tokenizer,
         planner=PlannerConfig(
             hidden=256, layers=4, heads=4, mlp=704, codebook_size=1024, text_dim=128, micro_freq=64, micro_hidden=64,
             i_tokens=32, p_tokens=8, context_groups=1, pooled_text=True, null_micro=True,
         ),
-        sampling=SamplingConfig(guidance=1.5, temperature=0.8),
+        sampling=SamplingConfig(guidance=2.0, temperature=0.5),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=3, prediction="x0"),
         schedule=FlowSchedule(),
         vae=TinyVAEConfig(),

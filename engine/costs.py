@@ -133,7 +133,7 @@ def _renderer_stages(config: EngineConfig, renderer: Renderer) -> list[_Counted]
     size = (dit.channels, dit.height, dit.width)
     text = _meta(rows, dit.text_length, dit.text_dim)
     given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
-    condition = _meta(rows, dit.frames, *size)
+    condition = _meta(rows, dit.frames, dit.condition_channels, dit.height, dit.width)
     base, control = _weights(renderer.base), _weights(renderer.control)
     traffic = base + control
     counted = []

@@ -37,7 +37,7 @@ class Window:
     seed: int
     words: Words  # of R rows
     prompt_half: Tensor  # [1, P, C, H, W]
-    condition: Tensor  # [1, P + T, C, H, W]
+    condition: Tensor  # [1, P + T, C + E, H, W], E of them details for the head
     cache: WindowCache  # with the prompt half as it is
 
     @property
@@ -47,7 +47,7 @@ class Window:
     @property
     def new(self) -> Tensor:
         """[1, T, C, H, W]: as large as the new latents."""
-        return self.condition[:, self.given :]
+        return self.condition[:, self.given :, : self.prompt_half.shape[2]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Denoiser:
             place: hop, number of the first new video frame, seed.
             text: [1, L, K]; that it is the same tensor tells that it is the prompt of a window before.
             prompt_half: [1, P, C, H, W].
-            condition: [1, P + T, C, H, W].
+            condition: [1, P + T, C + E, H, W].
         """
         words = self._words_of(text)
         cache = self._read(self._paired(prompt_half), words, condition)

@@ -151,7 +151,7 @@ def _renderer(config: EngineConfig, renderer: nn.Module, held: list[object]) -> 
     def run() -> None:
         renderer.condition(_meta(1, dit.frames, config.tokenizer.feature_dim, *config.tokenizer.grid))
         given, new = _meta(rows, config.prompt_latents, *size), _meta(rows, config.new_latents, *size)
-        condition = _meta(rows, dit.frames, *size)
+        condition = _meta(rows, dit.frames, dit.condition_channels, dit.height, dit.width)
         cache = renderer.read(given, _meta(rows, dit.text_length, dit.text_dim), condition)
         held.append(cache)
         renderer.denoise(new, _meta(rows), cache)

@@ -35,7 +35,7 @@ CHANNEL = "main"
 PATH = f"/channels/{CHANNEL}"
 PROMPTS = (
     "a blue sailboat drifts to the left on the sea",
-    "a red car drives slowly to the right through the desert at sunset",
+    "a red car drives slowly to the right through the desert",
     "a white ball floats up under the stars at night",
     "a yellow fish moves quickly to the right over green hills by day",
 )

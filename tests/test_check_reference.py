@@ -16,19 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.reference.check_reference import CHECKS, check, check_file, main
+from engine.reference.check_reference import CHECKS, check, check_file
 from engine.reference.reference_case import load_case
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, **switches: str) -> tuple[int, list[str]]:
-    """The command in a process of its own: how a processor rounds, and what computes, is settled once a process."""
+def run(folder: Path, **switches: str) -> tuple[int, list[str], str]:
+    """Status, lines and errors of the command in a process of its own: how a processor rounds, and what computes, is
+    settled once a process, in an environment that others must not inherit."""
     program = f"import sys; from engine.reference.check_reference import main; sys.exit(main([{str(folder)!r}]))"
     command, environment = [sys.executable, "-c", program], os.environ | switches
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout.splitlines()
+    return done.returncode, done.stdout.splitlines(), done.stderr
 
 
 def change(folder: Path, name: str, edit: Callable[[dict[str, Any], dict[str, Tensor]], None], new: str) -> None:
@@ -41,7 +42,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any], dict[str, Te
 
 def test_every_golden_passes() -> None:
     """One line a case with its error, the count last, status 0; together they take less room than 25 MB."""
-    status, lines = run(GOLDEN)
+    status, lines, _ = run(GOLDEN)
     cases = sorted(path.stem for path in GOLDEN.glob("*.json"))
     assert lines[-1] == f"{len(cases)} passed, 0 failed", lines
     assert status == 0
@@ -64,7 +65,7 @@ def test_goldens_pass_with_kernels_and_graphs_on_and_off(switches: dict[str, str
     for name in ("dit_b", "tokenizer_b"):
         for ending in ("json", "safetensors"):
             shutil.copy(GOLDEN / f"{name}.{ending}", tmp_path)
-    status, lines = run(tmp_path, **switches)
+    status, lines, _ = run(tmp_path, **switches)
     assert (status, lines[-1]) == (0, "2 passed, 0 failed"), lines
 
 
@@ -105,7 +106,7 @@ def test_wrong_cases_fail_and_the_others_do_not(tmp_path: Path) -> None:
     change(tmp_path, "fullscale_tables", one_scale, "w8")
     (tmp_path / "w9.json").write_text("{")
     save_file({"x": torch.zeros(1)}, tmp_path / "x1.safetensors")
-    status, lines = run(tmp_path)
+    status, lines, _ = run(tmp_path)
     assert (status, lines[-1]) == (1, "1 passed, 10 failed"), lines
     assert lines[0].startswith("ok     any name: theia_extractor")
     parts = [
@@ -161,10 +162,9 @@ def test_other_geometry_is_followed(tmp_path: Path) -> None:
         assert verdict.passed, verdict
 
 
-def test_folders_without_cases_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_cases_fail(tmp_path: Path) -> None:
     """A missing folder and an empty one are errors, and say what is looked for."""
-    assert main([str(tmp_path / "none")]) == 2
-    assert "is no folder" in capsys.readouterr().err
-    assert main([str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert "holds no golden case" in said.err and said.out == "0 passed, 0 failed\n"
+    status, _, errors = run(tmp_path / "none")
+    assert status == 2 and "is no folder" in errors
+    status, lines, errors = run(tmp_path)
+    assert status == 1 and "holds no golden case" in errors and lines == ["0 passed, 0 failed"]

@@ -35,7 +35,8 @@ def _window(denoiser: Denoiser, model: Model, text: torch.Tensor) -> Window:
     dit = model.config.renderer.dit
     generator = torch.Generator().manual_seed(4)
     prompt, condition = (
-        torch.randn(1, count, dit.channels, dit.height, dit.width, generator=generator) for count in (7, 13)
+        torch.randn(1, count, channels, dit.height, dit.width, generator=generator)
+        for count, channels in ((7, dit.channels), (13, dit.condition_channels))
     )
     return denoiser.open((1, 25, 9), text, prompt, condition)
 

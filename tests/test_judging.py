@@ -26,6 +26,12 @@ def test_shares_have_intervals() -> None:
     assert few["n"] == 4 and few["half_width_95"] > 3 * many["half_width_95"] > 0.05
 
 
+def test_a_share_is_over_the_videos_that_have_the_word() -> None:
+    """A relation that half of the captions do not have has half the number."""
+    figures = judging.shares([{"colour": True}, {"colour": True, "relation": False}])
+    assert figures["colour"]["n"] == 2 and figures["relation"]["n"] == 1 and figures["relation"]["share"] == 0
+
+
 def test_sharpness_falls_when_a_picture_is_blurred() -> None:
     """Noise is sharper than its average over 3x3 pixels."""
     noise = torch.randint(0, 256, (2, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -27,8 +27,10 @@ def _run(model: Model, reach: float, graphs: Graphs, given: int = 7) -> torch.Te
     model = replace(model, config=replace(model.config, reuse=reach))
     denoiser, dit = Denoiser(model, STEPS, graphs), model.config.renderer.dit
     generator = torch.Generator().manual_seed(4)
-    size = (dit.channels, dit.height, dit.width)
-    prompt, condition = (torch.randn(1, count, *size, generator=generator) for count in (given, 13))
+    prompt, condition = (
+        torch.randn(1, count, channels, dit.height, dit.width, generator=generator)
+        for count, channels in ((given, dit.channels), (13, dit.condition_channels))
+    )
     text = torch.randn(1, dit.text_length, dit.text_dim, generator=generator)
     with torch.inference_mode():
         window = denoiser.open((1, 25, 9), text, prompt, condition)

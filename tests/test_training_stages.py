@@ -204,7 +204,10 @@ def test_a_clip_goes_on_as_the_same_video(vae: TinyVAE) -> None:
 
 
 def test_rendered_clips_give_prompt_halves_that_the_model_made(vae: TinyVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each hop is rendered behind the one before, over the ends of clips too; what is to be learned stays true."""
+    """Each hop is rendered behind the one before, over the ends of clips too; what is to be learned stays true.
+
+    Windows without a prompt half begin videos: there is always a clip for them.
+    """
     config = narrow()
     given, new = config.prompt_latents, config.new_latents
     pool = latents.LatentPool(config, vae, None, 2)
@@ -224,6 +227,12 @@ def test_rendered_clips_give_prompt_halves_that_the_model_made(vae: TinyVAE, mon
     assert clip.made is not None
     torch.testing.assert_close(clip.made[:given], first[-given:])
     torch.testing.assert_close(clip.made[given], first[-1] + 1)
+
+    for _ in range(3):
+        pool.refresh(rng, counting)
+        starts = [clip.latents[:given] for clip in pool.clips if clip.starts]
+        window = pool.window(rng, prompted=False)
+        assert any(torch.equal(window.latents, start) for start in starts)
 
     monkeypatch.setattr(latents, "MADE_SHARE", 1.0)
     pool.clips = [clip]

@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.config import preset
 from engine.training import teacher, world
-from engine.training.captions import Label, random_label
+from engine.training.captions import SUBJECTS, Label, random_label
+from engine.training.spec import HOP_FRAMES, HOP_PX, Spec
+
+PAIR = {"relation": "above", "subject2": "car", "colour2": "blue"}
 
 
-def spec(seed: int = 0, **words: str) -> world.Spec:
+def spec(seed: int = 0, **words: str) -> Spec:
     label = replace(Label("ball", "red", "hills", "right", "medium"), **words)
     return world.sample([label], random.Random(seed))
 
@@ -36,13 +40,65 @@ def test_frames_can_be_drawn_in_any_order_and_number() -> None:
     assert drawn.shape[0] == 3
 
 
-@pytest.mark.parametrize("direction", ["left", "right", "up", "down", "still"])
-def test_a_subject_comes_back_for_ever(direction: str) -> None:
-    """In any minute of the video the subject is in the picture most of the time."""
-    one = spec(1, direction=direction, speed="slow" if direction == "still" else "fast")
+@pytest.mark.parametrize("direction", ["left", "right", "up", "down", "still", "bounce"])
+@pytest.mark.parametrize("pair", [{}, PAIR])
+def test_a_subject_comes_back_for_ever(direction: str, pair: dict[str, str]) -> None:
+    """In any minute of the video the subject is in the picture most of the time, and so is a second one."""
+    one = spec(1, direction=direction, speed="slow" if direction == "still" else "fast", **pair)
     frames = torch.arange(100_000, 100_480, 4)[None]
-    covered = teacher.maps(one, frames)[:, :, teacher.channel("mask")].sum((2, 3, 4)) > 1
-    assert covered.float().mean() > 0.7
+    maps = teacher.maps(one, frames)
+    for name in ("mask", "mask2") if pair else ("mask",):
+        covered = maps[:, :, teacher.channel(name)].sum((2, 3, 4)) > 1
+        assert covered.float().mean() > (0.55 if pair else 0.7)
+
+
+@pytest.mark.parametrize("direction", ["left", "right", "up", "down", "still", "bounce"])
+@pytest.mark.parametrize("relation", ["above", "left of"])
+def test_a_relation_always_holds(relation: str, direction: str) -> None:
+    """The second subject stays below the first, or to its right, at any time, and far enough not to overlap."""
+    one = spec(6, direction=direction, **PAIR | {"relation": relation})
+    frames = torch.arange(0, 4000, 7)[None]
+    gap = world.centres(one, frames, second=True) - world.centres(one, frames)
+    wanted = torch.tensor([0.0, 40.0] if relation == "above" else [48.0, 0.0])
+    torch.testing.assert_close(gap, wanted.expand_as(gap), atol=1e-3, rtol=0)
+    masks = teacher.maps(one, frames[:, :20])
+    assert (masks[:, :, 0] + masks[:, :, teacher.channel("mask2")][:, :, 0]).max() <= 1
+
+
+def test_a_bounce_is_as_high_and_as_long_as_said() -> None:
+    """Up by HOP_PX in the middle, on the ground again after HOP_FRAMES, never below it, and not aside."""
+    one = spec(8, direction="bounce", speed="slow")
+    frames = one.hop[:, None] + torch.arange(0, 1 + HOP_FRAMES[0])[None]
+    middles = world.centres(one, frames)[0]
+    assert middles[:, 0].unique().numel() == 1
+    up = middles[0, 1] - middles[:, 1]
+    assert up.max() == pytest.approx(HOP_PX, abs=1e-3) and up.min() == pytest.approx(0, abs=1e-3)
+    assert up.argmax() == HOP_FRAMES[0] / 2 and up[-1] == pytest.approx(0, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_subject_faces_where_it_goes_and_stays_within_its_square(name: str) -> None:
+    """The same subject to the left is the mirror image of that to the right, and nothing of it is cut off."""
+    x = torch.arange(-34.5, 35)
+    pictures = []
+    for direction in ("left", "right"):
+        one = spec(9, subject=name, direction=direction)
+        pictures.append(world.subject(one, 0, torch.tensor([3.0]), x[None], x[:, None])[0][0])
+    torch.testing.assert_close(pictures[0], pictures[1].flip(1), atol=1e-5, rtol=0)
+    inner = 34 - int(world.subjects.HALF_WIDTH_PX * 1.15) - 3
+    assert pictures[0].max() > 0.9
+    assert (
+        pictures[0][:, :inner].max() < 0.02 and pictures[0][:inner].max() < 0.02 and pictures[0][-inner:].max() < 0.02
+    )
+
+
+def test_what_lives_moves() -> None:
+    """A bird's wings are elsewhere within some frames, a car's shape never changes."""
+    x = torch.arange(-30.0, 31)
+    frames = torch.arange(0.0, 9.0)
+    for name, moves in (("bird", True), ("fish", True), ("butterfly", True), ("car", False)):
+        alpha, _ = world.subject(spec(10, subject=name), 0, frames, x[None], x[:, None])
+        assert bool((alpha - alpha[0]).abs().max() > 0.5) == moves
 
 
 def test_the_teacher_knows_where_the_subject_is() -> None:
@@ -65,11 +121,23 @@ def test_a_new_label_goes_on_from_where_the_subject_was() -> None:
     frame = torch.tensor([37.0])
     other = world.relabel(one, [Label("fish", "blue", "sea", "up", "fast")], frame)
     torch.testing.assert_close(world.centres(one, frame[:, None]), world.centres(other, frame[:, None]))
-    assert other.velocity.tolist() == [[0.0, pytest.approx(-1.9)]]
+    assert other.velocity.tolist() == [[0.0, pytest.approx(-2.0)]]
+
+
+@pytest.mark.parametrize("direction", ["left", "up", "bounce"])
+def test_bounce_camera_and_company_go_on_too(direction: str) -> None:
+    """A label with a bounce, a pan and a second subject starts from where the first subject and the camera were."""
+    one = spec(3, direction=direction, camera="right")
+    frame = torch.tensor([37.0])
+    label = Label("fish", "blue", "sea", "bounce", "fast", "left", **PAIR)
+    other = world.relabel(one, [label], frame)
+    torch.testing.assert_close(world.centres(one, frame[:, None]), world.centres(other, frame[:, None]))
+    assert torch.equal(one.panned(frame[:, None]), other.panned(frame[:, None]))
+    assert other.panned(frame[:, None] + 1) < one.panned(frame[:, None] + 1)
 
 
 def test_every_channel_has_a_name() -> None:
     """Maps are found by name, and unknown names are refused."""
-    assert teacher.channel("cloud").stop == teacher.FEATURE_DIM
+    assert teacher.channel("scroll").stop == teacher.FEATURE_DIM == preset("mini").theia.feature_dim
     with pytest.raises(ValueError, match="no feature channel 'sound'"):
         teacher.channel("sound")

@@ -11,6 +11,7 @@ from transformers import T5Tokenizer
 
 from engine.config import EngineConfig
 from engine.model import COMPONENTS, Model, assemble, build
+from engine.perceptual.details import DetailsConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import FlowSchedule
@@ -24,6 +25,7 @@ from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
 from engine.weights import save_component, write_description
 
+DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, place_width=4, place_channels=1)
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 
@@ -33,11 +35,12 @@ def tiny_config(context_groups: int = 1) -> EngineConfig:
     dit = DiTConfig(
         hidden=32, heads=2, layers=2, patch=2, height=4, width=6, channels=4, time_dim=16, time_scale=1000.0,
         text_length=6, text_dim=16, position_scale=1.0, per_half_time=True, half_causal=True, head="conv",
-        head_width=16, head_blocks=1,
+        head_width=16, head_blocks=1, head_details=DETAILS.total,
     )  # fmt: skip
     condition = ConditionConfig(
-        feature_dim=6, width=16, multipliers=(1.0, 1.0), blocks=1, out_channels=8, latent_channels=4, groups=4
-    )
+        feature_dim=6, width=16, multipliers=(1.0, 1.0), blocks=1, out_channels=8, latent_channels=4, groups=4,
+        details=DETAILS,
+    )  # fmt: skip
     return EngineConfig(
         name="tiny",
         height_px=32,

@@ -103,14 +103,14 @@ def _plain(model: Model, name: str) -> Any:
 def _step(model: Model, steps: int) -> dict[str, Work]:
     """The network's answer [B, T, C, H, W] in the middle of a hop, with all that a hop shares made before."""
     config, dit = model.config, model.config.renderer.dit
-    solver, size = solver_of(config.schedule, steps), (dit.channels, dit.height, dit.width)
+    solver = solver_of(config.schedule, steps)
     rows = guided_rows(solver)
 
-    def drawn(name: str, count: int) -> Tensor:
-        return normal((1, count, *size), f"compiled {name}").to(model.device)
+    def drawn(name: str, count: int, channels: int = dit.channels) -> Tensor:
+        return normal((1, count, channels, dit.height, dit.width), f"compiled {name}").to(model.device)
 
     x, prompt = drawn("x", config.new_latents), drawn("prompt", config.prompt_latents).expand(rows, -1, -1, -1, -1)
-    condition = drawn("condition", dit.frames)
+    condition = drawn("condition", dit.frames, dit.condition_channels)
     text = normal((rows, dit.text_length, dit.text_dim), "compiled text").to(model.device)
 
     def read(renderer: Renderer) -> tuple[Moment, WindowCache]:

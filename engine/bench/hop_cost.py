@@ -18,7 +18,7 @@ from engine.model import Model
 from engine.noise import normal
 from engine.perceptual.solver import Solver, SolverState, guide, solver_of
 
-CAPTION = "a red car drives slowly to the right through the desert at sunset"
+CAPTION = "a red car drives slowly to the right through the desert"
 SEED = 0
 LEAD_IN = 3  # hops before the first that counts, after which every hop has a full prompt half and context
 PLAN, FEATURES, CONDITION, PROMPT_HALF, STEPS, DECODE = PARTS = (

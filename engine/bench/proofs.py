@@ -72,7 +72,7 @@ def _transformer(model: Model) -> float:
     x = normal((1, dit.frames, dit.channels, dit.height, dit.width), "check x").to(model.device)
     text = normal((1, dit.text_length, dit.text_dim), "check text").to(model.device)
     time = torch.full((1,), 0.5, device=model.device)
-    expected = ours.predict(x, time, text, torch.zeros_like(x))
+    expected = ours.predict(x, time, text, x.new_zeros(1, dit.frames, dit.condition_channels, dit.height, dit.width))
     return relative(theirs(x, text, time * dit.time_scale, return_dict=False)[0], expected)
 
 

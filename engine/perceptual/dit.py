@@ -35,7 +35,7 @@ class DiTConfig:
     reads text, prompt frames and the new frames' condition, all at that time, and no noisy frame: once a window.
 
     `head` is 'linear' as published, or 'conv' for small presets: `head_blocks` residual blocks of `head_width`
-    channels at latent resolution.
+    channels at latent resolution, which also see `head_details` channels that are made of the features alone.
     """
 
     hidden: int = 1920
@@ -57,6 +57,7 @@ class DiTConfig:
     head: str = "linear"
     head_width: int = 96
     head_blocks: int = 4
+    head_details: int = 0
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
@@ -73,6 +74,11 @@ class DiTConfig:
     @property
     def frame_tokens(self) -> int:
         return (self.height // self.patch) * (self.width // self.patch)
+
+    @property
+    def condition_channels(self) -> int:
+        """Those that are added to the latents, then details."""
+        return self.channels + self.head_details
 
 
 def position_table(config: DiTConfig) -> Tensor:
@@ -208,7 +214,13 @@ class DiT(Trunk):
             self.head = LinearHead(config.hidden, config.time_dim, config.patch, config.channels)
         else:
             self.head = ConvHead(
-                config.hidden, config.time_dim, config.patch, config.channels, config.head_width, config.head_blocks
+                config.hidden,
+                config.time_dim,
+                config.patch,
+                config.channels,
+                config.head_width,
+                config.head_blocks,
+                config.head_details,
             )
 
     def forward(

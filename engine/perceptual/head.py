@@ -114,16 +114,18 @@ class ConvHead(nn.Module):
     A learned gate copies from the last prompt frame, which makes still backgrounds free. Each frame is computed alone.
     """
 
-    def __init__(self, hidden: int, time_dim: int, patch: int, channels: int, width: int, blocks: int) -> None:
+    def __init__(
+        self, hidden: int, time_dim: int, patch: int, channels: int, width: int, blocks: int, details: int = 0
+    ) -> None:
         super().__init__()
         if width % 2:
             raise ValueError(f"head_width {width} is not even, and half of it is the tokens' share")
-        self.patch = patch
+        self.patch, self.channels = patch, channels
         self.norm = _FinalNorm(hidden, time_dim)
         self.linear = nn.Linear(hidden, width // 2 * patch * patch)
         self.conv_in = nn.Conv2d(width // 2 + channels, width, 3, padding=1)
-        # Two condition frames, the last prompt frame and a flag that it is there.
-        self.conv_known = nn.Conv2d(3 * channels + 1, width, 3, padding=1, bias=False)
+        # Two condition frames, the last prompt frame, a flag that it is there, and details.
+        self.conv_known = nn.Conv2d(3 * channels + 1 + details, width, 3, padding=1, bias=False)
         self.blocks = nn.ModuleList(_TimedBlock(width, time_dim) for _ in range(blocks))
         self.conv_out = nn.Conv2d(width, 2 * channels, 3, padding=1)
 
@@ -147,18 +149,19 @@ class ConvHead(nn.Module):
         """What stays the same over the steps of a window.
 
         Args:
-            condition: [B, T, C, H, W] of the new frames.
-            last_condition: [B, C, H, W] of the frame before the first, where there is one.
+            condition: [B, T, C and details, H, W] of the new frames.
+            last_condition: likewise, [B, C and details, H, W], of the frame before the first, where there is one.
             last_prompt: [B, C, H, W] the frame before the first, where there is one.
 
         Returns:
             [B, T, width, H, W].
         """
+        condition, details = condition.tensor_split([self.channels], dim=2)
         first = torch.zeros_like(condition[:, :1]) if last_condition is None else last_condition[:, None]
-        before = torch.cat([first.to(condition.dtype), condition[:, :-1]], dim=1)
+        before = torch.cat([first[:, :, : self.channels].to(condition.dtype), condition[:, :-1]], dim=1)
         last = torch.zeros_like(condition) if last_prompt is None else last_prompt[:, None].expand_as(condition)
         flag = torch.full_like(condition[:, :, :1], float(last_prompt is not None))
-        parts = [part.movedim(2, -1).to(condition.dtype) for part in (condition, before, last, flag)]
+        parts = [part.movedim(2, -1).to(condition.dtype) for part in (condition, before, last, flag, details)]
         known: Tensor = self.conv_known(_joined(*parts)).unflatten(0, condition.shape[:2])
         return known
 

@@ -1,7 +1,8 @@
 """Noisy latents, condition and text -> the network's prediction: base network, control branch and condition.
 
 Shapes: `B` batch, `T` latent frames, `P` of them given as prompt, `C` latent channels, `H` x `W` latent size,
-`L` text tokens, `K` text width, `D` feature width, `h` x `w` the semantic grid.
+`L` text tokens, `K` text width, `D` feature width, `h` x `w` the semantic grid,
+`E` channels of details (published: none).
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class RendererConfig:
         if self.condition.latent_channels != self.dit.channels:
             raise ValueError(
                 f"condition latent_channels {self.condition.latent_channels} differ from channels {self.dit.channels}"
+            )
+        if self.condition.detail_channels != self.dit.head_details:
+            raise ValueError(
+                f"the condition has {self.condition.detail_channels} channels of details, head_details is "
+                f"{self.dit.head_details}"
             )
         if self.prediction not in ("v", "x0"):
             raise ValueError(f"prediction {self.prediction!r} is neither 'v' nor 'x0'")
@@ -85,7 +91,7 @@ class WindowCache:
 
 
 class Renderer(nn.Module):
-    """`condition(features)` [B, T, D, h, w] -> [B, T, C, H, W] and `read` once a window, then `denoise` a step."""
+    """`condition(features)` [B, T, D, h, w] -> [B, T, C + E, H, W] and `read` once a window, then `denoise` a step."""
 
     def __init__(self, config: RendererConfig) -> None:
         super().__init__()
@@ -101,17 +107,17 @@ class Renderer(nn.Module):
             x: [B, T, C, H, W], the first `prompt_frames` clean.
             time: [B], the step's time, in the unit that `DiTConfig.time_scale` says.
             text: [B, L, K]; all zero for no text.
-            condition: [B or 1, T, C, H, W].
+            condition: [B or 1, T, C + E, H, W].
             prompt_frames: how many frames are given.
 
         Returns:
             [B, T - prompt_frames, C, H, W].
         """
-        tokens = self.base.embed(text, x), self.control.embed(text, x + condition)
+        rows = condition.expand(len(x), -1, -1, -1, -1)
+        tokens = self.base.embed(text, x), self.control.embed(text, x + self._summand(condition))
         given, new = slice(None, prompt_frames), slice(prompt_frames, None)
-        condition = condition.expand_as(x)
         last = _last(x[:, given])
-        known = self.base.head.know(condition[:, new], _last(condition[:, given]), last)
+        known = self.base.head.know(rows[:, new], _last(rows[:, given]), last)
         frames = Frames(x[:, new], known, last)
         return self.base.output(*self._attended(*tokens, time, prompt_frames, x.shape[1]), frames)
 
@@ -128,17 +134,19 @@ class Renderer(nn.Module):
         Args:
             prompt: [B, P, C, H, W] clean latents; P may be 0.
             text: [B, L, K], or what `read_text` made of it.
-            condition: [B or 1, P + T, C, H, W] of the prompt frames and of the new ones.
+            condition: [B or 1, P + T, C + E, H, W] of the prompt frames and of the new ones.
 
         Raises:
             ValueError: if the condition is of fewer frames than the prompt, or of another size.
         """
         given = prompt.shape[1]
-        if condition.shape[1] < given or condition.shape[2:] != prompt.shape[2:]:
+        size = (self.config.dit.condition_channels, *prompt.shape[3:])
+        if condition.shape[1] < given or condition.shape[2:] != size:
             raise ValueError(f"prompt {tuple(prompt.shape)} and condition {tuple(condition.shape)} do not fit")
         words = self.read_text(text) if isinstance(text, Tensor) else text
         rows = condition.expand(len(prompt), -1, -1, -1, -1)
         known = self.base.head.know(rows[:, given:], _last(rows[:, :given]), _last(prompt))
+        condition, rows = self._summand(condition), self._summand(rows)
         base_tokens = self.base.join(words.base, prompt, 0)
         control_tokens = self.control.join(words.control, prompt + rows[:, :given], 0)
         if not self.config.dit.half_causal:
@@ -185,6 +193,10 @@ class Renderer(nn.Module):
         else:
             hidden, layout = base + change, self._layout(moment, cache, x.shape[1])
         return self.base.output(hidden, layout, frames), change
+
+    def _summand(self, condition: Tensor) -> Tensor:
+        """Of a condition [B, T, C + E, H, W], what the control branch adds to the latents, [B, T, C, H, W]."""
+        return condition[:, :, : self.config.dit.channels]
 
     def _run(self, base: Tensor, x: Tensor, time: Tensor | Moment, cache: WindowCache) -> tuple[Tensor, Layout]:
         """The layers' answer [B, N, D], whose last tokens are those of the new frames `x`, and its layout.

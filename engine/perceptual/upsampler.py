@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from engine.perceptual.details import Details, DetailsConfig
+
 _EPS = 1e-6  # of every group norm in the up-sampler
 
 
@@ -20,7 +22,7 @@ class ConditionConfig:
     """Sizes of `Condition`; the defaults are the published ones (FACTS 3.1).
 
     `multipliers` give the width of each level, finest first; every level but the finest ends in a doubling of the
-    grid. A level holds `blocks` + 1 residual blocks.
+    grid. A level holds `blocks` + 1 residual blocks. With `details` the condition has further channels, for the head.
     """
 
     feature_dim: int = 768
@@ -30,6 +32,7 @@ class ConditionConfig:
     out_channels: int = 64
     latent_channels: int = 16
     groups: int = 32
+    details: DetailsConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.multipliers:
@@ -49,6 +52,10 @@ class ConditionConfig:
     def scale(self) -> int:
         """Latent rows per row of the semantic grid."""
         return 1 << (len(self.multipliers) - 1)
+
+    @property
+    def detail_channels(self) -> int:
+        return 0 if self.details is None else self.details.total
 
 
 class ResidualBlock(nn.Module):
@@ -122,14 +129,18 @@ class Condition(nn.Module):
         self.config = config
         self.upsampler = Upsampler(config)
         self.project = nn.Conv2d(config.out_channels, config.latent_channels, 3, padding=1)
+        self.details = None if config.details is None else Details(config.details, config.feature_dim, config.scale)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, T, D, h, w] -> [B, T, C, scale h, scale w]; frames do not see each other.
+        """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w]; frames do not see each other.
 
         Raises:
             ValueError: if the features' width is not the configuration's.
         """
         if features.shape[2] != self.config.feature_dim:
             raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
-        condition: Tensor = self.project(self.upsampler(features.flatten(0, 1)))
+        frames = features.flatten(0, 1)
+        condition: Tensor = self.project(self.upsampler(frames))
+        if self.details is not None:
+            condition = torch.cat([condition, self.details(frames).to(condition.dtype)], dim=1)
         return torch.unflatten(condition, 0, features.shape[:2])

@@ -76,7 +76,8 @@ class DecoderStage:
         given, new = self.config.prompt_latents, self.config.new_latents
         length = given + HOPS * new
         spec = world.sample([label], rng).to(self.device)
-        frames = rng.randrange(400) + torch.arange(1 + (length - 1) * FRAMES_PER_LATENT, device=self.device)[None]
+        first = FRAMES_PER_LATENT * rng.randrange(100)
+        frames = first + torch.arange(1 + (length - 1) * FRAMES_PER_LATENT, device=self.device)[None]
         video = world.draw(spec, frames)
         with torch.autocast(self.device, torch.bfloat16):
             true = self.vae.encode(pixels(video), TinyVAEState())[0].float()
@@ -86,7 +87,7 @@ class DecoderStage:
         made = true[:given]
         for start in range(0, HOPS * new, new):
             part = slice(start, start + given + new)
-            window = Window(true[part], features[part], maps[part, 0], caption(label, rng), label)
+            window = Window(true[part], features[part], teacher.covered(maps[part]), caption(label, rng), label)
             made = torch.cat([made, self.renders.render(window, made[None, -given:], rng.randrange(2**31))[0]])
         x, y = world.centres(spec, frames)[0, frames.shape[1] // 2].tolist()
         return Rendered(video[0], true, made, (x / PATCH_PX, y / PATCH_PX))

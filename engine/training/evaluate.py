@@ -38,7 +38,6 @@ from engine.weights import load_component
 log = logging.getLogger(__name__)
 
 PROOF_SHARE = 0.99  # of true words the judge must find
-WORDS = drift.WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ def prove(theia: Theia, labels: list[Label], rng: random.Random, bar: tqdm) -> T
         truth.hop_rows.append(judging.judge(theia, clip[-24:], label))
         bar.update()
     shares = judging.shares(truth.rows)
-    weak = [f"{name} {shares[name]['share']:.3f}" for name in WORDS if shares[name]["share"] < PROOF_SHARE]
+    weak = [f"{name} {one['share']:.3f}" for name, one in shares.items() if one["share"] < PROOF_SHARE]
     if weak:
         raise ValueError(
             f"the judge finds too few words of true videos ({', '.join(weak)}; {PROOF_SHARE} needed): "
@@ -174,10 +173,10 @@ def short_video(
 def prompt_change(rows: list[dict[str, bool]], before: list[Label], after: list[Label]) -> dict[str, Any]:
     """Right words in the second hop after a change: each kind, all of a video, and those that differ from before."""
     new = [
-        row[word]
+        right
         for row, old, label in zip(rows, before, after, strict=True)
-        for word in WORDS
-        if getattr(old, word) != getattr(label, word)
+        for word, right in row.items()
+        if old.words.get(word) != label.words[word]
     ]
     every = judging.share([all(row.values()) for row in rows])
     return judging.shares(rows) | {"all": every, "changed_words": judging.share(new)}
@@ -185,7 +184,7 @@ def prompt_change(rows: list[dict[str, bool]], before: list[Label], after: list[
 
 def flicker(truth: Truth, shorts: Shorts, labels: list[Label]) -> dict[str, Any]:
     """Flicker of still scenes, in levels of 255, and over that of true videos of the same captions; none if few."""
-    still = [row for row, label in enumerate(labels) if label.direction == "still"]
+    still = [row for row, label in enumerate(labels) if (label.direction, label.camera) == ("still", "fixed")]
     if len(still) < 2:
         return {"n": len(still)}
     made, true = ([seen.flicker[row] for row in still] for seen in (shorts, truth))

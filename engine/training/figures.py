@@ -77,7 +77,9 @@ def _long(videos: Sequence[Figures]) -> str:
 
 
 def _name(word: str) -> str:
-    return word.replace("_", " ")
+    return {"camera": "panning camera", "subject2": "second subject", "colour2": "second colour"}.get(
+        word, word.replace("_", " ")
+    )
 
 
 def _least(shares: Mapping[str, Mapping[str, float]]) -> float:

@@ -42,8 +42,9 @@ def features(theia: Theia, clip: Tensor) -> Tensor:
 
 
 def shares(rows: Sequence[dict[str, bool]]) -> dict[str, Figure]:
-    """Share of right words of each kind, with the half width of its 95 % interval."""
-    return {name: share([row[name] for row in rows]) for name in rows[0]}
+    """Share of right words of each kind, over the rows that have it, with the half width of its 95 % interval."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: share([row[name] for row in rows if name in row]) for name in names}
 
 
 def share(right: Sequence[bool]) -> Figure:

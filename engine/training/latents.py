@@ -21,7 +21,7 @@ from engine.semantic.tokenizer import SemanticTokenizer
 from engine.training import teacher, world
 from engine.training.autoencoder import pixels
 from engine.training.captions import Label, caption, random_label
-from engine.training.world import Spec
+from engine.training.spec import Spec
 
 CLIP_LATENTS = 25
 CHANGE_SHARE = 0.3  # of the clips change their label once
@@ -40,7 +40,7 @@ class Clip:
 
     latents: Tensor  # [T, C, h, w] float32
     features: Tensor  # [T, D, g, k], as the renderer will see them
-    mask: Tensor  # [T, g, k] the subject's true coverage
+    mask: Tensor  # [T, g, k] the subjects' true coverage
     captions: tuple[str, str]  # before and after the change
     labels: tuple[Label, Label]
     change: int  # first latent under the second caption; CLIP_LATENTS where nothing changes
@@ -48,6 +48,11 @@ class Clip:
     end: int  # video frame after the last
     memory: TinyVAEState  # of the encoder, there
     made: Tensor | None = None  # [T, C, h, w] as rendered, each hop after the one before
+
+    @property
+    def starts(self) -> bool:
+        """Whether its video begins with it."""
+        return self.end == 1 + (CLIP_LATENTS - 1) * FRAMES_PER_LATENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ class LatentPool:
 
     def refresh(self, rng: random.Random, render: Render | None = None) -> None:
         """Add a clip, in place of the oldest when the pool is full; with `render`, rendered too, and mostly one that
-        goes on where one of the pool ends."""
+        goes on where one of the pool ends. One at least begins a video."""
         if render is None:
             clip = self.make(rng)
-        elif self.clips and rng.random() < GO_ON_SHARE:
+        elif any(clip.starts for clip in self.clips[1 - self.size :]) and rng.random() < GO_ON_SHARE:
             before = rng.choice(self.clips)
             clip = self.rendered(self.go_on(before, rng), render, before.made, rng)
         else:
@@ -97,8 +102,7 @@ class LatentPool:
         change = rng.randrange(self.config.prompt_latents, CLIP_LATENTS - self.config.new_latents)
         if not changes or rng.random() > CHANGE_SHARE:
             labels, change = (labels[0], labels[0]), CLIP_LATENTS
-        start = rng.choice((0, rng.randrange(400)))
-        frames = start + torch.arange(1 + (CLIP_LATENTS - 1) * FRAMES_PER_LATENT, device=device)[None]
+        frames = torch.arange(1 + (CLIP_LATENTS - 1) * FRAMES_PER_LATENT, device=device)[None]
         spec = world.sample([labels[0]], rng).to(device)
         cut = max(0, (change - 1) * FRAMES_PER_LATENT + 1)  # first video frame of latent `change`
         after = world.relabel(spec, [labels[1]], frames[:, cut]) if cut < frames.shape[1] else spec
@@ -111,8 +115,8 @@ class LatentPool:
         true = torch.cat([teacher.maps(s, f) for s, f in halves if f.shape[1]], dim=1)[0]
         features = true if self.quantise is None else self.quantise(true, change, rng)
         words = (caption(labels[0], rng), caption(labels[1], rng))
-        end = start + frames.shape[1]
-        return Clip(latents, features, true[:, 0], words, labels, change, after, end, memory)
+        end = frames.shape[1]
+        return Clip(latents, features, teacher.covered(true), words, labels, change, after, end, memory)
 
     @torch.no_grad()
     def go_on(self, clip: Clip, rng: random.Random) -> Clip:
@@ -127,7 +131,9 @@ class LatentPool:
         true = teacher.maps(clip.spec, semantic)[0]
         features = true if self.quantise is None else self.quantise(true, CLIP_LATENTS, rng)
         words, labels = (clip.captions[1],) * 2, (clip.labels[1],) * 2
-        return Clip(latents, features, true[:, 0], words, labels, CLIP_LATENTS, clip.spec, clip.end + more, memory)
+        return Clip(
+            latents, features, teacher.covered(true), words, labels, CLIP_LATENTS, clip.spec, clip.end + more, memory
+        )
 
     def encode(self, video: Tensor, memory: TinyVAEState) -> Tensor:
         """Latents [T, C, h, w] of uint8 [1, F, 3, H, W]."""
@@ -156,10 +162,11 @@ class LatentPool:
 
     def window(self, rng: random.Random, prompted: bool) -> Window:
         """A random window: with its prompt half, or the first frames of a video without one."""
-        clip = rng.choice(self.clips)
         config = self.config
         if not prompted:
-            return cut(clip, 0, config.prompt_latents)
+            # Elsewhere a video's first latent, which stands for one frame, is not to be seen.
+            return cut(rng.choice([clip for clip in self.clips if clip.starts]), 0, config.prompt_latents)
+        clip = rng.choice(self.clips)
         length = config.prompt_latents + config.new_latents
         if clip.change < CLIP_LATENTS and rng.random() < 0.7:
             start = clip.change - config.prompt_latents
@@ -170,8 +177,9 @@ class LatentPool:
             return window
         given = config.prompt_latents
         flaw = clip.made[start + given - 1] - clip.latents[start + given - 1]
-        # It may stay for a while where nothing moves: not at the subject, and nowhere at a change of the prompt.
-        stays = not start < clip.change < start + length
+        # It may stay for a while where nothing moves: not at the subject, and nowhere while the camera pans or at a
+        # change of the prompt.
+        stays = clip.labels[1].camera == "fixed" and not start < clip.change < start + length
         near = window.mask[given - 1 :].amax(0).repeat_interleave(2, 0).repeat_interleave(2, 1) > 0.05
         flaw = flaw * ~near if stays else torch.zeros_like(flaw)
         return replace(window, latents=torch.cat([clip.made[start : start + given], window.latents[given:]]), flaw=flaw)

@@ -1,7 +1,7 @@
 """Stage `renderer`: flow matching with the prompt half clean (paper Eq. 5 and 6), base and control branch together.
 
 The network sees x = t clean + (1 - t) noise for the new half and predicts the clean latents. The prompt half is given
-at time 0.999, and in a fifth of the samples there is none, as at the start of a video. A flaw of the prompt half goes
+at time 0.999, and in a third of the samples there is none, as at the start of a video. A flaw of the prompt half goes
 on in the new frames and fades there, so that neither errors pile up over hops nor a seam shows. Later in the training
 many prompt halves are the model's own, from videos that it has gone on with for many hops: so it learns to mend what it
 does itself, which no noise resembles.
@@ -24,19 +24,20 @@ from engine.perceptual.renderer import Renderer, WindowCache
 from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.solver import FlowSolver, SolverState
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
+from engine.training import teacher
 from engine.training.autoencoder import psnr
 from engine.training.latents import LatentPool, Quantise, Window, cut
 from engine.weights import save_component
 
-MASKED_SHARE = 0.2  # samples without a prompt half
+MASKED_SHARE = 0.35  # samples without a prompt half
 NULL_TEXT_SHARE = 0.1
 NULL_PLAN_SHARE = 0.05  # samples whose features are 0, so that the renderer can be watched without a plan
 FLAW = 0.2  # largest amplitude of what is added to the prompt half, so that its own flaws are borne
 FLAW_KEPT = 0.8  # of a flaw from one new frame to the next: it fades instead of vanishing at the seam
 SUBJECT_WEIGHT = 6.0
-FIRST_STEP_SHARE = 0.2  # samples at pure noise, where every sampling run starts
+FIRST_STEP_SHARE = 0.35  # samples at pure noise, where every sampling run starts
 POOL_CLIPS = 384
-START_CLIPS = 48
+START_CLIPS = 96
 REFRESH = 0.05  # clips replaced per sample
 MADE_FROM = 2000  # step from which the model goes on with its own prompt halves; what it makes earlier teaches nothing
 HELD_OUT = 24
@@ -84,6 +85,10 @@ class RendererStage:
         self.encode_text, self.vae = encode_text, vae.to(device).eval()
         self.renderer = Renderer(config.renderer).to(device)
         self.module: nn.Module = self.renderer
+        details = self.renderer.condition.details
+        if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
+            with torch.no_grad():
+                details.waves.weight.copy_(teacher.wave_weights(len(details.waves.weight))[:, :, None, None])
         self.schedule = FlowSchedule()
         self.pool = LatentPool(config, self.vae, quantise, POOL_CLIPS)
         rng = random.Random(f"renderer held out {seed}")
@@ -91,9 +96,14 @@ class RendererStage:
         self.held_out = [cut(clip, 0, config.prompt_latents + config.new_latents) for clip in clips]
 
     def hidden(self) -> list[nn.Parameter]:
-        parts = ("base.head.blocks.", "condition.")
-        named = self.renderer.named_parameters()
-        return [p for name, p in named if p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(parts)]
+        # Not modulations: they are large, and orthogonalising them would cost more than the model.
+        head = ("base.head.blocks.", "condition.")
+        chosen = []
+        for name, p in self.renderer.named_parameters():
+            convolution = p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(head) and ".waves" not in name
+            if convolution or (p.ndim == 2 and ".blocks." in name and "modulation" not in name and min(p.shape) > 8):
+                chosen.append(p)
+        return chosen
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"renderer {self.seed} {step}")

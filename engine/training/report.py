@@ -66,8 +66,7 @@ def write_sheet(path: Path, sheet: Sheet) -> None:
 
 def _write_words(draw: ImageDraw.ImageDraw, at: tuple[int, int], label: Label, right: dict[str, bool]) -> None:
     x, y = at
-    for word in WORDS:
-        text = getattr(label, word)
+    for word, text in label.words.items():
         draw.text((x, y), text, fill="black" if right[word] else "red")
         x += 6 * len(text) + 8
 

@@ -8,207 +8,114 @@ Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` points.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from engine.training import subjects
+from engine.training import backdrop, scenery, subjects
 from engine.training.captions import SPEEDS, Label
+from engine.training.spec import HOP_FRAMES, PAN_PX, STAY, STEP, Spec
 
-HEIGHT_PX, WIDTH_PX = 128, 192
+HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side this far outside the picture
-HORIZON_PX = 80.0
-SPEED_PX = (0.6, 1.1, 1.9)  # per frame, in the order of SPEEDS
-BOB_PX, BOB_FRAMES = 1.5, 24.0
-CLOUDS = 3
-PUFFS = ((-9.0, 1.0, 9.0), (0.0, -3.0, 11.0), (10.0, 1.0, 9.0))  # x, y, radius of a cloud's parts
-STARS = torch.rand(30, 3, generator=torch.Generator().manual_seed(7)) * torch.tensor([192.0, 62.0, 0.8])
+START_X, START_Y = tuple(range(56, 144, 8)), tuple(range(40, 104, 8))  # px, of the subjects' middles
+LOW_Y = (80, 88)  # where what rolls, sails or bounces starts
+# How many places a camera may start from, each a quarter of the way between landmarks and some farther than the next,
+# in whole steps of a pan, so that scenery passes by the same fractions of a pixel for ever.
+PAN_STARTS, PAN_START_PX = 4, 54 * PAN_PX
+SIZE = 1.05  # of a lone subject, 1 = as painted
+PAIR_SIZE = 0.8  # of subjects that are two
 
 SUBJECT_RGB = {
     "red": (0.88, 0.10, 0.12),
     "yellow": (1.00, 0.84, 0.08),
     "green": (0.02, 0.56, 0.26),
     "blue": (0.12, 0.22, 0.85),
-    "purple": (0.56, 0.14, 0.74),
+    "purple": (0.52, 0.12, 0.72),
     "white": (0.97, 0.97, 0.98),
+    "orange": (1.00, 0.48, 0.03),
+    "pink": (1.00, 0.50, 0.74),
 }
-# sky top, sky at the horizon, far ridge, ground at the horizon, ground at the bottom, sun or moon, cloud
-SCENE_RGB = {
-    "hills": ((0.35, 0.62, 0.93), (0.82, 0.92, 0.99), (0.47, 0.68, 0.52), (0.60, 0.76, 0.36), (0.34, 0.55, 0.22),
-              (1.00, 0.97, 0.80), (1.00, 1.00, 1.00)),
-    "desert": ((0.90, 0.50, 0.36), (1.00, 0.87, 0.62), (0.84, 0.60, 0.42), (0.90, 0.73, 0.48), (0.66, 0.44, 0.28),
-               (1.00, 0.96, 0.76), (1.00, 0.80, 0.68)),
-    "sea": ((0.50, 0.75, 0.95), (0.88, 0.95, 0.99), (0.50, 0.66, 0.78), (0.25, 0.57, 0.74), (0.06, 0.28, 0.50),
-            (1.00, 0.98, 0.86), (1.00, 1.00, 1.00)),
-    "night": ((0.03, 0.04, 0.15), (0.19, 0.17, 0.40), (0.12, 0.13, 0.26), (0.09, 0.13, 0.18), (0.03, 0.05, 0.08),
-              (0.96, 0.95, 0.84), (0.30, 0.30, 0.48)),
-}  # fmt: skip
-RIDGE_PX = {"hills": 7.0, "desert": 6.0, "sea": 0.0, "night": 6.0}
-RIPPLE = {"hills": 0.015, "desert": 0.02, "sea": 0.05, "night": 0.008}
-STEP = {"still": (0.0, 0.0), "left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A batch of worlds. `labels` say what is seen; the tensors, all on one device, say where."""
-
-    labels: tuple[Label, ...]
-    start: Tensor  # [B, 2] px, x and y of the subject at frame 0
-    facing: Tensor  # [B] 1 right, -1 left
-    size: Tensor  # [B] 1 = as painted
-    ridges: Tensor  # [B, 2, 4] far and near: two phases, two wave numbers per picture width
-    sun: Tensor  # [B, 2] px
-    clouds: Tensor  # [B, CLOUDS, 3] x, y at frame 0 in px, drift in px a frame
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> Spec:
-        names = ("start", "facing", "size", "ridges", "sun", "clouds")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-    @property
-    def velocity(self) -> Tensor:
-        """[B, 2] px a frame."""
-        rows = [[step * SPEED_PX[SPEEDS.index(label.speed)] for step in STEP[label.direction]] for label in self.labels]
-        return torch.tensor(rows, device=self.start.device)
 
 
 def sample(labels: list[Label], rng: random.Random) -> Spec:
-    """Worlds that show `labels`, all else drawn from `rng`; the same on every machine."""
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    """Worlds that show `labels`, seen from where and begun where `rng` says; the same on every machine.
 
-    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(*shape, generator=generator) * (high - low) + low
-
-    count = len(labels)
-    start = torch.stack([uniform(count, low=60, high=132), uniform(count, low=34, high=96)], dim=1)
-    facing = torch.where(uniform(count) < 0.5, -1.0, 1.0)
+    Subjects start on a grid, and cameras in one of few places that the feature maps tell apart: what a plan says
+    roughly is then known exactly.
+    """
+    start = torch.tensor([[float(rng.choice(START_X)), float(rng.choice(START_Y))] for _ in labels])
+    pan = torch.tensor([rng.randrange(PAN_STARTS) * PAN_START_PX for _ in labels])
     for row, label in enumerate(labels):
-        step_x, step_y = STEP[label.direction]
+        step_x, step_y = STEP.get(label.direction, STAY)
+        low = label.direction == "bounce" or label.subject in ("car", "sailboat")
         start[row, 0] -= 32 * step_x
         if step_y:
-            start[row, 1] = 64 - 26 * step_y
-        elif label.subject in ("car", "sailboat"):
-            start[row, 1] = start[row, 1] * 0.2 + 74
-        if step_x:
-            facing[row] = step_x
-    ridges = torch.cat([uniform(count, 2, 2, high=6.2832), uniform(count, 2, 2, low=0.7, high=2.2)], dim=2)
-    sun = torch.stack([uniform(count, low=20, high=172), uniform(count, low=16, high=34)], dim=1)
-    place = uniform(count, CLOUDS, 2) * torch.tensor([252.0, 38.0]) + torch.tensor([0.0, 10.0])
-    clouds = torch.cat([place, uniform(count, CLOUDS, 1, low=0.1, high=0.3)], dim=2)
-    return Spec(tuple(labels), start, facing, uniform(count, low=0.95, high=1.15), ridges, sun, clouds)
+            start[row, 1] = 64 - 24 * step_y
+        elif low:
+            start[row, 1] = LOW_Y[start[row, 1] > 64]
+        if label.relation == "above" and not step_y:
+            start[row, 1] = start[row, 1].clamp(64, 80)
+    facing = torch.tensor([STEP.get(label.direction, STAY)[0] or 1.0 for label in labels])
+    return Spec(tuple(labels), start, facing, pan, hop=torch.zeros(len(labels)))
 
 
 def relabel(spec: Spec, labels: list[Label], frame: Tensor) -> Spec:
-    """The same worlds under other labels, every subject going on from where it is at `frame` [B]."""
-    here = centres(spec, frame[:, None])[:, 0]
+    """The same worlds under other labels, subject and camera going on from where they are at `frame` [B].
+
+    A bounce begins there from the ground, or from its top where the subject is in the upper half of the picture.
+    """
     changed = replace(spec, labels=tuple(labels))
+    here = centres(spec, frame[:, None])[:, 0] + changed.gap / 2
+    length = torch.tensor([HOP_FRAMES[SPEEDS.index(label.speed)] for label in labels], device=frame.device)
+    hop = frame - torch.where(here[:, 1] < HEIGHT_PX / 2, length / 2, 0.0)
     facing = spec.facing.clone()
     for row, label in enumerate(labels):
-        if STEP[label.direction][0]:
-            facing[row] = STEP[label.direction][0]
-    return replace(changed, start=here - changed.velocity * frame[:, None], facing=facing)
+        facing[row] = STEP.get(label.direction, STAY)[0] or facing[row]
+    pan = spec.panned(frame[:, None])[:, 0] - (replace(changed, pan=spec.pan * 0).panned(frame[:, None])[:, 0])
+    changed = replace(changed, start=here - changed.velocity * frame[:, None], facing=facing, hop=hop, pan=pan)
+    up = changed.hopped(frame[:, None])
+    return replace(changed, start=changed.start + torch.cat([up * 0, up], dim=1))
 
 
-def centres(spec: Spec, frames: Tensor) -> Tensor:
-    """Middle of each subject without its bobbing.
+def centres(spec: Spec, frames: Tensor, second: bool = False) -> Tensor:
+    """Middle of each subject, or of each `second` one. Two leave the picture together.
 
     Args:
         spec: B worlds.
         frames: [B, F] frame numbers.
 
     Returns:
-        [B, F, 2] px; x in [-MARGIN_PX, WIDTH_PX + MARGIN_PX), y likewise with HEIGHT_PX.
+        [B, F, 2] px; of a lone subject x in [-MARGIN_PX, WIDTH_PX + MARGIN_PX), y likewise with HEIGHT_PX, but for
+        what a bounce is up.
     """
-    span = torch.tensor([WIDTH_PX, HEIGHT_PX], device=frames.device) + 2 * MARGIN_PX
+    half = spec.gap[:, None] / 2
+    margin = MARGIN_PX + half
+    span = torch.tensor([WIDTH_PX, HEIGHT_PX], device=frames.device) + 2 * margin
     free = spec.start[:, None] + spec.velocity[:, None] * frames[..., None]
-    return torch.remainder(free + MARGIN_PX, span) - MARGIN_PX
+    middle = torch.remainder(free + margin, span) - margin + (half if second else -half)
+    return torch.stack([middle[..., 0], middle[..., 1] - spec.hopped(frames)], dim=-1)
 
 
-def _per_scene(spec: Spec, table: dict[str, float]) -> Tensor:
-    return torch.tensor([table[label.scene] for label in spec.labels], device=spec.start.device)
+def subject(spec: Spec, row: int, frames: Tensor, x: Tensor, y: Tensor, second: bool = False) -> tuple[Tensor, Tensor]:
+    """Alpha and rgb of world `row`'s subject, or of its `second`.
 
+    Args:
+        frames: [F] frame numbers.
+        x, y: px from its middle; together they broadcast to [F, h, w].
 
-def _palette(spec: Spec) -> list[Tensor]:
-    """Seven tensors [B, 3, 1, 1] in the order of SCENE_RGB."""
-    table = torch.tensor([SCENE_RGB[label.scene] for label in spec.labels], device=spec.start.device)
-    return [table[:, i, :, None, None] for i in range(table.shape[1])]
-
-
-def ridge_alpha(spec: Spec, x: Tensor, y: Tensor, layer: int, base_px: float) -> Tensor:
-    """Coverage [B, h, w] of everything below one ridge."""
-    phase, waves = spec.ridges[:, layer, :2], spec.ridges[:, layer, 2:]
-    angle = 6.2832 * waves[:, :, None] * x / WIDTH_PX + phase[:, :, None]
-    line = base_px - _per_scene(spec, RIDGE_PX)[:, None] * (angle[:, 0].sin() + 0.5 * angle[:, 1].sin())
-    return torch.sigmoid((y[None, :, None] - line[:, None, :]) * 2.0)
-
-
-def cloud_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Coverage [B, F, h, w] of the drifting clouds; each puff is a product of a row and a column."""
-    puffs = torch.tensor(PUFFS, device=x.device)
-    span = WIDTH_PX + 60.0
-    drift = spec.clouds[:, None, :, 0] + spec.clouds[:, None, :, 2] * frames[..., None]
-    middle_x = (torch.remainder(drift, span) - 30.0)[..., None] + puffs[:, 0]  # [B, F, CLOUDS, puffs]
-    middle_y = spec.clouds[:, :, 1, None] + puffs[:, 1]  # [B, CLOUDS, puffs]
-    columns = torch.exp(-(((x - middle_x.flatten(2)[..., None]) / puffs[:, 2].repeat(CLOUDS)[:, None]) ** 2))
-    rows = torch.exp(-(((y - middle_y.flatten(1)[..., None]) / (0.45 * puffs[:, 2].repeat(CLOUDS)[:, None])) ** 2))
-    density = torch.einsum("bfpx,bpy->bfyx", columns, rows)
-    return 0.85 * torch.sigmoid((density - 0.55) * 9.0)
-
-
-def glow(spec: Spec, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Sun or moon: its disc and the shine around it, [B, h, w] each."""
-    dx, dy = x - spec.sun[:, 0, None], y - spec.sun[:, 1, None]
-    square = dx[:, None, :] ** 2 + dy[:, :, None] ** 2
-    return torch.sigmoid(9.0 - square.sqrt()), torch.exp(-square / 900.0)
-
-
-def _sky(spec: Spec, x: Tensor, y: Tensor) -> Tensor:
-    """[B, 3, h, w]"""
-    top, low, _, _, _, light, _ = _palette(spec)
-    sky = torch.lerp(top, low, (y / HORIZON_PX).clamp(0, 1)[:, None])
-    disc, shine = glow(spec, x, y)
-    sky = torch.lerp(sky, light, 0.35 * shine[:, None])
-    night = torch.tensor([label.scene == "night" for label in spec.labels], device=x.device)
-    stars = STARS.to(x.device)
-    columns = torch.exp(-((x - stars[:, 0, None]) ** 2) / 2.0)
-    rows = torch.exp(-((y - stars[:, 1, None]) ** 2) / 2.0) * (0.2 + stars[:, 2, None])
-    constellation = (rows.T @ columns) * night[:, None, None]
-    return torch.lerp((sky + 0.6 * constellation[:, None]).clamp(0, 1), light, disc[:, None])
-
-
-def _ground(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Colour of the nearest ground with its ripples, [B, F, 3, h, w]."""
-    _, _, _, near, bottom, _, _ = _palette(spec)
-    depth = ((y - HORIZON_PX) / (HEIGHT_PX - HORIZON_PX)).clamp(0, 1)
-    ground = torch.lerp(near, bottom, depth[:, None])
-    wave_y = 26.0 / (0.35 + depth)  # waves look closer together near the horizon
-    moving = torch.tensor([float(label.scene == "sea") for label in spec.labels], device=x.device)
-    # Worlds without waves need only one frame's ground.
-    time = (frames * moving[:, None] if moving.any() else frames[:, :1] * 0)[..., None, None]
-    pattern = torch.sin(wave_y[:, None] + 0.07 * x + 0.26 * time) + torch.sin(
-        1.7 * wave_y[:, None] - 0.11 * x + 1.0 + 0.20 * time
-    )
-    ripple = pattern * (depth + 0.25)[:, None] * _per_scene(spec, RIPPLE)[:, None, None, None]
-    return (ground[:, None] + ripple[:, :, None]).clamp(0, 1)
-
-
-def subject(spec: Spec, row: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Alpha [...] and rgb [..., 3] of world `row`'s subject at points `x`, `y` px from its middle, which broadcast."""
-    x, y = torch.broadcast_tensors(x, y)
+    Returns:
+        alpha [F, h, w] and rgb [F, h, w, 3], not premultiplied.
+    """
+    x, y, _ = torch.broadcast_tensors(x, y, frames[:, None, None])
     label = spec.labels[row]
-    rgb = torch.tensor(SUBJECT_RGB[label.colour], device=x.device)
-    size = spec.size[row]
-    return subjects.paint(label.subject, x * spec.facing[row] / size, y / size, rgb)
-
-
-def bobbing_centres(spec: Spec, frames: Tensor) -> Tensor:
-    bobs = torch.tensor([float(label.subject != "car") for label in spec.labels], device=frames.device)
-    middle = centres(spec, frames)
-    wave = BOB_PX * bobs[:, None] * torch.sin(6.2832 * frames / BOB_FRAMES + spec.ridges[:, 0, 0, None])
-    return torch.stack([middle[..., 0], middle[..., 1] + wave], dim=-1)
+    name, colour = (label.subject2, label.colour2) if second else (label.subject, label.colour)
+    assert name is not None and colour is not None
+    size = SIZE * (PAIR_SIZE if label.relation else 1.0)
+    beat = 6.2832 * frames[:, None, None] / subjects.BEAT_FRAMES.get(name, 8.0)
+    rgb = torch.tensor(SUBJECT_RGB[colour], device=x.device)
+    return subjects.paint(name, x * spec.facing[row] / size, y / size, rgb, beat)
 
 
 def draw(spec: Spec, frames: Tensor) -> Tensor:
@@ -221,36 +128,47 @@ def draw(spec: Spec, frames: Tensor) -> Tensor:
     Returns:
         uint8 [B, F, 3, HEIGHT_PX, WIDTH_PX].
     """
-    device = frames.device
     frames = frames.float()
-    x, y = torch.arange(WIDTH_PX, device=device) + 0.5, torch.arange(HEIGHT_PX, device=device) + 0.5
-    palette = _palette(spec)
-    video = _sky(spec, x, y)[:, None].repeat(1, frames.shape[1], 1, 1, 1)
-    low = int(HORIZON_PX) - 24  # no cloud reaches below it, no ridge above it
-    alpha = cloud_alpha(spec, frames, x, y[: low + 8])
-    video[..., : low + 8, :] = torch.lerp(video[..., : low + 8, :], palette[6][:, None], alpha[:, :, None])
-    far = ridge_alpha(spec, x, y[low:], 0, HORIZON_PX - 6.0)[:, None, None]
-    near = ridge_alpha(spec, x, y[low:], 1, HORIZON_PX + 4.0)[:, None, None]
-    below = torch.lerp(video[..., low:, :], palette[2][:, None], far)
-    video[..., low:, :] = torch.lerp(below, _ground(spec, frames, x, y[low:]), near)
-    _stamp(spec, frames, video)
-    return (video * 255.0 + 0.5).to(torch.uint8)
-
-
-def _stamp(spec: Spec, frames: Tensor, video: Tensor) -> None:
-    """Draw the subjects into `video` [B, F, 3, H, W] in place, each only in the square around it."""
-    reach = int(subjects.HALF_WIDTH_PX * 1.15) + 3
-    middle = bobbing_centres(spec, frames)
-    corner = middle.floor().long() - reach
-    span = torch.arange(2 * reach, device=frames.device)
+    video = torch.empty(*frames.shape, 3, HEIGHT_PX, WIDTH_PX, device=frames.device)
     for row in range(len(spec)):
-        pixel_x = corner[row, :, 0, None, None] + span  # [F, 1, S]
-        pixel_y = corner[row, :, 1, None, None] + span[:, None]  # [F, S, 1]
-        dx = pixel_x + 0.5 - middle[row, :, 0, None, None]
-        dy = pixel_y + 0.5 - middle[row, :, 1, None, None]
-        alpha, rgb = subject(spec, row, dx, dy)
-        inside = (pixel_x >= 0) & (pixel_x < WIDTH_PX) & (pixel_y >= 0) & (pixel_y < HEIGHT_PX)
-        frame, i, j = torch.nonzero(inside & (alpha > 1e-3), as_tuple=True)
-        at = (frame, slice(None), pixel_y[frame, i, 0], pixel_x[frame, 0, j])
-        weight = alpha[frame, i, j][:, None]
-        video[row][at] = torch.lerp(video[row][at], rgb[frame, i, j], weight)
+        backdrop.draw(spec.row(row), frames[row], video[row])
+    _stamp(spec, frames, video, second=True)
+    _stamp(spec, frames, video, second=False)
+    return video.mul_(255.0).add_(0.5).to(torch.uint8)
+
+
+def _stamp(spec: Spec, frames: Tensor, video: Tensor, second: bool) -> None:
+    """Draw the first or the second subjects into `video` [B, F, 3, H, W] in place, each only in its square."""
+    for row, label in enumerate(spec.labels):
+        if label.relation or not second:
+            (frame, i, j), alpha, rgb = stamp(spec.row(row), frames[row], 1, second)
+            at = (frame, slice(None), i, j)
+            video[row][at] = torch.lerp(video[row][at], rgb, alpha[:, None])
+
+
+def stamp(
+    spec: Spec, frames: Tensor, pitch_px: int, second: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """The points of a grid over the picture that a subject covers, found in the square around it.
+
+    Args:
+        spec: 1 world.
+        frames: [F] frame numbers.
+        pitch_px: from one point to the next; the first is half of it from the picture's corner.
+        second: whether the second subject is meant.
+
+    Returns:
+        Of N points their frame, row and column [N] each, alpha [N] and rgb [N, 3], not premultiplied.
+    """
+    reach = int(subjects.HALF_WIDTH_PX * 1.15 / pitch_px) + 3
+    middle = centres(spec, frames[None], second)[0]
+    corner = (middle / pitch_px).floor().long() - reach
+    span = torch.arange(2 * reach, device=frames.device)
+    column = corner[:, 0, None, None] + span  # [F, 1, S]
+    row = corner[:, 1, None, None] + span[:, None]  # [F, S, 1]
+    dx = (column + 0.5) * pitch_px - middle[:, 0, None, None]
+    dy = (row + 0.5) * pitch_px - middle[:, 1, None, None]
+    alpha, rgb = subject(spec, 0, frames, dx, dy, second)
+    inside = (column >= 0) & (column < WIDTH_PX // pitch_px) & (row >= 0) & (row < HEIGHT_PX // pitch_px)
+    frame, i, j = torch.nonzero(inside & (alpha > 1e-3), as_tuple=True)
+    return (frame, row[frame, i, 0], column[frame, 0, j]), alpha[frame, i, j], rgb[frame, i, j]

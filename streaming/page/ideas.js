@@ -2,21 +2,25 @@
 
 // What the small model's world holds: a colour, a subject, a motion and a scene.
 export const IDEAS = [
-  "a red car drives slowly to the right through the desert",
+  "a red hot-air balloon drifts slowly to the right over green hills",
   "a white sailboat drifts gently to the left on the sea",
-  "a yellow ball rolls quickly to the right over green hills",
-  "a blue fish swims up under the stars at night",
-  "a purple car goes fast to the left at night",
-  "a green ball floats slowly up in the desert at sunset",
-  "a red sailboat sails to the right over the blue sea",
-  "a white fish glides down over the hills on a sunny day",
+  "a yellow car drives fast to the right over the city at night, the camera pans right",
+  "an orange fish swims to the left deep under water",
+  "a pink butterfly flutters up over the mountains at sunset",
+  "a blue ball bounces in the desert by day",
+  "a green airplane above a red car moves to the right at sunset",
+  "a purple bird flies down over the hills on a sunny day",
 ];
 export const PARTS = {
-  colour: ["red", "yellow", "green", "blue", "purple", "white"],
-  subject: { ball: "floats", sailboat: "sails", car: "drives", fish: "swims" },
+  colour: ["red", "yellow", "green", "blue", "purple", "white", "orange", "pink"],
+  subject: {
+    ball: "floats", sailboat: "sails", car: "drives", fish: "swims",
+    "hot-air balloon": "drifts", bird: "flies", airplane: "flies", butterfly: "flutters",
+  },
   speed: ["slowly", "at a steady pace", "fast"],
   direction: ["to the left", "to the right", "up", "down"],
-  scene: ["over green hills", "in the desert at sunset", "on the sea", "under the stars at night"],
+  scene: ["over green hills", "through the desert", "on the sea", "over the city at night", "at sunset", "under water"],
+  camera: ["", "", "", ", the camera pans left", ", the camera pans right"],
 };
 
 const pick = (list) => list[Math.floor(Math.random() * list.length)];
@@ -25,5 +29,8 @@ const pick = (list) => list[Math.floor(Math.random() * list.length)];
 export function surprise() {
   const subject = pick(Object.keys(PARTS.subject));
   const verb = PARTS.subject[subject];
-  return `a ${pick(PARTS.colour)} ${subject} ${verb} ${pick(PARTS.speed)} ${pick(PARTS.direction)} ${pick(PARTS.scene)}`;
+  const colour = pick(PARTS.colour);
+  const article = colour === "orange" ? "an" : "a";
+  const motion = `${verb} ${pick(PARTS.speed)} ${pick(PARTS.direction)}`;
+  return `${article} ${colour} ${subject} ${motion} ${pick(PARTS.scene)}${pick(PARTS.camera)}`;
 }
