@@ -173,6 +173,17 @@ def test_what_was_made_of_a_stretch_is_kept(mini: Path, data: Path, monkeypatch:
     assert footage.features(place) is features
 
 
+def test_videos_that_fit_into_memory_are_read_once(mini: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another stretch of such a video is not read from its file again, and is the same as one that is."""
+    footage = made("tokenizer", "mini", mini, data).footage  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.footage.KEPT_BYTES", 0)
+        expected = footage.stretch(1, 4, 9)
+    footage.stretch(1, 0, 9)
+    monkeypatch.setattr(footage.videos, "cut", lambda *_: pytest.fail("read again"))
+    assert torch.equal(footage.stretch(1, 4, 9), expected)
+
+
 def test_a_planner_sees_two_groups_where_a_video_is_long_enough(mini: Path, data: Path) -> None:
     """The second group stands behind the first as when a video goes on; short videos give one."""
     stage = made("planner", "mini", mini, data)

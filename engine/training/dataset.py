@@ -102,7 +102,7 @@ def _raise(folder: Path, faults: Sequence[str]) -> None:
 
 
 class VideoFolder:
-    """A folder's videos, in one size and at one rate. Files are read anew each time."""
+    """A folder's videos, in one size and at one rate. `cut` reads files anew each time."""
 
     def __init__(self, folder: Path, height: int, width: int, fps: float, least_frames: int) -> None:
         """Looks into every file.

@@ -38,7 +38,7 @@ SPREAD_CLIPS = 8  # that the features' spread is measured on
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
 START_STEP = 4  # frames from one place where a stretch may begin to the next: some come again, and are kept
-KEPT_BYTES = 2 << 30  # of what was made of the stretches seen last
+KEPT_BYTES = 2 << 30  # of videos, and of each kind of what was made of the stretches seen last
 
 
 def frames_of(semantic: int) -> int:
@@ -55,10 +55,11 @@ class Place:
     semantic: int
 
 
+Key = TypeVar("Key")
 Made = TypeVar("Made")
 
 
-def kept(make: Callable[[Place], Made], item_bytes: int) -> Callable[[Place], Made]:
+def kept(make: Callable[[Key], Made], item_bytes: int) -> Callable[[Key], Made]:
     """The same function, which makes nothing twice as long as KEPT_BYTES suffice for items of about `item_bytes`."""
     return lru_cache(max(1, KEPT_BYTES // item_bytes))(make)
 
@@ -72,6 +73,7 @@ class Footage:
         self.videos = VideoFolder(folder, config.height_px, config.width_px, config.fps, least)
         self.extractor, self.device = extractor.requires_grad_(False).to(device).eval(), device
         tokenizer = config.tokenizer
+        self.whole = kept(self._whole, 3 * config.height_px * config.width_px * max(self.videos.lengths))
         self.features = kept(self._features, 4 * tokenizer.frames * tokenizer.feature_dim * math.prod(tokenizer.grid))
 
     def pick(self, rng: random.Random, held_out: bool) -> int:
@@ -94,7 +96,18 @@ class Footage:
 
     def video(self, place: Place) -> Tensor:
         """uint8 [1, F, 3, H, W]."""
-        return self.videos.cut(place.number, place.start, frames_of(place.semantic))[None].to(self.device)
+        return self.stretch(place.number, place.start, frames_of(place.semantic))[None].to(self.device)
+
+    def stretch(self, number: int, start: int, frames: int) -> Tensor:
+        """uint8 [F, 3, H, W]. Videos that all fit into KEPT_BYTES are read once, others each time."""
+        videos = self.videos
+        if 3 * videos.height * videos.width * sum(videos.lengths) > KEPT_BYTES:
+            return videos.cut(number, start, frames)
+        return self.whole(number)[start : start + frames]
+
+    def _whole(self, number: int) -> Tensor:
+        """uint8 [F, 3, H, W]."""
+        return self.videos.cut(number, 0, self.videos.lengths[number])
 
     @torch.no_grad()
     def _features(self, place: Place) -> Tensor:
@@ -122,7 +135,7 @@ class FootageAutoencoder(AutoencoderStage):
         """Frames uint8 [1, F, 3, H, W] of a random place, and where to look [2] in px, which is anywhere."""
         videos = self.footage.videos
         number = self.footage.pick(rng, held_out)
-        video = videos.cut(number, rng.randrange(videos.lengths[number] - count + 1), count)
+        video = self.footage.stretch(number, rng.randrange(videos.lengths[number] - count + 1), count)
         return video[None], torch.tensor([rng.uniform(0, videos.width), rng.uniform(0, videos.height)])
 
     def evaluate(self) -> dict[str, float]:

@@ -19,8 +19,8 @@ from engine.training.spec import HOP_FRAMES, HOP_PX, PAN_PX, SPEED_PX
 FRAMES_PER_STEP = 4  # video frames between two semantic frames
 STILL_PX = 0.3  # per video frame; slower than this is no movement
 SPEED_LIMITS_PX = tuple((a + b) / 2 for a, b in zip(SPEED_PX, SPEED_PX[1:], strict=False))
-VISIBLE_CELLS = 0.5  # a subject that covers less is not measured
-LEAST_STEPS = 3  # that a movement is measured from
+VISIBLE_CELLS = 0.25  # a subject that covers less is not measured
+LEAST_STEPS = 2  # that a movement is measured from
 PHASES = 24  # of a bounce that are tried
 BOUNCE_SHARE = 0.35  # of the variance about a steady movement, that a bounce leaves at most
 THERE = 0.5  # of a second subject's class, in the mean over cells
