@@ -47,6 +47,7 @@ STAGES = {
 MODULES = {
     "dataset": "engine.training.dataset",
     "compare": "engine.training.compare",
+    "curves": "engine.training.curves",
     "gallery": "engine.training.gallery",
 }
 

@@ -124,15 +124,11 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"captions {arguments.captions} must be at least 2 and steps {arguments.steps} at least 1")
         device = pick_device(arguments.device)
         points = compare(arguments.weights, preset(arguments.preset), arguments.steps, arguments.captions, device)
-        write_atomically(arguments.json, lambda part: _write(part, json.dumps(points, indent=1) + "\n"))
-        write_atomically(arguments.json.with_suffix(".svg"), lambda part: _write(part, chart(points)))
+        write_atomically(arguments.json, lambda part: part.write_text(json.dumps(points, indent=1) + "\n", "utf-8"))
+        write_atomically(arguments.json.with_suffix(".svg"), lambda part: part.write_text(chart(points), "utf-8"))
     except (ValueError, OSError) as error:
         log.error("compare: %s", error)
         return 2
     for point in points:
         log.info("%s, %d steps: %.3f of the words", point["weights"], point["steps"], point["words"]["share"])
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

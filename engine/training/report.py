@@ -158,7 +158,8 @@ def chart(title: str, lines: Sequence[Line], limits: tuple[float, float] | None 
         # A single point draws no line.
         parts += [f'<circle r="2.5" fill="{colour}" cx="{p.split(",")[0]}" cy="{p.split(",")[1]}"/>'
                   for p in points.split()]  # fmt: skip
-        parts.append(f'<text x="{MARGIN_PX + 90 * number}" y="34" fill="{colour}">{html.escape(name)}</text>')
+        x = MARGIN_PX + number * (width - 2 * MARGIN_PX) // max(5, len(lines))
+        parts.append(f'<text x="{x}" y="34" fill="{colour}">{html.escape(name)}</text>')
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     style = 'font-family="system-ui, sans-serif" font-size="12"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style} role="img">{"".join(parts)}</svg>'

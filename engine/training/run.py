@@ -123,7 +123,7 @@ class Averaged:
                 self.values[name].copy_(kept)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a neighbour of `path` and put it in place only when complete, so that a kill leaves no half."""
     partial = path.with_name(path.name + f".{os.getpid()}.part")
     try:
