@@ -46,6 +46,9 @@ class EngineConfig:
     own null. The release has no null: it tells 0.1, and the number of frames that it then plans. A video without end
     has no such number; what a planner with `context_groups` has before it is that and one group.
 
+    `anchors`: for each new latent of a hop, the share in it of a second rendering that has the plan but no prompt half.
+    Flaws that one prompt half hands on to the next then fade, where else they pile up over minutes. Empty for none.
+
     `reuse`: how far a step's time embedding may have moved, relative to itself, for the step to take the layers' work
     of an earlier one (`engine.perceptual.reuse`). It changes the video; 0 lets the layers run at every step.
 
@@ -71,6 +74,7 @@ class EngineConfig:
     plan_frames: int | None = None
     prompt_half: str = "clean"
     shared_noise: bool = False
+    anchors: tuple[float, ...] = ()
     reuse: float = 0.0
     prompt_latents: int = 7
     new_latents: int = 6
@@ -106,6 +110,8 @@ class EngineConfig:
             raise ValueError(f"prompt_half {self.prompt_half!r} is neither 'clean' nor 'renoised'")
         if self.prompt_half == "renoised" and self.renderer.dit.per_half_time:
             raise ValueError("prompt_half 'renoised' needs one time for all frames, but the renderer has per_half_time")
+        if len(self.anchors) not in (0, self.new_latents) or not all(0 <= share <= 1 for share in self.anchors):
+            raise ValueError(f"anchors {self.anchors} must be {self.new_latents} shares from 0 to 1, or none")
         if not 0 <= self.reuse < float("inf"):
             raise ValueError(f"reuse {self.reuse} is not a number from 0 on")
         if not self.planner.null_micro and None in (self.motion_score, self.plan_frames):
@@ -180,6 +186,7 @@ def _mini() -> EngineConfig:
         schedule=FlowSchedule(),
         vae=TinyVAEConfig(),
         shared_noise=True,
+        anchors=(0.1, 0.2, 0.3, 0.4, 0.5, 0.5),
     )  # fmt: skip
 
 

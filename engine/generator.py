@@ -8,6 +8,7 @@ A `ChannelState` is everything a video needs to go on; between two hops it can b
 from __future__ import annotations
 
 import time
+from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Generator:
         self._lanes = Lanes(model.device)
         self._denoiser = Denoiser(model, self.steps, self._graphs)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
+        self._anchors = torch.tensor(config.anchors, device=model.device).view(1, -1, 1, 1, 1)
 
     @property
     def layer_runs(self) -> int:
@@ -125,15 +127,35 @@ class Generator:
         with self.model.computing(), self._lanes.lane(_PLAN):
             end = channel.latent + self.new_latents(channel)
             planned = self._writer.features(channel.plan, channel.latent, end)
-            window = self._open_window(channel, planned)
+            windows = self._open_windows(channel, planned)
         self._writer.drop(channel.plan, channel.latent)
-        yield from self._film(channel, window)
+        yield from self._film(channel, *windows)
 
     def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
         """The next hop, unit by unit, from given features of its `new_latents` frames."""
-        yield from self._film(state, self._open_window(state, planned))
+        yield from self._film(state, *self._open_windows(state, planned))
 
-    def _film(self, channel: RenderState, window: Window) -> Iterator[Unit]:
+    def _film(self, channel: RenderState, window: Window, anchor: Window | None) -> Iterator[Unit]:
+        new = yield from self._denoise(window)
+        if anchor is not None:
+            alone = yield from self._denoise(anchor)
+            with self._rendering():
+                new = torch.lerp(new, alone[:, 1:], self._anchors)
+        with self._rendering():
+            latents = torch.cat([channel.prompt_half, new], dim=1)
+            channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
+        frame = window.frame
+        for part in new.split(slice_lengths(new.shape[1], channel.vae.started), dim=1):
+            with self._rendering():
+                planes = self._decode(channel, part)
+            while not planes.mark.reached:
+                yield Unit("vae", mark=planes.mark)
+            chunk = FrameChunk(frame, window.hop, planes.array(), time.monotonic())
+            frame += chunk.frames
+            yield Unit("vae", chunk)
+
+    def _denoise(self, window: Window) -> abc.Generator[Unit, None, Tensor]:
+        """The clean new latents of a window, [1, T, C, H, W] float32."""
         with self._rendering():
             progress = self._denoiser.begin(window)
             mark = self._lanes.mark()
@@ -144,26 +166,20 @@ class Generator:
                 # The device has one more step to do while the host prepares the next.
                 before, mark = mark, self._lanes.mark()
             yield Unit("render", mark=before)
-        with self._rendering():
-            latents = torch.cat([channel.prompt_half, progress.x], dim=1)
-            channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
-        frame = window.frame
-        for part in progress.x.split(slice_lengths(progress.x.shape[1], channel.vae.started), dim=1):
-            with self._rendering():
-                planes = self._decode(channel, part)
-            while not planes.mark.reached:
-                yield Unit("vae", mark=planes.mark)
-            chunk = FrameChunk(frame, window.hop, planes.array(), time.monotonic())
-            frame += chunk.frames
-            yield Unit("vae", chunk)
+        return progress.x
 
     @contextmanager
     def _rendering(self) -> Iterator[None]:
         with self.model.computing(), self._lanes.lane(_RENDER):
             yield
 
-    def _open_window(self, channel: RenderState, planned: FeatureFrames) -> Window:
-        """Takes in the next hop's features; from here on the video's next hop is the one after it."""
+    def _open_windows(self, channel: RenderState, planned: FeatureFrames) -> tuple[Window, Window | None]:
+        """Takes in the next hop's features; from here on the video's next hop is the one after it.
+
+        Returns:
+            The hop's window, and one of the same frames and the frame before them that has no prompt half, if the hop
+            is anchored: like a first hop it begins with a latent that stands for one picture, which nobody sees.
+        """
         given, new = channel.features.shape[1], planned.features.shape[1]
         mark = self._lanes.mark()
         with self._rendering():
@@ -172,12 +188,15 @@ class Generator:
             features = torch.cat([channel.features, planned.features], dim=1)
             condition = self.model.renderer.condition(features)
             place = (channel.hop, channel.frame, channel.seed)
-            window = self._denoiser.open(place, channel.text.renderer, channel.prompt_half, condition)
+            text, prompt_half = channel.text.renderer, channel.prompt_half
+            window, anchor = self._denoiser.open(place, text, prompt_half, condition), None
+            if given and self.model.config.anchors:
+                anchor = self._denoiser.open(place, text, prompt_half[:, :0], condition[:, given - 1 :])
             channel.features = features[:, -self.model.config.prompt_latents :].clone()
         channel.frame += new * FRAMES_PER_LATENT - (FRAMES_PER_LATENT - 1 if given == 0 else 0)
         channel.latent += new
         channel.hop += 1
-        return window
+        return window, anchor
 
     def _decode(self, channel: RenderState, latents: Tensor) -> Download:
         """A slice of latents to pictures, on their way to the host."""

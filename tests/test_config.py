@@ -40,6 +40,8 @@ def test_an_unknown_preset_is_refused() -> None:
         ({"prompt_half": "renoised"}, "has per_half_time"),
         ({"schedule": DiffusionSchedule()}, "needs prediction 'v', not 'x0'"),
         ({"planner": PlannerConfig()}, "must be told motion_score None"),
+        ({"anchors": (0.5,)}, "6 shares"),
+        ({"anchors": (0.0,) * 5 + (2.0,)}, "from 0 to 1"),
     ],
 )
 def test_stages_that_do_not_fit_together_are_refused(changes: dict[str, object], word: str) -> None:

@@ -132,6 +132,30 @@ def test_second_change_replaces_the_first() -> None:
     assert not _differing(once, twice)
 
 
+def _anchored(anchors: tuple[float, ...], flaw: float) -> torch.Tensor:
+    """The new latents of a second hop whose prompt half has a flaw."""
+    model = tiny_model()
+    generator = Generator(dataclasses.replace(model, config=dataclasses.replace(model.config, anchors=anchors)))
+    channel = generator.open("a red ball", 0)
+    for _ in _hop(generator, channel):
+        pass
+    channel.prompt_half = channel.prompt_half + flaw
+    for _ in _hop(generator, channel):
+        pass
+    return channel.prompt_half[:, -model.config.new_latents :]
+
+
+def test_anchors_forget_flaws_of_the_prompt_half() -> None:
+    """Where a latent's share of the plan alone is 1 a flaw is gone, where it is 0 all is as without anchors."""
+    anchors = (0.0, 0.0, 0.0, 0.5, 0.5, 1.0)
+    plain, flawed = _anchored((), 0.0), _anchored((), 0.5)
+    anchored, mended = _anchored(anchors, 0.0), _anchored(anchors, 0.5)
+    assert torch.equal(anchored[:, :3], plain[:, :3]) and torch.equal(mended[:, :3], flawed[:, :3])
+    gap, left = (flawed - plain).abs().mean((0, 2, 3, 4)), (mended - anchored).abs().mean((0, 2, 3, 4))
+    assert (gap > 0).all() and left[5] == 0
+    torch.testing.assert_close(left[3:5], 0.5 * gap[3:5], rtol=1e-4, atol=1e-6)
+
+
 def test_state_does_not_grow() -> None:
     """All of a channel's tensors take the same memory at hop 30 as at hop 3, prompt changes included."""
     channel = _generator().open("a red ball", 1)
