@@ -136,12 +136,13 @@ def _renderer_stages(config: EngineConfig, renderer: Renderer) -> list[_Counted]
     condition = _meta(rows, dit.frames, dit.condition_channels, dit.height, dit.width)
     base, control = _weights(renderer.base), _weights(renderer.control)
     traffic = base + control
+    windows = 2 if config.anchors else 1
     counted = []
     if dit.half_causal:
-        counted.append(("open a window", _flops(lambda: renderer.read(given, text, condition)), traffic, 1))
+        counted.append(("open a window", _flops(lambda: renderer.read(given, text, condition)), traffic, windows))
     cache = renderer.read(given, text, condition)
     flops = _flops(lambda: renderer.denoise(new, _meta(rows), cache))
-    return [*counted, ("denoising step", flops, base if dit.half_causal else traffic, config.steps)]
+    return [*counted, ("denoising step", flops, base if dit.half_causal else traffic, windows * config.steps)]
 
 
 def _vae_stage(config: EngineConfig, vae: VAE | TinyVAE) -> _Counted:
