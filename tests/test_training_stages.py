@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from engine.config import EngineConfig, preset
+from engine.perceptual.renderer import Renderer
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
+from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5
+from engine.text import SmallT5, load_tokenizer
 from engine.training import __main__ as command
-from engine.training import autoencoder, decoder, extractor, latents, planning, reading, render, tokens, world
+from engine.training import autoencoder, decoder, extractor, latents, planning, reading, render, stages, tokens, world
 from engine.training.run import Stage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, save_component
@@ -167,6 +169,23 @@ def test_samples_of_a_kind_fit_into_a_batch(planner: planning.PlannerStage) -> N
     assert int(is_code.sum()) == config.group_tokens
 
 
+def test_contexts_are_partly_rewritten_by_the_planner(
+    planner: planning.PlannerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some codes of some contexts are others, as the planner writes them, and none is a special token."""
+    rng = random.Random(1)
+    samples = planner.make(rng, "next", 4)
+    codes = torch.stack([sample.context for sample in samples if sample.context is not None])
+    with torch.no_grad():
+        prefix = planner.prefix([sample.label for sample in samples], rng)
+    rewritten = planner.rewritten(codes, prefix)
+    changed = (rewritten != codes).float().mean(1)
+    assert rewritten.shape == codes.shape and int(rewritten.max()) < planner.config.planner.codebook_size
+    assert 0 < changed.mean() < planning.OWN_SHARE
+    monkeypatch.setattr(planning, "OWN_SHARE", 0.0)
+    assert torch.equal(planner.rewritten(codes, prefix), codes)
+
+
 def test_the_pool_describes_what_it_encodes(vae: TinyVAE) -> None:
     """A clip's features are the teacher's, its caption changes where its label does, and windows fit."""
     config = narrow()
@@ -313,6 +332,44 @@ def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
         assert command.main(arguments) == 0
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("evaluate") == 2
+
+
+def test_a_warm_start_begins_with_what_the_weights_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planner, text encoder, its words' numbers and renderer go on from their files; without the flag they are new."""
+    monkeypatch.setattr(render, "HELD_OUT", 1)
+    config = narrow()
+    kept = {
+        "vae": TinyVAE(config.vae),
+        "tokenizer": SemanticTokenizer(config.tokenizer),
+        "text": SmallT5(config.text, make_tokenizer(tmp_path)),
+        "planner": Planner(config.planner),
+        "renderer": Renderer(config.renderer),
+    }
+    for name, module in kept.items():
+        save_component(tmp_path, name, module)
+    make_tokenizer(tmp_path, captions=["words of another order than the world's"])
+    words = load_tokenizer(tmp_path).get_vocab()
+    for name, components in (("renderer", ("renderer",)), ("planner", ("text", "planner"))):
+        arguments = [name, "--weights", str(tmp_path), "--seed", "3"]
+        warm = stages.build(name, config, command.parse([*arguments, "--warm-start"]))
+        assert load_tokenizer(tmp_path).get_vocab() == words
+        new = stages.build(name, config, command.parse(arguments))
+        for component in components:
+            saved = {key: value.bfloat16() for key, value in kept[component].named_parameters()}
+            for stage, same in ((warm, True), (new, False)):
+                parameters = dict(getattr(stage, component).named_parameters())
+                assert all(torch.equal(parameters[key].bfloat16(), saved[key]) for key in saved) == same
+            if isinstance(warm, render.RendererStage) and isinstance(new, render.RendererStage):
+                assert warm.made_from == 0 < new.made_from
+    assert load_tokenizer(tmp_path).get_vocab() != words
+
+
+def test_a_stage_that_cannot_start_warm_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A tokenizer's codebook begins anew; that is said before anything is made."""
+    folder = tmp_path / "run"
+    assert command.main(["tokenizer", "--warm-start", "--weights", str(tmp_path), "--folder", str(folder)]) == 2
+    assert "'tokenizer' has no --warm-start" in caplog.text
+    assert not folder.exists()
 
 
 def test_a_component_of_another_width_is_refused(tmp_path: Path) -> None:

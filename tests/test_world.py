@@ -115,25 +115,49 @@ def test_the_teacher_knows_where_the_subject_is() -> None:
     assert (cells - mask).abs().max() < 0.25
 
 
-def test_a_new_label_goes_on_from_where_the_subject_was() -> None:
-    """After relabel the position at that frame is the same, and the velocity the new one."""
-    one = spec(3)
-    frame = torch.tensor([37.0])
+@pytest.mark.parametrize("direction", ["left", "up", "bounce", "still"])
+def test_another_subject_begins_in_sight_as_in_a_new_video(direction: str) -> None:
+    """It starts nearest to the one before, which had left the picture, and where and when a new video's may."""
+    label = Label("butterfly", "blue", "sea", direction, "fast")
+    places = world.starts(label)
+    for frame in (37.0, 149.0, 205.0):
+        one = spec(3, subject="car", direction="right", speed="fast")
+        now = torch.tensor([frame])
+        other = world.relabel(one, [label], now)
+        # The last frame before that a latent begins behind, as frame 0 of a video.
+        began = now - 1
+        start, before = world.centres(other, began[:, None])[0, 0], world.centres(one, began[:, None])[0, 0]
+        for axis in range(2):
+            assert float(start[axis]) in places[axis]
+            assert abs(start[axis] - before[axis]) == min(abs(place - before[axis]) for place in places[axis])
+        assert other.hopped(began[:, None]) == 0
+
+
+def test_a_subject_that_stays_goes_on_from_where_it_is() -> None:
+    """To the next point of the grid, at most half a cell away, at the new velocity; at an edge it comes into sight."""
+    one = spec(3, subject="fish", direction="bounce", speed="slow")
+    frame = torch.tensor([45.0])
     other = world.relabel(one, [Label("fish", "blue", "sea", "up", "fast")], frame)
-    torch.testing.assert_close(world.centres(one, frame[:, None]), world.centres(other, frame[:, None]))
+    apart = world.centres(one, frame[:, None] - 1) - world.centres(other, frame[:, None] - 1)
+    assert 0 < apart.abs().max() <= 4
     assert other.velocity.tolist() == [[0.0, pytest.approx(-2.0)]]
+    left = replace(one, start=torch.tensor([[190.0, 125.0]]))
+    back = world.relabel(left, [Label("fish", "blue", "sea", "still", "slow")], torch.tensor([1.0]))
+    assert world.centres(back, torch.zeros(1, 1)).tolist() == [[[176.0, 112.0]]]
 
 
-@pytest.mark.parametrize("direction", ["left", "up", "bounce"])
-def test_bounce_camera_and_company_go_on_too(direction: str) -> None:
-    """A label with a bounce, a pan and a second subject starts from where the first subject and the camera were."""
-    one = spec(3, direction=direction, camera="right")
+def test_cameras_go_on_under_a_new_label_and_pairs_come_whole() -> None:
+    """The scenery passes on from where it was; a second subject stands where its relation says."""
+    one = spec(3, camera="right")
     frame = torch.tensor([37.0])
-    label = Label("fish", "blue", "sea", "bounce", "fast", "left", **PAIR)
+    label = Label("fish", "blue", "sea", "left", "fast", "left", **PAIR)
     other = world.relabel(one, [label], frame)
-    torch.testing.assert_close(world.centres(one, frame[:, None]), world.centres(other, frame[:, None]))
-    assert torch.equal(one.panned(frame[:, None]), other.panned(frame[:, None]))
-    assert other.panned(frame[:, None] + 1) < one.panned(frame[:, None] + 1)
+    began = frame[:, None] - 1
+    assert torch.equal(one.panned(began), other.panned(began))
+    assert other.panned(began + 1) < one.panned(began + 1)
+    middle = (world.centres(other, began) + world.centres(other, began, second=True)) / 2
+    for axis, places in enumerate(world.starts(label)):
+        assert float(middle[0, 0, axis]) in places
 
 
 def test_every_channel_has_a_name() -> None:

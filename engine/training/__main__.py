@@ -73,6 +73,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="checkpoints and metrics (default runs/PRESET/STAGE)")
     parser.add_argument("--weights", type=Path, help="where trained weights are read and written")
     parser.add_argument(
+        "--warm-start", action="store_true", help="begin with what the weights folder has instead of new weights"
+    )
+    parser.add_argument(
         "--features",
         choices=("teacher", "tokens"),
         default="tokens",

@@ -29,7 +29,8 @@ from engine.weights import save_component
 TEXT_STD = 0.3
 CODE_STD, HEAD_STD = 0.5, 0.02
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
-KINDS = {"first": 0.35, "next": 0.3, "changed": 0.35}  # share of the batches
+KINDS = {"first": 0.25, "next": 0.35, "changed": 0.4}  # share of the batches
+OWN_SHARE, OWN_TEMPERATURE = 0.5, 0.8  # most of a context that is sampled anew, and how
 HELD_OUT = 96
 MOTION = {"still": 0.0, "slow": 0.3, "medium": 0.6, "fast": 1.0}
 
@@ -104,7 +105,9 @@ class PlannerStage:
         spec = world.sample(before, rng).to(self.device)
         steps = torch.arange(given + frames, device=self.device) * FRAMES_PER_LATENT
         where = torch.tensor(begin, device=self.device)[:, None] + steps
-        changed = world.relabel(spec, after, where[:, given].float()) if kind == "changed" else spec
+        changed = (
+            world.relabel(spec, after, where[:, given].float() - (FRAMES_PER_LATENT - 1)) if kind == "changed" else spec
+        )
         codes = self.tokenizer.encode(teacher.maps(changed, where[:, given:])).cpu()
         if not given:
             return [Sample(None, row, label) for row, label in zip(codes, after, strict=True)]
@@ -116,23 +119,39 @@ class PlannerStage:
         torch.manual_seed(rng.getrandbits(63))
         [kind] = rng.choices(list(KINDS), list(KINDS.values()))
         # Every sample is seen once: a caption says so much that few samples share one, and is soon known by heart.
-        loss = self.nats(self.make(rng, kind, batch), rng)
+        loss = self.nats(self.make(rng, kind, batch), rng, own=kind == "next")
         return loss, {f"nats_{kind}": loss.item()}
 
-    def nats(self, samples: list[Sample], rng: random.Random) -> Tensor:
-        """Mean negative log-likelihood of the groups' codes."""
+    def nats(self, samples: list[Sample], rng: random.Random, own: bool = False) -> Tensor:
+        """Mean negative log-likelihood of the groups' codes, with `own` behind contexts that are partly its own."""
         group, is_code = self.sequence(torch.stack([sample.codes for sample in samples]))
         with torch.autocast(self.device, torch.bfloat16):
             prefix = self.prefix([sample.label for sample in samples], rng)
             parts = [prefix.embeddings]
             contexts = [sample.context for sample in samples if sample.context is not None]
             if contexts:
-                tokens, _ = self.sequence(torch.stack(contexts))
+                context = torch.stack(contexts)
+                tokens, _ = self.sequence(self.rewritten(context, prefix) if own else context)
                 parts.append(self.planner.embed(tokens, prefix.pooled))
             parts.append(self.planner.embed(group[:, :-1], prefix.pooled))
             hidden = self.planner.transform(torch.cat(parts, dim=1))[:, -group.shape[1] :]
             logits = self.planner.logits(hidden[:, is_code])
         return nnf.cross_entropy(logits.flatten(0, 1), group[:, is_code].flatten())
+
+    @torch.no_grad()
+    def rewritten(self, codes: Tensor, prefix: Prefix) -> Tensor:
+        """Whole groups' codes [B, codes], a share of each sampled anew behind the true codes before them.
+
+        What the planner samples goes astray a little, and in a video without end it stands before every group.
+        """
+        tokens, is_code = self.sequence(codes)
+        before = self.planner.embed(tokens[:, :-1], prefix.pooled)
+        hidden = self.planner.transform(torch.cat([prefix.embeddings, before], dim=1))[:, -tokens.shape[1] :]
+        logits = self.planner.logits(hidden[:, is_code])[..., : self.config.planner.codebook_size]
+        sampled = (logits / OWN_TEMPERATURE + gumbel(torch.rand_like(logits))).argmax(-1)
+        share = OWN_SHARE * torch.rand(len(codes), 1, device=self.device)
+        own = torch.rand(sampled.shape, device=self.device) < share
+        return torch.where(own, sampled, codes.to(self.device))
 
     def sequence(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [B, codes] of a group, whole or cut -> its tokens [B, N], and which of the N are codes."""

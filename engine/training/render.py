@@ -39,7 +39,9 @@ FIRST_STEP_SHARE = 0.35  # samples at pure noise, where every sampling run start
 POOL_CLIPS = 384
 START_CLIPS = 96
 REFRESH = 0.05  # clips replaced per sample
-MADE_FROM = 2000  # step from which the model goes on with its own prompt halves; what it makes earlier teaches nothing
+MADE_FROM = (
+    2000  # step from which a new model goes on with its own prompt halves; what it makes earlier teaches nothing
+)
 HELD_OUT = 24
 
 EncodeText = Callable[[list[str]], Tensor]  # captions to [B, L, K]
@@ -85,6 +87,7 @@ class RendererStage:
         self.encode_text, self.vae = encode_text, vae.to(device).eval()
         self.renderer = Renderer(config.renderer).to(device)
         self.module: nn.Module = self.renderer
+        self.made_from = MADE_FROM
         details = self.renderer.condition.details
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
@@ -111,7 +114,7 @@ class RendererStage:
         while len(self.pool.clips) < START_CLIPS:
             self.pool.refresh(random.Random(f"pool {self.seed} {step} {len(self.pool.clips)}"))
         for _ in range(int(batch * REFRESH + rng.random())):
-            self.pool.refresh(rng, self.next_latents if step >= MADE_FROM else None)
+            self.pool.refresh(rng, self.next_latents if step >= self.made_from else None)
         prompted = rng.random() > MASKED_SHARE
         windows = [self.pool.window(rng, prompted) for _ in range(batch)]
         error, weight = self.errors(windows, prompted, rng)

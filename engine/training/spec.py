@@ -31,7 +31,6 @@ class Spec:
 
     labels: tuple[Label, ...]
     start: Tensor  # [B, 2] px, x and y at frame 0 of the subject, or of the middle of two
-    facing: Tensor  # [B] 1 right, -1 left
     pan: Tensor  # [B] px that landmarks have passed by frame 0
     hop: Tensor  # [B] a frame where a bounce begins
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
+from torch import nn
+from transformers import T5Tokenizer
 
 from engine.config import EngineConfig
 from engine.model import build as build_modules
@@ -28,14 +31,41 @@ from engine.training.tokens import TokenizerStage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, text_folders
 
+# What of the weights folder a stage can go on from, named as the stage names it.
+WARM_COMPONENTS = {
+    "autoencoder": ("vae",),
+    "extractor": ("theia",),
+    "planner": ("text", "planner"),
+    "renderer": ("renderer",),
+}
+
 
 def build(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stage:
-    """The stage `name`, on the videos of `--data` or on the drawn world.
+    """The stage `name`, on the videos of `--data` or on the drawn world, and with `--warm-start` as far as it was.
 
     Raises:
         ValueError: if an earlier stage's weights are missing or do not fit, the videos cannot be used, or the stage
-            does not learn from such data.
+            does not learn from such data, or does not go on from weights.
     """
+    if not arguments.warm_start:
+        return _new(name, config, arguments)
+    if name not in WARM_COMPONENTS:
+        raise ValueError(
+            f"stage {name!r} has no --warm-start: tokenizer begins with vectors unrounded, decoder and distill begin "
+            "with the weights folder as it is"
+        )
+    stage = _new(name, config, arguments)
+    for component in WARM_COMPONENTS[name]:
+        module = getattr(stage, component)
+        # Published text encoders are used as they are.
+        if isinstance(module, nn.Module):
+            load_component(arguments.weights, component, module)
+    if isinstance(stage, RendererStage):
+        stage.made_from = 0
+    return stage
+
+
+def _new(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stage:
     if arguments.data is not None:
         with torch.device(arguments.device):
             return _on_footage(name, config, arguments)
@@ -49,7 +79,7 @@ def build(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Sta
     if name == "extractor":
         return ExtractorStage(config.theia, seed, device, weights)
     if name == "planner":
-        text = SmallT5(config.text, make_tokenizer(weights, config.text.vocabulary))
+        text = SmallT5(config.text, _words(config.text, arguments))
         return PlannerStage(config, text, _tokenizer(config, arguments), seed, device, weights)
     vae = TinyVAE(config.vae)
     load_component(weights, "vae", vae)
@@ -87,7 +117,7 @@ def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) 
         text: SmallT5 | PublishedText
         if isinstance(config.text, TextConfig):
             captions = [entry.caption for entry in footage.videos.entries]
-            text = SmallT5(config.text, make_tokenizer(weights, config.text.vocabulary, captions))
+            text = SmallT5(config.text, _words(config.text, arguments, captions))
         else:
             text = _published_text(config.text, arguments)
         return FootagePlanner(config, footage, _tokenizer(config, arguments), text, seed, weights)
@@ -106,6 +136,13 @@ def _tokenizer(config: EngineConfig, arguments: argparse.Namespace) -> SemanticT
     tokenizer = SemanticTokenizer(config.tokenizer)
     load_component(arguments.weights, "tokenizer", tokenizer)
     return tokenizer
+
+
+def _words(config: TextConfig, arguments: argparse.Namespace, captions: Sequence[str] | None = None) -> T5Tokenizer:
+    """A new text tokenizer, or that of a text encoder which goes on: another one may number the words otherwise."""
+    if arguments.warm_start:
+        return load_tokenizer(arguments.weights)
+    return make_tokenizer(arguments.weights, config.vocabulary, captions)
 
 
 def _small_text(config: TextConfig, arguments: argparse.Namespace) -> SmallT5:

@@ -8,19 +8,22 @@ Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` points.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from engine.config import FRAMES_PER_LATENT
 from engine.training import backdrop, scenery, subjects
-from engine.training.captions import SPEEDS, Label
-from engine.training.spec import HOP_FRAMES, PAN_PX, STAY, STEP, Spec
+from engine.training.captions import Label
+from engine.training.spec import PAN_PX, STAY, STEP, Spec
 
 HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side this far outside the picture
 START_X, START_Y = tuple(range(56, 144, 8)), tuple(range(40, 104, 8))  # px, of the subjects' middles
 LOW_Y = (80, 88)  # where what rolls, sails or bounces starts
+IN_SIGHT = (range(16, 184, 8), range(16, 120, 8))  # px, where a subject goes on that stays
 # How many places a camera may start from, each a quarter of the way between landmarks and some farther than the next,
 # in whole steps of a pan, so that scenery passes by the same fractions of a pixel for ever.
 PAN_STARTS, PAN_START_PX = 4, 54 * PAN_PX
@@ -45,38 +48,37 @@ def sample(labels: list[Label], rng: random.Random) -> Spec:
     Subjects start on a grid, and cameras in one of few places that the feature maps tell apart: what a plan says
     roughly is then known exactly.
     """
-    start = torch.tensor([[float(rng.choice(START_X)), float(rng.choice(START_Y))] for _ in labels])
+    start = torch.tensor([[float(rng.choice(places)) for places in starts(label)] for label in labels])
     pan = torch.tensor([rng.randrange(PAN_STARTS) * PAN_START_PX for _ in labels])
-    for row, label in enumerate(labels):
-        step_x, step_y = STEP.get(label.direction, STAY)
-        low = label.direction == "bounce" or label.subject in ("car", "sailboat")
-        start[row, 0] -= 32 * step_x
-        if step_y:
-            start[row, 1] = 64 - 24 * step_y
-        elif low:
-            start[row, 1] = LOW_Y[start[row, 1] > 64]
-        if label.relation == "above" and not step_y:
-            start[row, 1] = start[row, 1].clamp(64, 80)
-    facing = torch.tensor([STEP.get(label.direction, STAY)[0] or 1.0 for label in labels])
-    return Spec(tuple(labels), start, facing, pan, hop=torch.zeros(len(labels)))
+    return Spec(tuple(labels), start, pan, hop=torch.zeros(len(labels)))
+
+
+def starts(label: Label) -> tuple[Sequence[float], Sequence[float]]:
+    """Px where the subject of a new video may be, or the middle of two: in sight, and for some seconds from there."""
+    step_x, step_y = STEP.get(label.direction, STAY)
+    low = label.direction == "bounce" or label.subject in ("car", "sailboat")
+    high: Sequence[float] = (64 - 24 * step_y,) if step_y else LOW_Y if low else START_Y
+    if label.relation == "above" and not step_y:
+        high = tuple(y for y in high if 64 <= y <= 80)
+    return [x - 32 * step_x for x in START_X], high
 
 
 def relabel(spec: Spec, labels: list[Label], frame: Tensor) -> Spec:
-    """The same worlds under other labels, subject and camera going on from where they are at `frame` [B].
+    """What the worlds become when their prompts change at `frame` [B]: other labels under the same cameras.
 
-    A bounce begins there from the ground, or from its top where the subject is in the upper half of the picture.
+    Another subject begins at that start of a new video which is nearest to the one before it; the same one goes on from
+    where it is, to the next point of the grid. So subjects come into sight, and look as they do in new videos.
     """
-    changed = replace(spec, labels=tuple(labels))
-    here = centres(spec, frame[:, None])[:, 0] + changed.gap / 2
-    length = torch.tensor([HOP_FRAMES[SPEEDS.index(label.speed)] for label in labels], device=frame.device)
-    hop = frame - torch.where(here[:, 1] < HEIGHT_PX / 2, length / 2, 0.0)
-    facing = spec.facing.clone()
-    for row, label in enumerate(labels):
-        facing[row] = STEP.get(label.direction, STAY)[0] or facing[row]
-    pan = spec.panned(frame[:, None])[:, 0] - (replace(changed, pan=spec.pan * 0).panned(frame[:, None])[:, 0])
-    changed = replace(changed, start=here - changed.velocity * frame[:, None], facing=facing, hop=hop, pan=pan)
-    up = changed.hopped(frame[:, None])
-    return replace(changed, start=changed.start + torch.cat([up * 0, up], dim=1))
+    frame = frame - frame.remainder(FRAMES_PER_LATENT)
+    here = centres(spec, frame[:, None])[:, 0] + spec.gap / 2
+    start = here.clone()
+    for row, (old, new) in enumerate(zip(spec.labels, labels, strict=True)):
+        stays = old.subject == new.subject and new.direction != "bounce"
+        for axis, places in enumerate(IN_SIGHT if stays else starts(new)):
+            start[row, axis] = min(places, key=lambda place: abs(place - float(here[row, axis])))
+    changed = replace(spec, labels=tuple(labels), start=start, pan=spec.pan * 0, hop=frame)
+    pan = spec.panned(frame[:, None])[:, 0] - changed.panned(frame[:, None])[:, 0]
+    return replace(changed, start=start - changed.velocity * frame[:, None], pan=pan)
 
 
 def centres(spec: Spec, frames: Tensor, second: bool = False) -> Tensor:
@@ -113,9 +115,10 @@ def subject(spec: Spec, row: int, frames: Tensor, x: Tensor, y: Tensor, second: 
     name, colour = (label.subject2, label.colour2) if second else (label.subject, label.colour)
     assert name is not None and colour is not None
     size = SIZE * (PAIR_SIZE if label.relation else 1.0)
+    facing = STEP.get(label.direction, STAY)[0] or 1.0
     beat = 6.2832 * frames[:, None, None] / subjects.BEAT_FRAMES.get(name, 8.0)
     rgb = torch.tensor(SUBJECT_RGB[colour], device=x.device)
-    return subjects.paint(name, x * spec.facing[row] / size, y / size, rgb, beat)
+    return subjects.paint(name, x * facing / size, y / size, rgb, beat)
 
 
 def draw(spec: Spec, frames: Tensor) -> Tensor:
