@@ -9,7 +9,7 @@ from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
 @pytest.fixture
 def vae() -> TinyVAE:
     torch.manual_seed(0)
-    vae = TinyVAE(TinyVAEConfig(latent_channels=6, width_8=16, width_4=8))
+    vae = TinyVAE(TinyVAEConfig(6, 16, 8, 24, 16))
     for parameter in vae.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     vae.basis.copy_(torch.linalg.qr(torch.randn(768, 6)).Q.T)
@@ -39,6 +39,17 @@ def test_encoding_in_slices_equals_encoding_whole(vae: TinyVAE) -> None:
 
 
 @torch.no_grad()
+def test_a_state_that_has_started_is_of_a_running_video(vae: TinyVAE) -> None:
+    """Its first latent stands for four frames and comes behind memories of nothing."""
+    latents = torch.randn(1, 2, 6, 2, 3)
+    running = vae.decode(latents, TinyVAEState(started=True))
+    assert running.shape[1] == 8
+    torch.testing.assert_close(running[:, 3:], vae.decode(latents, TinyVAEState()))
+    video = torch.rand(1, 8, 3, 16, 24) * 2 - 1
+    assert vae.encode(video, TinyVAEState(started=True)).shape[1] == 2
+
+
+@torch.no_grad()
 def test_later_latents_do_not_change_earlier_frames(vae: TinyVAE) -> None:
     """The decoder is causal."""
     latents = torch.randn(1, 4, 6, 2, 3)
@@ -52,7 +63,7 @@ def test_later_latents_do_not_change_earlier_frames(vae: TinyVAE) -> None:
 @torch.no_grad()
 def test_a_new_network_is_the_linear_map() -> None:
     """With as many channels as patch values and an orthogonal basis, an untrained network loses nothing."""
-    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8, smoothing=0.0))
+    vae = TinyVAE(TinyVAEConfig(768, 8, 8, 8, 8, smoothing=0.0))
     vae.basis.copy_(torch.linalg.qr(torch.randn(768, 768)).Q)
     vae.mean.normal_()
     video = torch.rand(1, 9, 3, 16, 16) * 2 - 1
@@ -63,7 +74,7 @@ def test_a_new_network_is_the_linear_map() -> None:
 @torch.no_grad()
 def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
     """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once."""
-    vae = TinyVAE(TinyVAEConfig(latent_channels=768, width_8=8, width_4=8, smoothing=0.04))
+    vae = TinyVAE(TinyVAEConfig(768, 8, 8, 8, 8, smoothing=0.04))
     vae.basis.copy_(torch.eye(768))
 
     def frames(height: float) -> torch.Tensor:

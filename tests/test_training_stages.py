@@ -55,7 +55,7 @@ def narrow() -> EngineConfig:
             micro_hidden=8,
         ),
         renderer=dataclasses.replace(mini.renderer, dit=dit, condition=condition, control_layers=1),
-        vae=TinyVAEConfig(latent_channels=6, width_8=8, width_4=8, blocks_8=1, blocks_4=1),
+        vae=TinyVAEConfig(6, 8, 8, 8, 8, blocks_8=1, blocks_4=1),
     )
 
 

@@ -27,8 +27,10 @@ class TinyVAEConfig:
     """
 
     latent_channels: int = 24
-    width_8: int = 128  # at 1/8 of the picture's size
-    width_4: int = 64  # at 1/4
+    encoder_width_8: int = 128  # at 1/8 of the picture's size
+    encoder_width_4: int = 64  # at 1/4
+    decoder_width_8: int = 192
+    decoder_width_4: int = 128
     blocks_8: int = 2
     blocks_4: int = 3
     residual_scale: float = 0.1
@@ -45,15 +47,15 @@ class TinyVAEConfig:
 
 @dataclass(slots=True)
 class TinyVAEState:
-    """The features of the last latent at each level, and the last frame; None before the first. Constant in size."""
+    """The features of the last latent at each level, and the last frame; None before the first. Constant in size.
 
-    level_8: Tensor | None = None  # [B, width_8, h, w]
-    level_4: Tensor | None = None  # [B, width_4, 2h, 2w]
+    A state that has `started` without them is of a running video of which nothing before is known.
+    """
+
+    level_8: Tensor | None = None  # [B, width at 1/8, h, w]
+    level_4: Tensor | None = None  # [B, width at 1/4, 2h, 2w]
     frame: Tensor | None = None  # [B, 3, H, W] float32, of a decoder
-
-    @property
-    def started(self) -> bool:
-        return self.level_8 is not None
+    started: bool = False
 
 
 class Residual(nn.Module):
@@ -101,16 +103,17 @@ class TinyVAE(nn.Module):
     def __init__(self, config: TinyVAEConfig) -> None:
         super().__init__()
         self.config = config
-        c, w8, w4 = config.latent_channels, config.width_8, config.width_4
-        packed_4 = FRAMES_PER_LATENT * 3 * 16
+        c, packed_4 = config.latent_channels, FRAMES_PER_LATENT * 3 * 16
         self.register_buffer("basis", torch.zeros(c, config.patch_values))
         self.register_buffer("mean", torch.zeros(config.patch_values))
         self.register_buffer("latent_scale", torch.ones(c))
+        w8, w4 = config.encoder_width_8, config.encoder_width_4
         self.encode_in = nn.Conv2d(packed_4, w4, 3, padding=1)
         self.encode_4 = Level(w4, config.blocks_4 - 1)
         self.encode_down = nn.Conv2d(4 * w4, w8, 1)
         self.encode_8 = Level(w8, config.blocks_8)
         self.encode_out = nn.Conv2d(w8, c, 3, padding=1)
+        w8, w4 = config.decoder_width_8, config.decoder_width_4
         self.decode_in = nn.Conv2d(c, w8, 3, padding=1)
         self.decode_8 = Level(w8, config.blocks_8)
         self.decode_up = nn.Conv2d(w8, 4 * w4, 1)
@@ -123,12 +126,6 @@ class TinyVAE(nn.Module):
     def new_state() -> TinyVAEState:
         """Of one direction of a video that has not begun."""
         return TinyVAEState()
-
-    def running_state(self, batch: int, size_px: tuple[int, int]) -> TinyVAEState:
-        """The memories, zero, of a video that is already running, where what came before is not known."""
-        heights = {8: self.config.width_8, 4: self.config.width_4}
-        shapes = [(batch, width, size_px[0] // scale, size_px[1] // scale) for scale, width in heights.items()]
-        return TinyVAEState(*(self.mean.new_zeros(shape) for shape in shapes))
 
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents of the next frames.
@@ -159,6 +156,7 @@ class TinyVAE(nn.Module):
         hidden, state.level_4 = self.encode_4(hidden, state.level_4)
         hidden = self.encode_down(nnf.pixel_unshuffle(hidden.flatten(0, 1), 2)).unflatten(0, batch)
         hidden, state.level_8 = self.encode_8(hidden, state.level_8)
+        state.started = True
         added = self.encode_out(nnf.silu(hidden.flatten(0, 1))).unflatten(0, batch)
         latents: Tensor = (linear + self.config.residual_scale * added) * self.latent_scale[:, None, None]
         return latents
@@ -185,6 +183,7 @@ class TinyVAE(nn.Module):
         packed = nnf.pixel_shuffle(linear, PATCH_PX) + self.config.residual_scale * added
         frames = packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).float()
         video = self._smooth(frames, state).flatten(1, 2)
+        state.started = True
         return video[:, FRAMES_PER_LATENT - 1 :] if first else video
 
     def _smooth(self, frames: Tensor, state: TinyVAEState) -> Tensor:

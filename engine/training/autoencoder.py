@@ -149,11 +149,9 @@ class AutoencoderStage:
         # In the middle of a video the first latent only fills the memories and is not judged.
         starts = video.shape[1] % 4 == 1
         with torch.autocast(self.device, torch.bfloat16):
-            state = TinyVAEState() if starts else self.vae.running_state(len(video), (video.shape[-2], video.shape[-1]))
-            latents = self.vae.encode(video, state)
+            latents = self.vae.encode(video, TinyVAEState(started=not starts))
             latents = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)
-            state = TinyVAEState() if starts else self.vae.running_state(len(video), (video.shape[-2], video.shape[-1]))
-            again = self.vae.decode(latents, state).float()
+            again = self.vae.decode(latents, TinyVAEState(started=not starts)).float()
         if not starts:
             video, again = video[:, 4:], again[:, 4:]
         error = again - video

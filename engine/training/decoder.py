@@ -1,8 +1,8 @@
 """Stage `decoder`: the decoder of a finished autoencoder, trained on over what the renderer makes.
 
-Latents stay as they are, and with them the renderer. Half of a batch are encoded true videos, half are rendered from
-the same videos' features, two hops long: the decoder learns to bear the renderer's flaws, and pictures not to jump from
-latent to latent and from hop to hop.
+Latents stay as they are, and with them the renderer. Every third sample of a batch is rendered from a video's features,
+two hops long, the others are encoded true videos: the decoder learns to bear the renderer's flaws, and pictures not to
+jump from latent to latent and from hop to hop.
 Shapes: `F` frames, `T` latents, `C` latent channels, `h` x `w` latent size.
 """
 
@@ -35,6 +35,7 @@ from engine.weights import save_component
 POOL_VIDEOS = 64
 START_VIDEOS = 8
 REFRESH = 0.02  # videos replaced per sample
+RENDERED_EVERY = 3  # samples of a batch
 HOPS = 2  # rendered behind a true prompt half
 LATENTS = 5  # of a sample; the first only fills the memories
 CROP = (8, 12)  # rows and columns of latents
@@ -116,15 +117,13 @@ class DecoderStage:
             self.pool.append(self.make(own, random_label(own)))
         for _ in range(int(batch * REFRESH + rng.random())):
             self.pool = [*self.pool, self.make(rng, random_label(rng))][-POOL_VIDEOS:]
-        samples = [self.sample(rng, rendered=index % 2 == 1) for index in range(batch)]
+        samples = [self.sample(rng, rendered=index % RENDERED_EVERY == 0) for index in range(batch)]
         latents, video = (torch.stack(part) for part in zip(*samples, strict=True))
         latents = latents + LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
         with torch.autocast(self.device, torch.bfloat16):
-            again = self.vae.decode(
-                latents, self.vae.running_state(batch, (CROP[0] * PATCH_PX, CROP[1] * PATCH_PX))
-            ).float()
+            again = self.vae.decode(latents, TinyVAEState(started=True)).float()
         error = (again - video)[:, FRAMES_PER_LATENT:]
-        figures = {"psnr_true": psnr(error[::2].square()), "psnr_made": psnr(error[1::2].square())}
+        figures = {f"psnr_{name}": psnr(error[at::RENDERED_EVERY].square()) for name, at in (("made", 0), ("true", 1))}
         return reconstruction_loss(error, first=FRAMES_PER_LATENT), figures
 
     def evaluate(self) -> dict[str, float]:
