@@ -31,6 +31,7 @@ class Group:
     codes: Tensor  # [1, N] int64 of a full group; the first `count` are decided
     count: int = 0
     closed: bool = False  # full, or cut short: the next group begins behind it
+    changed: bool = False  # whether it is the first under another text
 
 
 @dataclass(slots=True)
@@ -131,6 +132,7 @@ class PlanWriter:
             last = plan.groups[-1]
             last.count, last.closed = self._offsets[frame - last.start], True
         plan.groups.append(self._group(frame))
+        plan.groups[-1].changed = True
         plan.prefix = self._prefix(text)
 
     def drop(self, plan: Plan, frame: int) -> None:
@@ -165,15 +167,21 @@ class PlanWriter:
         return planner.embed(self._tokens([last]), plan.prefix.pooled)
 
     def _context(self, plan: Plan) -> list[Tensor]:
-        """Tokens [1, N] of the groups before the last, special ones put in."""
+        """Tokens [1, N] of the groups before the last, special ones put in.
+
+        Under another text the last frame of a whole group is left out: planners go on from whole groups and begin anew
+        behind groups that are cut (`engine.training.planning`).
+        """
         config = self._model.config.planner
         parts = []
         for group in plan.groups[:-1][-config.context_groups :] if config.context_groups else []:
-            layout = config.layout(self._frames(group))
+            left_out = int(plan.groups[-1].changed and group is plan.groups[-2])
+            frames = min(self._frames(group), config.group_frames - left_out)
+            layout = config.layout(frames)
             device = self._model.device
             tokens = upload(torch.tensor([[0 if token is None else token for token in layout]]), device)
             places = upload(torch.tensor([place for place, token in enumerate(layout) if token is None]), device)
-            tokens[:, places] = group.codes[:, : group.count]
+            tokens[:, places] = group.codes[:, : self._offsets[frames]]
             parts.append(tokens)
         return parts
 

@@ -98,7 +98,7 @@ class PlannerStage:
     def make(self, rng: random.Random, kind: str, count: int) -> list[Sample]:
         """Samples of a kind; all their contexts have one length."""
         frames = self.config.tokenizer.frames
-        given = {"first": 0, "next": frames, "changed": rng.randrange(1, frames + 1)}[kind]
+        given = {"first": 0, "next": frames, "changed": rng.randrange(1, frames)}[kind]
         before = [random_label(rng) for _ in range(count)]
         after = [random_label(rng) if kind == "changed" else label for label in before]
         begin = [0 if kind == "first" or rng.random() < 0.5 else FRAMES_PER_LATENT * rng.randrange(150) for _ in before]
