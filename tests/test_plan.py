@@ -160,6 +160,20 @@ def test_context_is_the_last_groups(context_groups: int) -> None:
     assert same == (context_groups < 2)
 
 
+def test_a_new_text_does_not_see_the_last_frame_of_a_whole_group() -> None:
+    """Behind a whole group, a group under the same text reads all of it, under another text a frame less."""
+    writer, text = _writer(), _text("a red ball")
+    read = []
+    for planned, cut in ((FRAMES, False), (FRAMES, True), (FRAMES - 1, True)):
+        plan = writer.begin(text, 3, 0)
+        _write_to(writer, plan, planned)
+        if cut:
+            writer.cut(plan, planned, text)
+        writer.write(plan)
+        read.append(plan.position)
+    assert read[0] > read[1] == read[2]
+
+
 def test_guidance_changes_the_plan() -> None:
     """With guidance two rows run, with and without text, and other codes win."""
     codes = []
