@@ -1,8 +1,9 @@
 """Weights in the order in which the processor multiplies, kept beside the usual one.
 
 oneDNN brings a bf16 weight into its own order at every call, which for the few rows of a planned token costs more than
-the product itself. Packed once, the products are the same bit for bit. An activation that follows one is computed with
-it, before the product is rounded. Only calls without gradients use the packed copy.
+the product itself. Packed once, the products are the same bit for bit (a convolution's are those of pictures whose
+channels come last). An activation that follows one is computed with it, before the product is rounded. Only calls
+without gradients use the packed copy.
 """
 
 from __future__ import annotations
