@@ -1,15 +1,25 @@
 """The small autoencoder: streaming, causality and its linear start."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
 
+# All that the network is given comes out of it again.
+WHOLE = TinyVAEConfig(
+    latent_channels=768, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8, smoothing=0.0
+)
+
 
 @pytest.fixture
 def vae() -> TinyVAE:
     torch.manual_seed(0)
-    vae = TinyVAE(TinyVAEConfig(6, 16, 8, 24, 16))
+    config = TinyVAEConfig(
+        latent_channels=6, encoder_width_8=16, encoder_width_4=8, decoder_width_8=24, decoder_width_4=16
+    )
+    vae = TinyVAE(config)
     for parameter in vae.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     vae.basis.copy_(torch.linalg.qr(torch.randn(768, 6)).Q.T)
@@ -63,7 +73,7 @@ def test_later_latents_do_not_change_earlier_frames(vae: TinyVAE) -> None:
 @torch.no_grad()
 def test_a_new_network_is_the_linear_map() -> None:
     """With as many channels as patch values and an orthogonal basis, an untrained network loses nothing."""
-    vae = TinyVAE(TinyVAEConfig(768, 8, 8, 8, 8, smoothing=0.0))
+    vae = TinyVAE(WHOLE)
     vae.basis.copy_(torch.linalg.qr(torch.randn(768, 768)).Q)
     vae.mean.normal_()
     video = torch.rand(1, 9, 3, 16, 16) * 2 - 1
@@ -74,7 +84,7 @@ def test_a_new_network_is_the_linear_map() -> None:
 @torch.no_grad()
 def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
     """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once."""
-    vae = TinyVAE(TinyVAEConfig(768, 8, 8, 8, 8, smoothing=0.04))
+    vae = TinyVAE(replace(WHOLE, smoothing=0.04))
     vae.basis.copy_(torch.eye(768))
 
     def frames(height: float) -> torch.Tensor:

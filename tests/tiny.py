@@ -61,7 +61,10 @@ def tiny_config(context_groups: int = 1) -> EngineConfig:
         sampling=SamplingConfig(guidance=1.0),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=1, prediction="x0"),
         schedule=FlowSchedule(),
-        vae=TinyVAEConfig(4, 8, 8, 8, 8, blocks_8=1, blocks_4=1),
+        vae=TinyVAEConfig(
+            latent_channels=4, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8,
+            blocks_8=1, blocks_4=1,
+        ),  # fmt: skip
     )  # fmt: skip
 
 

@@ -105,10 +105,11 @@ class PlannerStage:
         spec = world.sample(before, rng).to(self.device)
         steps = torch.arange(given + frames, device=self.device) * FRAMES_PER_LATENT
         where = torch.tensor(begin, device=self.device)[:, None] + steps
-        changed = (
-            world.relabel(spec, after, where[:, given].float() - (FRAMES_PER_LATENT - 1)) if kind == "changed" else spec
-        )
-        codes = self.tokenizer.encode(teacher.maps(changed, where[:, given:])).cpu()
+        planned = spec
+        if kind == "changed":
+            # From the first of the video frames that the group's first latent stands for.
+            planned = world.relabel(spec, after, where[:, given].float() - (FRAMES_PER_LATENT - 1))
+        codes = self.tokenizer.encode(teacher.maps(planned, where[:, given:])).cpu()
         if not given:
             return [Sample(None, row, label) for row, label in zip(codes, after, strict=True)]
         context = self.tokenizer.encode(teacher.maps(spec, where[:, :given])).cpu()

@@ -39,9 +39,7 @@ FIRST_STEP_SHARE = 0.35  # samples at pure noise, where every sampling run start
 POOL_CLIPS = 384
 START_CLIPS = 96
 REFRESH = 0.05  # clips replaced per sample
-MADE_FROM = (
-    2000  # step from which a new model goes on with its own prompt halves; what it makes earlier teaches nothing
-)
+MADE_FROM = 2000  # step from which a new model goes on with its own prompt halves; earlier they teach nothing
 HELD_OUT = 24
 
 EncodeText = Callable[[list[str]], Tensor]  # captions to [B, L, K]
@@ -88,6 +86,9 @@ class RendererStage:
         self.renderer = Renderer(config.renderer).to(device)
         self.module: nn.Module = self.renderer
         self.made_from = MADE_FROM
+        # Of each channel: how much a change of it moves pixels. What nobody sees would otherwise be most of the loss.
+        shown = 1 / self.vae.latent_scale
+        self.pixels = (shown / shown.mean())[:, None, None]
         details = self.renderer.condition.details
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
@@ -120,7 +121,8 @@ class RendererStage:
         error, weight = self.errors(windows, prompted, rng)
         subject = (error * (weight > 1)).sum() / (weight > 1).sum().clamp(min=1) / error.shape[2]
         name = "prompted" if prompted else "first"
-        return (error * weight).mean(), {f"error_{name}": error.mean().item(), f"subject_{name}": subject.item()}
+        figures = {f"error_{name}": error.mean().item(), f"subject_{name}": subject.item()}
+        return (error * weight * self.pixels).mean(), figures
 
     def errors(self, windows: list[Window], prompted: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Squared error [B, T, C, h, w] of the new latents and the weights [B, T, 1, h, w] of their cells."""
@@ -212,7 +214,8 @@ class RendererStage:
                         mask=window.mask[:given],
                     )
                     truth, made = truth[:, :given], self.render(first, None, seed)
-                pictures = [self.vae.decode(z, TinyVAEState()).float().clamp(-1, 1) for z in (made, truth)]
+                with torch.autocast(self.device, torch.bfloat16):
+                    pictures = [self.vae.decode(z, TinyVAEState()).float().clamp(-1, 1) for z in (made, truth)]
                 error = (pictures[0] - pictures[1]).square()[0]
                 error = error[-4 * self.config.new_latents :]
                 box = nnf.interpolate((window.mask[: truth.shape[1]] > 0.3).float()[None], scale_factor=16)[0]

@@ -75,7 +75,8 @@ def relabel(spec: Spec, labels: list[Label], frame: Tensor) -> Spec:
     for row, (old, new) in enumerate(zip(spec.labels, labels, strict=True)):
         stays = old.subject == new.subject and new.direction != "bounce"
         for axis, places in enumerate(IN_SIGHT if stays else starts(new)):
-            start[row, axis] = min(places, key=lambda place: abs(place - float(here[row, axis])))
+            allowed = torch.tensor(places, dtype=here.dtype, device=here.device)
+            start[row, axis] = allowed[(allowed - here[row, axis]).abs().argmin()]
     changed = replace(spec, labels=tuple(labels), start=start, pan=spec.pan * 0, hop=frame)
     pan = spec.panned(frame[:, None])[:, 0] - changed.panned(frame[:, None])[:, 0]
     return replace(changed, start=start - changed.velocity * frame[:, None], pan=pan)
