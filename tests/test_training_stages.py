@@ -219,7 +219,7 @@ def test_a_clip_goes_on_as_the_same_video(vae: TinyVAE) -> None:
     config = narrow()
     pool = latents.LatentPool(config, vae, None, 4)
     clip = pool.make(random.Random(3), changes=False)
-    after = pool.go_on(clip, random.Random(4))
+    after = pool.make(random.Random(4), clip, changes=False)
     given = config.prompt_latents
     torch.testing.assert_close(after.features[:given], clip.features[-given:])
     count = latents.CLIP_LATENTS + (latents.CLIP_LATENTS - given)
@@ -228,6 +228,23 @@ def test_a_clip_goes_on_as_the_same_video(vae: TinyVAE) -> None:
         whole = pool.encode(world.draw(clip.spec, frames), TinyVAEState())
     torch.testing.assert_close(clip.latents, whole[: latents.CLIP_LATENTS])
     torch.testing.assert_close(after.latents, whole[-latents.CLIP_LATENTS :])
+
+
+def test_a_video_that_goes_on_may_change_between_hops(vae: TinyVAE) -> None:
+    """The next part begins as the one before ends; then, where a hop begins, another label holds."""
+    config = narrow()
+    pool = latents.LatentPool(config, vae, None, 4)
+    clip = pool.make(random.Random(3), changes=False)
+    parts = [pool.make(random.Random(seed), clip) for seed in range(12)]
+    changed = [part for part in parts if part.change < latents.CLIP_LATENTS]
+    assert 0 < len(changed) < len(parts)
+    for part in changed:
+        assert part.labels[0] == clip.labels[1] != part.labels[1]
+        assert (part.change - config.prompt_latents) % config.new_latents == 0
+        kept = slice(config.prompt_latents)
+        torch.testing.assert_close(part.features[kept], clip.features[-config.prompt_latents :])
+        after = reading.read(part.features[None, part.change :])[0]
+        assert (after.subject, after.scene) == (part.labels[1].subject, part.labels[1].scene)
 
 
 def test_rendered_clips_give_prompt_halves_that_the_model_made(vae: TinyVAE, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,52 +88,49 @@ class LatentPool:
             clip = self.make(rng)
         elif any(clip.starts for clip in self.clips[1 - self.size :]) and rng.random() < GO_ON_SHARE:
             before = rng.choice(self.clips)
-            clip = self.rendered(self.go_on(before, rng), render, before.made, rng)
+            clip = self.rendered(self.make(rng, before), render, before.made, rng)
         else:
             clip = self.rendered(self.make(rng), render, None, rng)
         self.clips.append(clip)
         del self.clips[: -self.size]
 
     @torch.no_grad()
-    def make(self, rng: random.Random, held_out: bool = False, changes: bool = True) -> Clip:
-        """Draw, describe and encode one clip."""
-        device = next(self.vae.parameters()).device
-        labels = (random_label(rng, held_out), random_label(rng, held_out))
-        change = rng.randrange(self.config.prompt_latents, CLIP_LATENTS - self.config.new_latents)
-        if not changes or rng.random() > CHANGE_SHARE:
-            labels, change = (labels[0], labels[0]), CLIP_LATENTS
-        frames = torch.arange(1 + (CLIP_LATENTS - 1) * FRAMES_PER_LATENT, device=device)[None]
-        spec = world.sample([labels[0]], rng).to(device)
-        cut = max(0, (change - 1) * FRAMES_PER_LATENT + 1)  # first video frame of latent `change`
-        after = world.relabel(spec, [labels[1]], frames[:, cut]) if cut < frames.shape[1] else spec
-        parts = [(spec, frames[:, :cut]), (after, frames[:, cut:])]
-        video = torch.cat([world.draw(s, f) for s, f in parts if f.shape[1]], dim=1)
-        memory = TinyVAEState()
-        latents = self.encode(video, memory)
-        semantic = frames[:, ::FRAMES_PER_LATENT]
-        halves = [(spec, semantic[:, :change]), (after, semantic[:, change:])]
-        true = torch.cat([teacher.maps(s, f) for s, f in halves if f.shape[1]], dim=1)[0]
-        features = true if self.quantise is None else self.quantise(true, change, rng)
-        words = (caption(labels[0], rng), caption(labels[1], rng))
-        end = frames.shape[1]
-        return Clip(latents, features, teacher.covered(true), words, labels, change, after, end, memory)
+    def make(
+        self, rng: random.Random, before: Clip | None = None, held_out: bool = False, changes: bool = True
+    ) -> Clip:
+        """Draw, describe and encode the beginning of a video or, with a clip `before`, the next part of that video.
 
-    @torch.no_grad()
-    def go_on(self, clip: Clip, rng: random.Random) -> Clip:
-        """The next part of a clip's video; it begins with the clip's last `prompt_latents` latents."""
-        given = self.config.prompt_latents
-        more = (CLIP_LATENTS - given) * FRAMES_PER_LATENT
-        memory = replace(clip.memory)
-        frames = clip.end + torch.arange(more, device=clip.latents.device)[None]
-        latents = torch.cat([clip.latents[-given:], self.encode(world.draw(clip.spec, frames), memory)])
-        first = clip.end - 1 - (given - 1) * FRAMES_PER_LATENT
-        semantic = first + FRAMES_PER_LATENT * torch.arange(CLIP_LATENTS, device=clip.latents.device)[None]
-        true = teacher.maps(clip.spec, semantic)[0]
-        features = true if self.quantise is None else self.quantise(true, CLIP_LATENTS, rng)
-        words, labels = (clip.captions[1],) * 2, (clip.labels[1],) * 2
-        return Clip(
-            latents, features, teacher.covered(true), words, labels, CLIP_LATENTS, clip.spec, clip.end + more, memory
-        )
+        The next part begins with the last `prompt_latents` latents of the one before. Labels change between hops.
+        """
+        device, given = next(self.vae.parameters()).device, self.config.prompt_latents
+        if before is None:
+            label = random_label(rng, held_out)
+            spec, words = world.sample([label], rng).to(device), caption(label, rng)
+            known, memory, drawn = [], TinyVAEState(), 0
+            start = 1 - FRAMES_PER_LATENT  # of the frames that the first latent stands for, one is seen
+        else:
+            label, spec, words = before.labels[1], before.spec, before.captions[1]
+            known, memory, drawn = [before.latents[-given:]], replace(before.memory), before.end
+            start = drawn - given * FRAMES_PER_LATENT
+        labels, captions, change, after = (label, label), (words, words), CLIP_LATENTS, spec
+        if changes and rng.random() < CHANGE_SHARE:
+            labels = label, random_label(rng, held_out)
+            captions = words, caption(labels[1], rng)
+            change = rng.randrange(given, CLIP_LATENTS, self.config.new_latents)
+        turn, end = (start + count * FRAMES_PER_LATENT for count in (change, CLIP_LATENTS))
+        if turn < end:
+            after = world.relabel(spec, [labels[1]], torch.tensor([turn], device=device))
+
+        def both(of: Callable[[Spec, Tensor], Tensor], frames: Tensor) -> Tensor:
+            parts = ((spec, frames[frames < turn]), (after, frames[frames >= turn]))
+            return torch.cat([of(one, part[None]) for one, part in parts if len(part)], dim=1)
+
+        video = both(world.draw, torch.arange(drawn, end, device=device))
+        latents = torch.cat([*known, self.encode(video, memory)])
+        semantic = torch.arange(start + FRAMES_PER_LATENT - 1, end, FRAMES_PER_LATENT, device=device)
+        true = both(teacher.maps, semantic)[0]
+        features = true if self.quantise is None else self.quantise(true, change, rng)
+        return Clip(latents, features, teacher.covered(true), captions, labels, change, after, end, memory)
 
     def encode(self, video: Tensor, memory: TinyVAEState) -> Tensor:
         """Latents [T, C, h, w] of uint8 [1, F, 3, H, W]."""
@@ -169,7 +166,9 @@ class LatentPool:
         clip = rng.choice(self.clips)
         length = config.prompt_latents + config.new_latents
         if clip.change < CLIP_LATENTS and rng.random() < 0.7:
-            start = clip.change - config.prompt_latents
+            # The first hop under the new caption, or the second, whose prompt half is the first.
+            start = clip.change - config.prompt_latents + rng.choice((0, config.new_latents))
+            start = min(start, CLIP_LATENTS - length)
         else:
             start = rng.choice((0, rng.randrange(CLIP_LATENTS - length + 1)))
         window = cut(clip, start, length)
@@ -179,7 +178,7 @@ class LatentPool:
         flaw = clip.made[start + given - 1] - clip.latents[start + given - 1]
         # It may stay for a while where nothing moves: not at the subject, and nowhere while the camera pans or at a
         # change of the prompt.
-        stays = clip.labels[1].camera == "fixed" and not start < clip.change < start + length
+        stays = window.label.camera == "fixed" and not start + given <= clip.change < start + length
         near = window.mask[given - 1 :].amax(0).repeat_interleave(2, 0).repeat_interleave(2, 1) > 0.05
         flaw = flaw * ~near if stays else torch.zeros_like(flaw)
         return replace(window, latents=torch.cat([clip.made[start : start + given], window.latents[given:]]), flaw=flaw)
