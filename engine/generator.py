@@ -186,7 +186,8 @@ class Generator:
             for tensor in (channel.text.renderer, planned.features):
                 self._lanes.take(tensor, mark)
             features = torch.cat([channel.features, planned.features], dim=1)
-            condition = self.model.renderer.condition(features)
+            # The anchor begins with the last given frame.
+            condition = self.model.renderer.condition(features, max(0, given - 1))
             place = (channel.hop, channel.frame, channel.seed)
             text, prompt_half = channel.text.renderer, channel.prompt_half
             window, anchor = self._denoiser.open(place, text, prompt_half, condition), None

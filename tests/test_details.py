@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from engine.perceptual.details import Details, DetailsConfig
@@ -17,22 +19,48 @@ def _details() -> Details:
     return details
 
 
-def test_details_are_of_the_latents_size_and_per_frame() -> None:
-    """Frames do not see each other, and a grid cell becomes as many latent cells as the scale says."""
-    details, features = _details(), torch.randn(3, 5, 2, 3)
-    whole = details(features)
-    assert whole.shape == (3, CONFIG.total, 4, 6)
-    torch.testing.assert_close(details(features[1:2]), whole[1:2])
+def test_details_are_of_the_latents_size() -> None:
+    """A grid cell becomes as many latent cells as the scale says, and videos do not see each other."""
+    details, features = _details(), torch.randn(2, 3, 5, 2, 3)
+    whole = details(features, features[:, :0])
+    assert whole.shape == (2, 3, CONFIG.total, 4, 6)
+    torch.testing.assert_close(details(features[1:], features[1:, :0]), whole[1:])
+
+
+def test_frames_see_the_one_before_them_alone() -> None:
+    """Frames behind another are what they are among all; what has none before it stands still."""
+    details, features = _details(), torch.randn(1, 4, 5, 2, 3)
+    none = features[:, :0]
+    whole = details(features, none)
+    torch.testing.assert_close(details(features[:, 2:], features[:, 1:2]), whole[:, 2:])
+    torch.testing.assert_close(details(features[:, :1], features[:, :1]), whole[:, :1])
+    features[:, 1] += 1
+    changed = (details(features, none) != whole)[0].flatten(2).any(2)
+    assert changed[:, : CONFIG.channels].all(1).tolist() == [False, True, True, False]
+    assert changed.any(1).tolist() == [False, True, True, False]
+
+
+def test_sines_are_taken_along_the_way() -> None:
+    """With two pictures a frame those half-way count as much: the same when half-way and end are exchanged."""
+    details = Details(replace(CONFIG, pictures=2, place_channels=0), feature_dim=5, scale=1)
+    details.fine_in.weight.data[:, :5] = 0
+    first, second = details.fine_in.weight.data[:, 5:].chunk(2, dim=1)
+    second.copy_(first)
+    start, step = torch.randn(1, 1, 5, 2, 3), torch.randn(5, 2, 3)
+    moving = details(start, start - step)
+    torch.testing.assert_close(moving, details(start - step / 2, start + step / 2))
+    assert not torch.allclose(moving, details(start, start), atol=1e-3)
 
 
 def test_every_cell_has_a_place_network_of_its_own() -> None:
     """The same features in all cells give another place in each, and one cell's features change its place alone."""
-    details, features = _details(), torch.randn(1, 5, 1, 1).expand(1, 5, 2, 3).clone()
-    before = details(features)[:, CONFIG.channels :]
+    details, features = _details(), torch.randn(1, 1, 5, 1, 1).expand(1, 1, 5, 2, 3).clone()
+    none = features[:, :0]
+    before = details(features, none)[0, :, CONFIG.channels :]
     cells = before.unflatten(3, (3, 2)).unflatten(2, (2, 2)).transpose(3, 4).flatten(4).flatten(2, 3)[0]  # [c, 6, 4]
     assert torch.pdist(cells.transpose(0, 1).flatten(1)).min() > 0.01
-    features[0, :, 1, 2] += 1
-    changed = (details(features)[:, CONFIG.channels :] != before).any(1)[0]
+    features[..., 1, 2] += 1
+    changed = (details(features, none)[0, :, CONFIG.channels :] != before).any(1)[0]
     assert changed[2:, 4:].all() and changed.sum() == 4
 
 

@@ -2,7 +2,7 @@
 
 The published model has none of it. The condition has as many channels as the latents and goes through convolutions that
 know no place, which in small models blurs outlines and hardly learns a backdrop by heart.
-Shapes: `N` frames, `D` feature width, `h` x `w` the semantic grid, `H` x `W` latent size.
+Shapes: `B` batch, `T` frames, `D` feature width, `h` x `w` the semantic grid, `H` x `W` latent size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class DetailsConfig:
-    """Sizes of `Details`: `waves` sines of the features, `width` of what reads them, and of each cell's own network."""
+    """Sizes of `Details`: `waves` sines of the features, `width` of what reads them, and of each cell's own network.
+
+    Sines are taken at `pictures` points in time: a latent frame stands for so many pictures.
+    """
 
     grid: tuple[int, int]
-    waves: int = 128
-    width: int = 96
-    channels: int = 48
+    pictures: int = 4
+    waves: int = 160
+    width: int = 192
+    channels: int = 64
     place_width: int = 32
     place_channels: int = 24
 
@@ -35,33 +39,42 @@ class Details(nn.Module):
     """Features -> channels for the head, from sines of them in each latent cell and from a network of each grid cell.
 
     Sines are what makes a function of a way or an angle sharp: a network that reads the plain numbers learns its smooth
-    part for hours before an outline (learned Fourier features).
+    part for hours before an outline (learned Fourier features). What moves is somewhere else in each of the pictures
+    that a latent stands for, so sines are taken all along the way from the frame before.
     """
 
     def __init__(self, config: DetailsConfig, feature_dim: int, scale: int) -> None:
         """`scale`: latent rows per row of the grid."""
         super().__init__()
-        self.scale = scale
+        self.scale, self.pictures = scale, config.pictures
         self.waves = nn.Conv2d(feature_dim, config.waves, 1)
         assert self.waves.bias is not None
         nn.init.uniform_(self.waves.bias, -torch.pi, torch.pi)
-        self.fine_in = nn.Conv2d(feature_dim + config.waves, config.width, 1)
+        self.fine_in = nn.Conv2d(feature_dim + config.pictures * config.waves, config.width, 1)
         self.fine_out = nn.Conv2d(config.width, config.channels, 1)
         cells, own = config.grid[0] * config.grid[1], config.place_channels * scale**2
         self.place_in = nn.Parameter(torch.randn(cells, feature_dim, config.place_width) / feature_dim**0.5)
         self.place_bias = nn.Parameter(torch.zeros(cells, 1, config.place_width))
         self.place_out = nn.Parameter(torch.zeros(cells, config.place_width, own))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, D, h, w] -> [N, total, H, W]."""
-        fine = F.interpolate(x, scale_factor=self.scale, mode="bilinear")
-        fine = torch.cat([fine, self.waves(fine).float().sin().to(fine.dtype)], dim=1)
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """Frames [B, T, D, h, w] and the one before them [B, 1, D, h, w] -> [B, T, total, H, W].
+
+        With none before, [B, 0, D, h, w], the first frame is taken to stand still.
+        """
+        path = torch.cat([before if before.shape[1] else x[:, :1], x], dim=1)
+        wide = F.interpolate(path.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
+        waves, wide = (part.unflatten(0, path.shape[:2]) for part in (self.waves(wide).float(), wide))
+        shares = [back / self.pictures for back in range(self.pictures)]
+        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(wide.dtype) for share in shares]
+        fine = torch.cat([wide[:, 1:], *sines], dim=2).flatten(0, 1)
         fine = self.fine_out(F.silu(self.fine_in(fine)))
-        return torch.cat([fine, self._places(x).to(fine.dtype)], dim=1)
+        details = torch.cat([fine, self._places(x.flatten(0, 1)).to(fine.dtype)], dim=1)
+        return torch.unflatten(details, 0, x.shape[:2])
 
     def _places(self, x: Tensor) -> Tensor:
-        """[N, D, h, w] -> [N, place channels, H, W]."""
-        cells = x.flatten(2).permute(2, 0, 1)  # [h w, N, D]
+        """[B T, D, h, w] -> [B T, place channels, H, W]."""
+        cells = x.flatten(2).permute(2, 0, 1)  # [h w, B T, D]
         hidden = F.silu(torch.bmm(cells, self.place_in.to(x.dtype)) + self.place_bias)
         own = torch.bmm(hidden.to(x.dtype), self.place_out.to(x.dtype)).permute(1, 2, 0)
         return F.pixel_shuffle(own.unflatten(2, x.shape[2:]), self.scale)

@@ -34,7 +34,7 @@ class TinyVAEConfig:
     blocks_8: int = 2
     blocks_4: int = 3
     residual_scale: float = 0.1
-    smoothing: float = 0.3
+    smoothing: float = 0.2
 
     def __post_init__(self) -> None:
         if self.latent_channels > self.patch_values:

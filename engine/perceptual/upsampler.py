@@ -131,16 +131,19 @@ class Condition(nn.Module):
         self.project = nn.Conv2d(config.out_channels, config.latent_channels, 3, padding=1)
         self.details = None if config.details is None else Details(config.details, config.feature_dim, config.scale)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w]; frames do not see each other.
+    def forward(self, features: Tensor, given: int = 0) -> Tensor:
+        """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w].
+
+        Frames do not see each other, but for details, which see the frame before. Details are 0 in the `given` first
+        frames: the head makes none of them.
 
         Raises:
             ValueError: if the features' width is not the configuration's.
         """
         if features.shape[2] != self.config.feature_dim:
             raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
-        frames = features.flatten(0, 1)
-        condition: Tensor = self.project(self.upsampler(frames))
+        condition = torch.unflatten(self.project(self.upsampler(features.flatten(0, 1))), 0, features.shape[:2])
         if self.details is not None:
-            condition = torch.cat([condition, self.details(frames).to(condition.dtype)], dim=1)
-        return torch.unflatten(condition, 0, features.shape[:2])
+            details = self.details(features[:, given:], features[:, :given][:, -1:]).to(condition.dtype)
+            condition = torch.cat([condition, F.pad(details, (0, 0) * 3 + (given, 0))], dim=2)
+        return condition

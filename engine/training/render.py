@@ -63,7 +63,7 @@ class Batch:
 
     def read(self, renderer: Renderer) -> WindowCache:
         """What `Renderer.denoise` needs of everything but the new latents."""
-        return renderer.read(self.prompt, self.text, renderer.condition(self.features))
+        return renderer.read(self.prompt, self.text, renderer.condition(self.features, self.prompt.shape[1]))
 
 
 class RendererStage:
@@ -189,7 +189,7 @@ class RendererStage:
         noise = noise.expand(-1, features.shape[1] - given, -1, -1, -1)
         solver, state = FlowSolver(self.schedule, self.config.steps), SolverState(noise)
         with torch.autocast(self.device, torch.bfloat16):
-            condition = self.renderer.condition(features)
+            condition = self.renderer.condition(features, given)
             cache = self.renderer.read(noise[:, :0] if prompt is None else prompt, text, condition)
             for index in range(solver.steps):
                 time = torch.full((1,), solver.time(index), device=self.device)

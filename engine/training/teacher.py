@@ -86,7 +86,7 @@ def wave_weights(count: int) -> Tensor:
     Most read the way to a subject, the others the scenery's angle, each shifted by what is seen there. Periods of ways
     are 20 to 60 px: shorter ones would see how far a tokenizer misplaces subjects.
     """
-    parts = (("offset", 10.0, "class", 5), ("offset2", 10.0, "class2", 1), ("scroll", 2.5, "scene", 2))
+    parts = (("offset", 10.0, "class", 5), ("offset2", 10.0, "class2", 3), ("scroll", 2.5, "scene", 2))
     kinds = [part for part in parts for _ in range(part[3])]
     weights = torch.zeros(count, FEATURE_DIM)
     for row in range(count):
