@@ -16,6 +16,7 @@ from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5, load_tokenizer
 from engine.training import __main__ as command
 from engine.training import autoencoder, decoder, extractor, latents, planning, reading, render, stages, tokens, world
+from engine.training.captions import random_label
 from engine.training.run import Stage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, save_component
@@ -192,6 +193,17 @@ def test_contexts_are_partly_rewritten_by_the_planner(
     assert 0 < changed.mean() < planning.OWN_SHARE
     monkeypatch.setattr(planning, "OWN_SHARE", 0.0)
     assert torch.equal(planner.rewritten(codes, prefix), codes)
+
+
+def test_hard_labels_are_seen_more_often_and_held_out_ones_as_they_are() -> None:
+    """Training leans to pairs and bounces without losing the rest; held-out labels are those of the evaluation."""
+    rng = random.Random(0)
+    labels = [latents.draw_label(rng, held_out=False) for _ in range(1000)]
+    assert not any(label.held_out for label in labels)
+    for share in (sum(label.relation is not None for label in labels), sum(x.direction == "bounce" for x in labels)):
+        assert 200 < share < 320
+    held_out = [latents.draw_label(random.Random(seed), held_out=True) for seed in range(20)]
+    assert held_out == [random_label(random.Random(seed), held_out=True) for seed in range(20)]
 
 
 def test_the_pool_describes_what_it_encodes(vae: TinyVAE) -> None:
@@ -388,6 +400,24 @@ def test_a_warm_start_begins_with_what_the_weights_folder_has(tmp_path: Path, mo
                 assert all(torch.equal(parameters[key].bfloat16(), saved[key]) for key in saved) == same
     assert load_tokenizer(tmp_path).get_vocab() != words
     assert [stage.made_from for stage in stage_of["renderer"]] == [0, render.MADE_FROM]
+
+
+def test_a_warm_start_resumes_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the flag the words would get other numbers than the run's: it is refused, and they are left alone."""
+    monkeypatch.setattr(command, "preset", lambda name: narrow())
+    save_component(tmp_path, "tokenizer", SemanticTokenizer(narrow().tokenizer))
+    save_component(tmp_path, "planner", Planner(narrow().planner))
+    make_tokenizer(tmp_path, captions=["words of another order than the world's"])
+    save_component(tmp_path, "text", SmallT5(narrow().text, load_tokenizer(tmp_path)))
+    words = load_tokenizer(tmp_path).get_vocab()
+    arguments = ["planner", "--minutes", "0.002", "--batch", "2", "--folder", str(tmp_path / "run")]
+    arguments += ["--weights", str(tmp_path)]
+    assert command.main([*arguments, "--warm-start"]) == 0
+    assert command.main(arguments) == 2
+    assert "is of another run, 'planner of mini, from weights' and not 'planner of mini'" in caplog.text
+    assert load_tokenizer(tmp_path).get_vocab() == words
 
 
 def test_a_stage_that_cannot_start_warm_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

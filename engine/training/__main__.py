@@ -19,7 +19,7 @@ import torch
 from engine.config import preset
 from engine.training import sharding
 from engine.training.filming import PARTS
-from engine.training.run import RunConfig, train
+from engine.training.run import RunConfig, read_checkpoint, train
 from engine.training.stages import build
 from engine.weights import write_description
 
@@ -106,6 +106,8 @@ def signature(arguments: argparse.Namespace) -> str:
     words = f"{arguments.stage} of {arguments.preset}"
     if arguments.stage == "distill":
         words += f", {arguments.steps} steps of {arguments.teacher_steps}, guidance {arguments.guidance:g}"
+    if arguments.warm_start:
+        words += ", from weights"
     if arguments.data is not None:
         words += f", part {arguments.part}, on {arguments.data.resolve()}"
     return words
@@ -133,6 +135,8 @@ def main(argv: Sequence[str]) -> int:
             device=arguments.device,
             signature=signature(arguments),
         )
+        # Before the stage is made: a new text tokenizer would take the place of the one that a refused run used.
+        read_checkpoint(config, mapped=True)
         stage = build(arguments.stage, preset(arguments.preset), arguments)
         written = arguments.student if arguments.stage == "distill" else arguments.weights
         write_description(written, arguments.preset, "python -m engine.training")

@@ -104,7 +104,7 @@ class LatentPool:
         """
         device, given = next(self.vae.parameters()).device, self.config.prompt_latents
         if before is None:
-            label = random_label(rng, held_out)
+            label = draw_label(rng, held_out)
             spec, words = world.sample([label], rng).to(device), caption(label, rng)
             known, memory, drawn = [], TinyVAEState(), 0
             start = 1 - FRAMES_PER_LATENT  # of the frames that the first latent stands for, one is seen
@@ -114,7 +114,7 @@ class LatentPool:
             start = drawn - given * FRAMES_PER_LATENT
         labels, captions, change, after = (label, label), (words, words), CLIP_LATENTS, spec
         if changes and rng.random() < CHANGE_SHARE:
-            labels = label, random_label(rng, held_out)
+            labels = label, draw_label(rng, held_out)
             captions = words, caption(labels[1], rng)
             change = rng.randrange(given, CLIP_LATENTS, self.config.new_latents)
         turn, end = (start + count * FRAMES_PER_LATENT for count in (change, CLIP_LATENTS))
@@ -182,6 +182,17 @@ class LatentPool:
         near = window.mask[given - 1 :].amax(0).repeat_interleave(2, 0).repeat_interleave(2, 1) > 0.05
         flaw = flaw * ~near if stays else torch.zeros_like(flaw)
         return replace(window, latents=torch.cat([clip.made[start : start + given], window.latents[given:]]), flaw=flaw)
+
+
+def draw_label(rng: random.Random, held_out: bool) -> Label:
+    """A held-out label, all alike; or, to learn from, of two the one that is harder to render."""
+
+    def hardness(label: Label) -> int:
+        return (label.direction == "bounce") + (label.relation is not None) + (label.camera != "fixed")
+
+    if held_out:
+        return random_label(rng, held_out)
+    return max(random_label(rng), random_label(rng), key=hardness)
 
 
 def cut(clip: Clip, start: int, length: int) -> Window:

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_EVERY_S = 30.0
 LOG_EVERY_STEPS = 20
+CHECKPOINT = "checkpoint.pt"
 WARM_UP_STEPS = 100
 GRADIENT_NORM = 1.0  # longer ones are cut
 DECAY_FROM = 0.4  # share of the budget after which the learning rate falls linearly
@@ -148,6 +149,26 @@ def train(stage: Stage, config: RunConfig) -> dict[str, float]:
     return run.to_the_end()
 
 
+def read_checkpoint(config: RunConfig, mapped: bool = False) -> dict[str, Any] | None:
+    """The checkpoint in the run's folder, or None; `mapped` leaves its tensors in the file.
+
+    Raises:
+        ValueError: if it is damaged or of another run.
+    """
+    path = config.folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=config.device, weights_only=True, mmap=mapped)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        # What torch says is long, and advises to run what is in the file.
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): delete it, or give --folder") from error
+    if saved.get("signature", config.signature) != config.signature:
+        other = f"of another run, {saved['signature']!r} and not {config.signature!r}"
+        raise ValueError(f"{path} is {other}: move it away or give --folder")
+    return saved
+
+
 class _Run:
     def __init__(self, stage: Stage, config: RunConfig) -> None:
         self.stage, self.config = stage, config
@@ -156,25 +177,14 @@ class _Run:
         self.average = Averaged(stage.module, config.ema)
         self.step, self.spent_s = 0, 0.0
         config.folder.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = config.folder / "checkpoint.pt"
+        self.checkpoint = config.folder / CHECKPOINT
         self.metrics = config.folder / "metrics.jsonl"
 
     def resume(self) -> None:
         """Load the checkpoint, if any."""
-        if not self.checkpoint.exists():
+        saved = read_checkpoint(self.config)
+        if saved is None:
             return
-        try:
-            saved = torch.load(self.checkpoint, map_location=self.config.device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            # What torch says is long, and advises to run what is in the file.
-            raise ValueError(
-                f"{self.checkpoint} is damaged ({type(error).__name__}): delete it, or give --folder"
-            ) from error
-        if saved.get("signature", self.config.signature) != self.config.signature:
-            raise ValueError(
-                f"{self.checkpoint} is of another run, {saved['signature']!r} and not {self.config.signature!r}: "
-                "move it away or give --folder"
-            )
         try:
             sharding.load_module(self.stage.module, saved["module"])
             for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
