@@ -145,9 +145,9 @@ class Generator:
             latents = torch.cat([channel.prompt_half, new], dim=1)
             channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
         frame = window.frame
-        for part in new.split(slice_lengths(new.shape[1], channel.vae.started), dim=1):
+        for number, part in enumerate(new.split(slice_lengths(new.shape[1], channel.vae.started), dim=1)):
             with self._rendering():
-                planes = self._decode(channel, part)
+                planes = self._decode(channel, part, begins=number == 0)
             while not planes.mark.reached:
                 yield Unit("vae", mark=planes.mark)
             chunk = FrameChunk(frame, window.hop, planes.array(), time.monotonic())
@@ -199,10 +199,12 @@ class Generator:
         channel.hop += 1
         return window, anchor
 
-    def _decode(self, channel: RenderState, latents: Tensor) -> Download:
-        """A slice of latents to pictures, on their way to the host."""
+    def _decode(self, channel: RenderState, latents: Tensor, begins: bool) -> Download:
+        """A slice of latents, which may be the one that `begins` a hop, to pictures, on their way to the host."""
+        if begins:
+            self.model.vae.begin_hop(channel.vae)
         if channel.vae.started and self.model.vae_stays:
-            key = ("decode", latents.shape)
+            key = ("decode", latents.shape, begins)
             planes, channel.vae = self._graphs.call(key, self._sliced, (latents, channel.vae))
         else:
             planes = to_planes(self.model.vae.decode(latents, channel.vae))

@@ -253,12 +253,15 @@ class Visitor:
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        """Takes a module that is on the host and has `new_state`, `encode` and `decode`."""
+        """Takes a module that is on the host and has `new_state`, `begin_hop`, `encode` and `decode`."""
         self._module: Any = module
         self._device = device
 
     def new_state(self) -> Any:
         return self._module.new_state()
+
+    def begin_hop(self, state: Any) -> None:
+        self._module.begin_hop(state)
 
     def encode(self, video: Tensor, state: Any) -> Tensor:
         return self._run(self._module.encode, video, state)

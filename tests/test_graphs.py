@@ -130,8 +130,9 @@ def test_captured_steps_make_the_same_video() -> None:
             expected = [chunk.i420 for chunk in film(eager, other, frames)]
             for a, b in zip(given, expected, strict=True):
                 assert abs(a.astype(int) - b.astype(int)).max() <= 1
-    # Rendering: first and later steps of a first hop and of others, and the slice; planning: a cache a channel.
-    assert [recorder.records for recorder in recorders] == [5, 2]
+    # Rendering: first and later steps of a first hop and of others, and slices, one for the first of a hop; planning: a
+    # cache a channel.
+    assert [recorder.records for recorder in recorders] == [6, 2]
     assert all(recorder.replays > 10 for recorder in recorders)
 
 

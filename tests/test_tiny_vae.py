@@ -9,8 +9,9 @@ from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
 
 # All that the network is given comes out of it again.
 WHOLE = TinyVAEConfig(
-    latent_channels=768, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8, smoothing=0.0
-)
+    latent_channels=768, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8,
+    smoothing=0.0, seam_smoothing=0.0,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -83,18 +84,24 @@ def test_a_new_network_is_the_linear_map() -> None:
 
 @torch.no_grad()
 def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
-    """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once."""
-    vae = TinyVAE(replace(WHOLE, smoothing=0.04))
+    """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once.
+    Where a hop begins, and only there, `seam_smoothing` holds."""
+    vae = TinyVAE(replace(WHOLE, smoothing=0.04, seam_smoothing=0.4))
     vae.basis.copy_(torch.eye(768))
 
-    def frames(height: float) -> torch.Tensor:
-        video = torch.zeros(1, 9, 3, 8, 8)
+    def frames(height: float, hop_begins: int | None = None) -> torch.Tensor:
+        video, state, parts = torch.zeros(1, 9, 3, 8, 8), TinyVAEState(), []
         video[:, 5:] = height
-        seen: torch.Tensor = vae.decode(vae.encode(video, TinyVAEState()), TinyVAEState())[0, 4:, 0, 0, 0]
-        return seen
+        for number, latent in enumerate(vae.encode(video, TinyVAEState()).split(1, dim=1)):
+            if number == hop_begins:
+                vae.begin_hop(state)
+            parts.append(vae.decode(latent, state))
+        return torch.cat(parts, dim=1)[0, 4:, 0, 0, 0]
 
     torch.testing.assert_close(frames(0.02), torch.tensor([0.0, 0.005, 0.01, 0.015, 0.02]))
     torch.testing.assert_close(frames(1.0), torch.tensor([0.0, 0.97, 0.98, 0.99, 1.0]))
+    torch.testing.assert_close(frames(0.4, hop_begins=2), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
+    torch.testing.assert_close(frames(0.4, hop_begins=1), torch.tensor([0.0, 0.37, 0.38, 0.39, 0.4]))
 
 
 @pytest.mark.parametrize(("shape", "word"), [((1, 6, 3, 16, 24), "6 frames"), ((1, 5, 3, 12, 24), "12x24")])

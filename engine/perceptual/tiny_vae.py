@@ -24,6 +24,7 @@ class TinyVAEConfig:
 
     `smoothing`, in pixels' range of 2: where pictures change by no more than this as a new latent begins, the change is
     spread over its four frames. Without it flaws of latents that stand for a still picture pulse twice a second.
+    `seam_smoothing` is the same where a hop begins: its latents were rendered apart from those before.
     """
 
     latent_channels: int = 24
@@ -34,7 +35,8 @@ class TinyVAEConfig:
     blocks_8: int = 2
     blocks_4: int = 3
     residual_scale: float = 0.1
-    smoothing: float = 0.2
+    smoothing: float = 0.15
+    seam_smoothing: float = 0.3
 
     def __post_init__(self) -> None:
         if self.latent_channels > self.patch_values:
@@ -56,6 +58,7 @@ class TinyVAEState:
     level_4: Tensor | None = None  # [B, width at 1/4, 2h, 2w]
     frame: Tensor | None = None  # [B, 3, H, W] float32, of a decoder
     started: bool = False
+    seam: bool = False  # the next latent to decode begins a hop
 
 
 class Residual(nn.Module):
@@ -127,6 +130,11 @@ class TinyVAE(nn.Module):
         """Of one direction of a video that has not begun."""
         return TinyVAEState()
 
+    @staticmethod
+    def begin_hop(state: TinyVAEState) -> None:
+        """The next latent to decode is the first of a hop."""
+        state.seam = True
+
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents of the next frames.
 
@@ -192,9 +200,10 @@ class TinyVAE(nn.Module):
         smooth = []
         for latent in frames.unbind(1):
             if state.frame is not None:
-                jump = (latent[:, 0] - state.frame).clamp(-self.config.smoothing, self.config.smoothing)
+                most = self.config.seam_smoothing if state.seam else self.config.smoothing
+                jump = (latent[:, 0] - state.frame).clamp(-most, most)
                 latent = latent - weights[:, None, None, None] * jump[:, None]
             # Of its own: a view would keep the whole slice.
-            state.frame = latent[:, -1].clone()
+            state.frame, state.seam = latent[:, -1].clone(), False
             smooth.append(latent)
         return torch.stack(smooth, dim=1)

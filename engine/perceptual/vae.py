@@ -72,6 +72,10 @@ class VAE(nn.Module):
         """Of one direction of a video that has not begun."""
         return CausalState()
 
+    @staticmethod
+    def begin_hop(state: CausalState) -> None:
+        """Hops are decoded as one run of latents."""
+
     def decode(self, latents: Tensor, state: CausalState) -> Tensor:
         """Frames of the next latents, one slice or several.
 
