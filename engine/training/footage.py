@@ -34,7 +34,8 @@ from engine.weights import save_component
 
 HELD_OUT_EVERY = 10  # videos
 HELD_OUT_SAMPLES = 4
-SPREAD_CLIPS = 8  # that the features' spread is measured on
+SPREAD_CLIPS = 64  # that the features' spread is measured on
+LEAST_SPREAD = 0.01  # of the mean variance: what hardly ever varies does not outweigh all that does
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
 START_STEP = 4  # frames from one place where a stretch may begin to the next: some come again, and are kept
@@ -164,7 +165,7 @@ class FootageTokenizer:
         if config.tokenizer.normalize:
             self.tokenizer.mean.copy_(mean)
             self.tokenizer.std.copy_(variance.sqrt())
-        self.scale = (1 / variance.clamp(min=1e-6))[:, None, None]
+        self.scale = (1 / variance.clamp(min=LEAST_SPREAD * variance.mean().item()))[:, None, None]
         self.held_out = torch.cat([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)])
 
     def hidden(self) -> list[nn.Parameter]:
