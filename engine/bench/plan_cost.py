@@ -110,7 +110,7 @@ class TheirPlanning:
         return self._run(self._decode, embed(tokens.expand(self._rows, -1)))
 
     def _run(self, forward: Any, step: Tensor) -> Tensor:
-        logits: Tensor = forward(
-            inputs_embeds=step, past_key_values=self._cache, use_cache=True, logits_to_keep=1, return_dict=False
-        )[0]
+        # By place, as mask, positions and cache come: since transformers 5.24 the cache has another name.
+        given = None, None, None, self._cache, step
+        logits: Tensor = forward(*given, use_cache=True, logits_to_keep=1, return_dict=False)[0]
         return logits
