@@ -48,6 +48,7 @@ MODULES = {
     "dataset": "engine.training.dataset",
     "compare": "engine.training.compare",
     "curves": "engine.training.curves",
+    "plans": "engine.training.plans",
     "gallery": "engine.training.gallery",
 }
 

@@ -30,6 +30,7 @@ from engine.text import SmallT5
 from engine.training.autoencoder import LATENTS, AutoencoderStage, pixels, psnr
 from engine.training.dataset import VideoFolder
 from engine.training.planning import TextPlanner, learn_geometry
+from engine.training.tokens import LONG_EVERY, SHORT_FRAMES
 from engine.weights import save_component
 
 HELD_OUT_EVERY = 10  # videos
@@ -38,6 +39,7 @@ SPREAD_CLIPS = 64  # that the features' spread is measured on
 LEAST_SPREAD = 0.01  # of the mean variance: what hardly ever varies does not outweigh all that does
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
+CONTINUOUS_STEPS = 300  # of a small tokenizer pass vectors unrounded; its codebook starts from clusters of them
 START_STEP = 4  # frames from one place where a stretch may begin to the next: some come again, and are kept
 KEPT_BYTES = 2 << 30  # of videos, and of each kind of what was made of the stretches seen last
 
@@ -156,7 +158,7 @@ class FootageTokenizer:
     def __init__(self, config: EngineConfig, footage: Footage, seed: int, weights: Path) -> None:
         torch.manual_seed(seed)
         self.footage, self.seed, self.weights = footage, seed, weights
-        self.frames = config.tokenizer.frames
+        self.frames, self.small = config.tokenizer.frames, not config.published
         self.tokenizer = SemanticTokenizer(config.tokenizer)
         self.module: nn.Module = self.tokenizer.to(footage.device)
         rng = random.Random(f"footage {seed}")
@@ -176,12 +178,16 @@ class FootageTokenizer:
         """Features [1, T, D, h, w] of a group."""
         return self.footage.features(self.footage.place(self.footage.pick(rng, held_out), self.frames, rng))
 
+    def length(self, step: int) -> int:
+        """Frames of a step's groups: mostly short, since frames are causal and attention is quadratic."""
+        return SHORT_FRAMES if self.small and step % LONG_EVERY else self.frames
+
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"tokenizer {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])
+        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])[:, : self.length(step)]
         with torch.autocast(self.footage.device, torch.bfloat16):
-            output = self.tokenizer(features)
+            output = self.tokenizer(features, quantize=not self.small or step >= CONTINUOUS_STEPS)
         error = ((output.reconstruction.float() - features).square() * self.scale).mean()
         return error + output.commitment, {"error": error.item(), "perplexity": output.perplexity.item()}
 
