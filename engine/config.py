@@ -159,7 +159,7 @@ def _mini() -> EngineConfig:
     dit = DiTConfig(
         hidden=192, heads=3, layers=3, patch=4, frames=13, height=16, width=24, channels=24, time_dim=128,
         time_scale=1000.0, text_length=24, text_dim=128, position_scale=1.0, per_half_time=True, half_causal=True,
-        head="conv", head_width=96, head_blocks=3, head_details=88,
+        head="conv", head_width=96, head_blocks=3, head_details=113,
     )  # fmt: skip
     condition = ConditionConfig(
         feature_dim=51, width=64, multipliers=(1.0, 1.0), blocks=1, out_channels=48, latent_channels=24, groups=8,

@@ -9,7 +9,8 @@ import torch
 from engine.perceptual.details import Details, DetailsConfig
 from engine.training import teacher
 
-CONFIG = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=4, place_width=4, place_channels=2)
+CONFIG = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=4, sketch=2, place_width=4, place_channels=2)
+PLACES = slice(CONFIG.channels, CONFIG.channels + CONFIG.place_channels)  # of the result's channels
 
 
 def _details() -> Details:
@@ -36,31 +37,46 @@ def test_frames_see_the_one_before_them_alone() -> None:
     torch.testing.assert_close(details(features[:, :1], features[:, :1]), whole[:, :1])
     features[:, 1] += 1
     changed = (details(features, none) != whole)[0].flatten(2).any(2)
-    assert changed[:, : CONFIG.channels].all(1).tolist() == [False, True, True, False]
+    for fine in (changed[:, : PLACES.start], changed[:, PLACES.stop : -1]):
+        assert fine.all(1).tolist() == [False, True, True, False]
     assert changed.any(1).tolist() == [False, True, True, False]
 
 
 def test_sines_are_taken_along_the_way() -> None:
     """With two pictures a frame those half-way count as much: the same when half-way and end are exchanged."""
     details = Details(replace(CONFIG, pictures=2, place_channels=0), feature_dim=5, scale=1)
-    details.fine_in.weight.data[:, :5] = 0
-    first, second = details.fine_in.weight.data[:, 5:].chunk(2, dim=1)
+    details.fine_in.maps.weight.data[:, :5] = 0
+    first, second = details.fine_in.maps.weight.data[:, 5:].chunk(2, dim=1)
     second.copy_(first)
     start, step = torch.randn(1, 1, 5, 2, 3), torch.randn(5, 2, 3)
-    moving = details(start, start - step)
-    torch.testing.assert_close(moving, details(start - step / 2, start + step / 2))
-    assert not torch.allclose(moving, details(start, start), atol=1e-3)
+    moving, other, still = (
+        details(now, before)[:, :, :-1]
+        for now, before in ((start, start - step), (start - step / 2, start + step / 2), (start, start))
+    )
+    torch.testing.assert_close(moving, other)
+    assert not torch.allclose(moving, still, atol=1e-3)
+
+
+def test_opacity_is_a_share() -> None:
+    """The last channel stays between 0 and 1; at the teacher's start it says how much of a cell counts as subjects'."""
+    details = _details()
+    details.opacity.weight.data *= 30
+    features = torch.randn(1, 2, 5, 2, 3)
+    opacity = details(features, features[:, :0])[:, :, -1]
+    assert opacity.min() == 0 and opacity.max() == 1
+    weights, maps = teacher.opacity_weights(), torch.rand(teacher.FEATURE_DIM, 4)
+    torch.testing.assert_close(weights @ maps, teacher.covered(maps[..., None])[..., 0] / teacher.WHOLE)
 
 
 def test_every_cell_has_a_place_network_of_its_own() -> None:
     """The same features in all cells give another place in each, and one cell's features change its place alone."""
     details, features = _details(), torch.randn(1, 1, 5, 1, 1).expand(1, 1, 5, 2, 3).clone()
     none = features[:, :0]
-    before = details(features, none)[0, :, CONFIG.channels :]
+    before = details(features, none)[0, :, PLACES]
     cells = before.unflatten(3, (3, 2)).unflatten(2, (2, 2)).transpose(3, 4).flatten(4).flatten(2, 3)[0]  # [c, 6, 4]
     assert torch.pdist(cells.transpose(0, 1).flatten(1)).min() > 0.01
     features[..., 1, 2] += 1
-    changed = (details(features, none)[0, :, CONFIG.channels :] != before).any(1)[0]
+    changed = (details(features, none)[0, :, PLACES] != before).any(1)[0]
     assert changed[2:, 4:].all() and changed.sum() == 4
 
 

@@ -56,6 +56,22 @@ def test_a_frame_sees_itself_and_the_condition_before() -> None:
 
 
 @torch.inference_mode()
+def test_a_sketch_is_laid_over_the_rest() -> None:
+    """Where its opacity is 1 nothing else is seen, where it is 0 and the sketch empty nothing of it."""
+    head, case = ConvHead(hidden=16, time_dim=8, patch=4, channels=4, width=16, blocks=1, details=7).eval(), _Case()
+    head.conv_known.weight[:, -7:] = 0  # the other way by which details are seen
+    details, last_condition = torch.randn(2, 3, 7, 8, 12), torch.randn(2, 11, 8, 12)
+
+    def run(opacity: float, sketch: float) -> Tensor:
+        details[:, :, -1], details[:, :, -5:-1] = opacity, sketch
+        return case.run(head, condition=torch.cat([case.condition, details], dim=2), last_condition=last_condition)
+
+    plain = run(0.0, 0.0)
+    assert torch.equal(run(1.0, 3.0), torch.full_like(plain, 3.0))
+    torch.testing.assert_close(run(0.25, 3.0), 3.0 + 0.75 * plain)
+
+
+@torch.inference_mode()
 def test_the_kernel_norms_as_torch_does() -> None:
     """The modulated norm over the tokens gives the same fused."""
     head, case = _head(), _Case()

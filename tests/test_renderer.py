@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from engine.trees import leaves
 from tests import golden
 
 PROMPT, NEW = 2, 3  # latent frames
-DETAILS = DetailsConfig(grid=(4, 6), waves=8, width=8, channels=2, place_width=4, place_channels=1)
+DETAILS = DetailsConfig(grid=(4, 6), waves=8, width=8, channels=2, sketch=4, place_width=4, place_channels=1)
 
 
 def _small(**fields: object) -> Renderer:
@@ -45,13 +46,15 @@ def _small(**fields: object) -> Renderer:
 
 def _inputs(prompt: int = PROMPT) -> dict[str, Tensor]:
     torch.manual_seed(8)
-    return {
+    inputs = {
         "prompt": torch.randn(2, prompt, 4, 8, 12),
         "x": torch.randn(2, NEW, 4, 8, 12),
         "text": torch.randn(2, 3, 6),
         "condition": torch.randn(2, prompt + NEW, 4 + DETAILS.total, 8, 12),
         "time": torch.tensor([0.3, 0.8]),
     }
+    inputs["condition"][:, :, -1].sigmoid_()  # the sketch's opacity
+    return inputs
 
 
 def _denoise(model: Renderer, inputs: dict[str, Tensor]) -> Tensor:
@@ -256,7 +259,10 @@ def test_per_half_time_separates_the_prompt() -> None:
     [
         ({"control_layers": 31}, "control_layers 31 .* layers 30"),
         ({"condition": ConditionConfig(latent_channels=8)}, "latent_channels 8 .* channels 16"),
-        ({"condition": ConditionConfig(details=DETAILS)}, "3 channels of details, head_details is 0"),
+        (
+            {"condition": ConditionConfig(details=replace(DETAILS, sketch=16))},
+            "20 channels of details, head_details is 0",
+        ),
         ({"prediction": "noise"}, "'noise' is neither"),
         ({"dit": DiTConfig(head="conv")}, "must be 'x0'"),
     ],
@@ -265,6 +271,12 @@ def test_config_errors(fields: dict[str, object], message: str) -> None:
     """A configuration that cannot work says why at construction."""
     with pytest.raises(ValueError, match=message):
         RendererConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_a_sketch_is_of_latents() -> None:
+    """One of another number of channels is refused with both numbers."""
+    with pytest.raises(ValueError, match="4 channels, but latents have 16"):
+        ConditionConfig(details=DETAILS)
 
 
 def test_prompt_and_condition_must_agree() -> None:

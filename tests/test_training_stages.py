@@ -15,7 +15,20 @@ from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text import SmallT5, load_tokenizer
 from engine.training import __main__ as command
-from engine.training import autoencoder, decoder, extractor, latents, planning, reading, render, stages, tokens, world
+from engine.training import (
+    autoencoder,
+    decoder,
+    extractor,
+    latents,
+    planning,
+    reading,
+    render,
+    sketch,
+    stages,
+    teacher,
+    tokens,
+    world,
+)
 from engine.training.captions import random_label
 from engine.training.run import Stage
 from engine.training.words import make_tokenizer
@@ -36,8 +49,13 @@ def narrow() -> EngineConfig:
         text_dim=16,
         head_width=16,
         head_blocks=1,
+        head_details=95,
     )
-    condition = dataclasses.replace(mini.renderer.condition, width=16, out_channels=8, latent_channels=6)
+    assert mini.renderer.condition.details is not None
+    details = dataclasses.replace(mini.renderer.condition.details, sketch=6)
+    condition = dataclasses.replace(
+        mini.renderer.condition, width=16, out_channels=8, latent_channels=6, details=details
+    )
     return dataclasses.replace(
         mini,
         steps=2,
@@ -327,6 +345,65 @@ def test_the_renderer_stage_learns(vae: TinyVAE, tmp_path: Path, monkeypatch: py
     assert stage.hidden()
     stage.export()
     assert (tmp_path / "renderer.safetensors").exists()
+
+
+def test_the_head_learns_alone(vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part 'head' leaves the network below it as it is; parts that need videos are refused."""
+    monkeypatch.setattr(render, "START_CLIPS", 3)
+    monkeypatch.setattr(render, "HELD_OUT", 1)
+    stage = render.RendererStage(narrow(), vae, None, None, 0, "cpu", tmp_path, "head")
+    before = {name: value.clone() for name, value in stage.module.state_dict().items()}
+    assert improves(stage, 9, 2e-3) and stage.hidden()
+    changed = {name for name, value in stage.module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("base.head.") for name in changed)
+    with pytest.raises(ValueError, match="'control'"):
+        render.RendererStage(narrow(), vae, None, None, 0, "cpu", tmp_path, "control")
+
+
+@pytest.fixture
+def sketching(vae: TinyVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> sketch.SketchStage:
+    monkeypatch.setattr(render, "START_CLIPS", 3)
+    monkeypatch.setattr(render, "HELD_OUT", 2)
+    return sketch.SketchStage(render.RendererStage(narrow(), vae, None, None, 0, "cpu", tmp_path))
+
+
+def test_the_sketch_stage_learns_and_leaves_the_rest(sketching: sketch.SketchStage, tmp_path: Path) -> None:
+    """Loss falls by the sines and what reads them alone, and the renderer's weights load."""
+    before = {name: value.clone() for name, value in sketching.module.state_dict().items()}
+    assert improves(sketching, 24, 5e-3)
+    changed = {name for name, value in sketching.module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("condition.details.waves", "condition.details.fine")) for name in changed)
+    with torch.no_grad():
+        assert 0 < sketching.evaluate()["error"] < 2
+    sketching.export()
+    load_component(tmp_path, "renderer", Renderer(narrow().renderer))
+
+
+def test_a_sketch_is_of_what_subjects_cover(sketching: sketch.SketchStage) -> None:
+    """The true latents where a subject is, 0 a cell beside it; features are those of the cell now and a frame ago."""
+    window = sketching.renders.held_out[0]
+    cells = sketching.cells(window)
+    whole, beside = cells.covered > teacher.WHOLE, cells.covered == 0
+    assert whole.any() and beside.any() and not cells.sketch[beside].any()
+    latents_ = window.latents.movedim(1, -1).flatten(0, 2)
+    assert all((row == latents_).all(1).any() for row in cells.sketch[whole])
+    way = teacher.channel("offset")
+    assert (cells.before[:, way] - cells.features[:, way]).abs().max() < 0.6
+    assert len({len(part) for part in (cells.before, cells.features, cells.sketch, cells.covered)}) == 1
+
+
+def test_a_renderer_without_details_has_no_sketch(vae: TinyVAE, tmp_path: Path) -> None:
+    """It is refused by the preset's name."""
+    config = narrow()
+    dit, condition = config.renderer.dit, config.renderer.condition
+    plain = dataclasses.replace(
+        config.renderer,
+        dit=dataclasses.replace(dit, head_details=0),
+        condition=dataclasses.replace(condition, details=None),
+    )
+    stage = render.RendererStage(dataclasses.replace(config, renderer=plain), vae, None, None, 0, "cpu", tmp_path)
+    with pytest.raises(ValueError, match="'mini' has no details"):
+        sketch.SketchStage(stage)
 
 
 def test_the_decoder_stage_learns_and_leaves_the_encoder(

@@ -25,7 +25,7 @@ from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
 from engine.weights import save_component, write_description
 
-DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, place_width=4, place_channels=1)
+DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, sketch=4, place_width=4, place_channels=1)
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 
@@ -79,12 +79,14 @@ def randomize(name: str, module: nn.Module) -> None:
     """Weights that let every input matter, the same in every process; `name` keys them."""
     generator = torch.Generator().manual_seed(sum(map(ord, name)))
     with torch.no_grad():
-        for parameter in module.parameters():
+        for key, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
                 parameter.add_(0.3 * noise)  # norms start at one
             else:
                 parameter.copy_(1.5 * parameter[0].numel() ** -0.5 * noise)
+            if key.endswith("details.opacity.weight"):
+                parameter.mul_(0.1)  # an opaque sketch would hide the rest
     if name == "vae":
         module.get_buffer("basis").normal_(0.0, 0.2, generator=generator)  # empty without training
 

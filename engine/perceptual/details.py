@@ -16,23 +16,42 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class DetailsConfig:
-    """Sizes of `Details`: `waves` sines of the features, `width` of what reads them, and of each cell's own network.
+    """Sizes of `Details`: `waves` sines of the features, `width` and `layers` of what reads them, and of what each cell
+    has of its own.
 
-    Sines are taken at `pictures` points in time: a latent frame stands for so many pictures.
+    Sines are taken at `pictures` points in time: a latent frame stands for so many pictures. Beside `channels` whose
+    meaning is the head's there are, last, `sketch` ones, as many as the latents have, for what subjects look like, and
+    one for how opaque that is.
     """
 
     grid: tuple[int, int]
     pictures: int = 4
     waves: int = 160
     width: int = 192
+    layers: int = 1
     channels: int = 64
+    sketch: int = 24
     place_width: int = 32
     place_channels: int = 24
 
     @property
     def total(self) -> int:
         """Channels of the result."""
-        return self.channels + self.place_channels
+        return self.channels + self.place_channels + self.sketch + 1
+
+
+class Gated(nn.Module):
+    """The product of two maps of each cell's channels, one of them through a SiLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(inputs, 2 * outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H, W]."""
+        gate, value = self.maps(x).chunk(2, dim=1)
+        product: Tensor = F.silu(gate) * value
+        return product
 
 
 class Details(nn.Module):
@@ -40,18 +59,24 @@ class Details(nn.Module):
 
     Sines are what makes a function of a way or an angle sharp: a network that reads the plain numbers learns its smooth
     part for hours before an outline (learned Fourier features). What moves is somewhere else in each of the pictures
-    that a latent stands for, so sines are taken all along the way from the frame before.
+    that a latent stands for, so sines are taken all along the way from the frame before. Products of channels let what
+    there is choose among the shapes that sines of a way make.
     """
 
     def __init__(self, config: DetailsConfig, feature_dim: int, scale: int) -> None:
         """`scale`: latent rows per row of the grid."""
         super().__init__()
-        self.scale, self.pictures = scale, config.pictures
+        self.scale, self.pictures, self.channels = scale, config.pictures, config.channels
         self.waves = nn.Conv2d(feature_dim, config.waves, 1)
         assert self.waves.bias is not None
         nn.init.uniform_(self.waves.bias, -torch.pi, torch.pi)
-        self.fine_in = nn.Conv2d(feature_dim + config.pictures * config.waves, config.width, 1)
-        self.fine_out = nn.Conv2d(config.width, config.channels, 1)
+        self.fine_in = Gated(feature_dim + config.pictures * config.waves, config.width)
+        self.fine_layers = nn.ModuleList(
+            nn.Sequential(Gated(config.width, config.width), nn.Conv2d(config.width, config.width, 1))
+            for _ in range(config.layers)
+        )
+        self.fine_out = nn.Conv2d(config.width, config.channels + config.sketch, 1)
+        self.opacity = nn.Conv2d(feature_dim, 1, 1, bias=False)
         cells, own = config.grid[0] * config.grid[1], config.place_channels * scale**2
         self.place_in = nn.Parameter(torch.randn(cells, feature_dim, config.place_width) / feature_dim**0.5)
         self.place_bias = nn.Parameter(torch.zeros(cells, 1, config.place_width))
@@ -64,13 +89,20 @@ class Details(nn.Module):
         """
         path = torch.cat([before if before.shape[1] else x[:, :1], x], dim=1)
         wide = F.interpolate(path.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
-        waves, wide = (part.unflatten(0, path.shape[:2]) for part in (self.waves(wide).float(), wide))
+        fine, sketch = self.fine(wide.unflatten(0, path.shape[:2])).tensor_split([self.channels], dim=1)
+        places = self._places(x.flatten(0, 1)).to(fine.dtype)
+        return torch.unflatten(torch.cat([fine, places, sketch], dim=1), 0, x.shape[:2])
+
+    def fine(self, path: Tensor) -> Tensor:
+        """The frame before and T frames, [B, 1 + T, D, H, W] in latent cells -> [B T, channels + sketch + 1, H, W]."""
+        waves = self.waves(path.flatten(0, 1)).float().unflatten(0, path.shape[:2])
         shares = [back / self.pictures for back in range(self.pictures)]
-        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(wide.dtype) for share in shares]
-        fine = torch.cat([wide[:, 1:], *sines], dim=2).flatten(0, 1)
-        fine = self.fine_out(F.silu(self.fine_in(fine)))
-        details = torch.cat([fine, self._places(x.flatten(0, 1)).to(fine.dtype)], dim=1)
-        return torch.unflatten(details, 0, x.shape[:2])
+        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(path.dtype) for share in shares]
+        hidden = self.fine_in(torch.cat([path[:, 1:], *sines], dim=2).flatten(0, 1))
+        for layer in self.fine_layers:
+            hidden = hidden + layer(hidden)
+        opacity = self.opacity(path[:, 1:].flatten(0, 1)).clamp(0, 1)
+        return torch.cat([self.fine_out(hidden), opacity], dim=1)
 
     def _places(self, x: Tensor) -> Tensor:
         """[B T, D, h, w] -> [B T, place channels, H, W]."""

@@ -35,7 +35,8 @@ class DiTConfig:
     reads text, prompt frames and the new frames' condition, all at that time, and no noisy frame: once a window.
 
     `head` is 'linear' as published, or 'conv' for small presets: `head_blocks` residual blocks of `head_width`
-    channels at latent resolution, which also see `head_details` channels that are made of the features alone.
+    channels at latent resolution, which also see `head_details` channels that are made of the features alone, the last
+    `channels` + 1 of them a sketch and its opacity.
     """
 
     hidden: int = 1920

@@ -24,11 +24,19 @@ _OUTPUT_SCALE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What a head made of all that stays the same over a window's steps."""
+
+    hidden: Tensor  # [B, T, D, H, W]
+    sketch: Tensor | None  # [B, T, C + 1, H, W] of the details, its opacity last, if the condition has any
+
+
+@dataclass(frozen=True, slots=True)
 class Frames:
     """New frames and what is known beside them."""
 
     noisy: Tensor  # [B, T, C, H, W]
-    known: Tensor | None  # [B, T, D, H, W] what the head made of all that stays the same over a window's steps, if any
+    known: Known | None  # where the head makes any
     last_prompt: Tensor | None  # [B, C, H, W] the frame before the first, where there is one
 
 
@@ -111,7 +119,8 @@ class _TimedBlock(nn.Module):
 class ConvHead(nn.Module):
     """Convolutions at latent resolution that see, beside the tokens, the frames themselves; predicts clean latents.
 
-    A learned gate copies from the last prompt frame, which makes still backgrounds free. Each frame is computed alone.
+    A learned gate copies from the last prompt frame, which makes still backgrounds free. The details' sketch of
+    subjects is laid over all that. Each frame is computed alone.
     """
 
     def __init__(
@@ -137,24 +146,26 @@ class ConvHead(nn.Module):
         if frames.known is None:
             hidden = self.conv_in(hidden)
         else:
-            hidden = sum_of(frames.known.flatten(0, 1), self.conv_in, hidden)
+            hidden = sum_of(frames.known.hidden.flatten(0, 1), self.conv_in, hidden)
         for block in self.blocks:
             hidden = block(hidden, time)
         output = self.conv_out(F.silu(hidden)).to(torch.float32, memory_format=torch.contiguous_format)
-        clean, gate = output.unflatten(0, noisy.shape[:2]).chunk(2, dim=2)
-        clean = _OUTPUT_SCALE * clean
-        return clean if last is None else torch.addcmul(clean, gate.sigmoid(), last[:, None].float())
+        first, gate = output.unflatten(0, noisy.shape[:2]).chunk(2, dim=2)
+        clean: Tensor = _OUTPUT_SCALE * first
+        if last is not None:
+            clean = torch.addcmul(clean, gate.sigmoid(), last[:, None].float())
+        if frames.known is not None and frames.known.sketch is not None:
+            sketch, opacity = frames.known.sketch.float().tensor_split([self.channels], dim=2)
+            clean = torch.addcmul(sketch, clean, 1 - opacity)
+        return clean
 
-    def know(self, condition: Tensor, last_condition: Tensor | None, last_prompt: Tensor | None) -> Tensor:
+    def know(self, condition: Tensor, last_condition: Tensor | None, last_prompt: Tensor | None) -> Known:
         """What stays the same over the steps of a window.
 
         Args:
             condition: [B, T, C and details, H, W] of the new frames.
             last_condition: likewise, [B, C and details, H, W], of the frame before the first, where there is one.
             last_prompt: [B, C, H, W] the frame before the first, where there is one.
-
-        Returns:
-            [B, T, width, H, W].
         """
         condition, details = condition.tensor_split([self.channels], dim=2)
         first = torch.zeros_like(condition[:, :1]) if last_condition is None else last_condition[:, None]
@@ -162,8 +173,8 @@ class ConvHead(nn.Module):
         last = torch.zeros_like(condition) if last_prompt is None else last_prompt[:, None].expand_as(condition)
         flag = torch.full_like(condition[:, :, :1], float(last_prompt is not None))
         parts = [part.movedim(2, -1).to(condition.dtype) for part in (condition, before, last, flag, details)]
-        known: Tensor = self.conv_known(_joined(*parts)).unflatten(0, condition.shape[:2])
-        return known
+        hidden = self.conv_known(_joined(*parts)).unflatten(0, condition.shape[:2])
+        return Known(hidden, details[:, :, -self.channels - 1 :] if details.shape[2] else None)
 
     def _spread(self, x: Tensor) -> Tensor:
         """[B, T, h, w, P P width/2] -> [B, T, H, W, width/2]."""

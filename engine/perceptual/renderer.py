@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from engine.perceptual.block import KeysValues, Layout
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig, patches_of
-from engine.perceptual.head import Frames
+from engine.perceptual.head import Frames, Known
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import Condition, ConditionConfig
 from engine.trees import leaves, planted
@@ -70,7 +70,7 @@ class WindowCache:
     """
 
     prompt: Tensor  # [B, P, C, H, W]
-    known: Tensor | None  # [B, T, D, H, W] of the head
+    known: Known | None  # of the head
     base: tuple[KeysValues, ...] = ()  # half-causal
     residuals: tuple[Tensor, ...] = ()  # half-causal: [B, N, D] of each control layer, of the new frames
     base_tokens: Tensor | None = None  # [B, M, D] of text and prompt frames

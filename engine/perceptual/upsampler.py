@@ -42,6 +42,8 @@ class ConditionConfig:
                 raise ValueError(f"a level of width {width} cannot be split into {self.groups} norm groups")
         if self.widths[-1] % 4:
             raise ValueError(f"the coarsest width {self.widths[-1]} is not a multiple of 4, which pixel shuffle needs")
+        if self.details is not None and self.details.sketch != self.latent_channels:
+            raise ValueError(f"a sketch of {self.details.sketch} channels, but latents have {self.latent_channels}")
 
     @property
     def widths(self) -> tuple[int, ...]:

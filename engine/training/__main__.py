@@ -40,6 +40,7 @@ STAGES = {
     "extractor": Defaults(30, 32, 1e-3),
     "planner": Defaults(60, 16, 1.5e-3, 8e-3),
     "renderer": Defaults(240, 8, 1e-3, 3e-3),
+    "sketch": Defaults(30, 8, 1.5e-3, 4e-3),
     "decoder": Defaults(24, 6, 1e-3, 3e-3),
     "distill": Defaults(60, 8, 3e-4, 1e-3),
 }
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Train one stage of a preset, or write a dataset, or compare. Stages need the weights of those "
         "before them in the weights folder: autoencoder, tokenizer and extractor stand alone; the planner "
         "needs the tokenizer; the renderer the autoencoder, and for --features tokens also tokenizer and planner; "
-        "decoder and distill need all. With --data, tokenizer, planner and renderer also need the "
+        "sketch likewise; decoder and distill need all. With --data, tokenizer, planner and renderer also need the "
         "extractor. Run again to resume.",
     )
     parser.add_argument("stage", choices=(*STAGES, *MODULES))
@@ -86,7 +87,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--data", type=Path, metavar="DIR", help="folder of captioned videos instead of the drawn world"
     )
     parser.add_argument(
-        "--part", choices=PARTS, default="both", help="renderer with --data: the base, then the control branch, or both"
+        "--part",
+        choices=(*PARTS, "head"),
+        default="both",
+        help="renderer: with --data the base, then the control branch, or both; without it both, or the head alone",
     )
     parser.add_argument("--steps", type=int, default=2, help="distill: steps of the student for a hop")
     parser.add_argument("--teacher-steps", type=int, default=4, help="distill: the teacher's for each of them")
@@ -111,6 +115,8 @@ def signature(arguments: argparse.Namespace) -> str:
         words += ", from weights"
     if arguments.data is not None:
         words += f", part {arguments.part}, on {arguments.data.resolve()}"
+    elif arguments.part != "both":
+        words += f", part {arguments.part}"
     return words
 
 

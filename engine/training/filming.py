@@ -50,9 +50,11 @@ class FootageRenderer:
         """All given modules are frozen, with their weights. Without `tokenizer` features are not quantised.
 
         Raises:
-            ValueError: for part 'control', if `weights` has no renderer to start from; for part 'base' of a preset
-                whose head reads the condition.
+            ValueError: for a part that is not of `PARTS`; for part 'control', if `weights` has no renderer to start
+                from; for part 'base' of a preset whose head reads the condition.
         """
+        if part not in PARTS:
+            raise ValueError(f"part {part!r} is not learned from videos: give one of {', '.join(PARTS)}")
         if part == "base" and config.renderer.dit.head != "linear":
             raise ValueError(f"the {config.renderer.dit.head} head reads the condition: train part 'both'")
         torch.manual_seed(seed)

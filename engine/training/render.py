@@ -78,13 +78,23 @@ class RendererStage:
         seed: int,
         device: str,
         weights: Path,
+        part: str = "both",
     ) -> None:
-        """Without `encode_text` every sample has the null text; `quantise` as for `LatentPool`."""
+        """Without `encode_text` every sample has the null text; `quantise` as for `LatentPool`.
+
+        Raises:
+            ValueError: if `part` is neither 'both' nor 'head', the head alone.
+        """
+        if part not in ("both", "head"):
+            raise ValueError(f"part {part!r} is learned from videos: give --data, or part 'both' or 'head'")
         torch.manual_seed(seed)
         self.config, self.seed, self.device, self.weights = config, seed, device, weights
         self.encode_text, self.vae = encode_text, vae.to(device).eval()
         self.renderer = Renderer(config.renderer).to(device)
         self.module: nn.Module = self.renderer
+        if part == "head":
+            self.renderer.requires_grad_(False)
+            self.renderer.base.head.requires_grad_(True)
         self.made_from = MADE_FROM
         # Of each channel: how much a change of it moves pixels. What nobody sees would otherwise be most of the loss.
         shown = 1 / self.vae.latent_scale
@@ -93,6 +103,7 @@ class RendererStage:
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
                 details.waves.weight.copy_(teacher.wave_weights(len(details.waves.weight))[:, :, None, None])
+                details.opacity.weight.copy_(teacher.opacity_weights()[None, :, None, None])
         self.schedule = FlowSchedule()
         self.pool = LatentPool(config, self.vae, quantise, POOL_CLIPS)
         rng = random.Random(f"renderer held out {seed}")
@@ -104,6 +115,8 @@ class RendererStage:
         head = ("base.head.blocks.", "condition.")
         chosen = []
         for name, p in self.renderer.named_parameters():
+            if not p.requires_grad:
+                continue
             convolution = p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(head) and ".waves" not in name
             if convolution or (p.ndim == 2 and ".blocks." in name and "modulation" not in name and min(p.shape) > 8):
                 chosen.append(p)
@@ -112,8 +125,7 @@ class RendererStage:
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"renderer {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        while len(self.pool.clips) < START_CLIPS:
-            self.pool.refresh(random.Random(f"pool {self.seed} {step} {len(self.pool.clips)}"))
+        self.fill(step)
         for _ in range(int(batch * REFRESH + rng.random())):
             self.pool.refresh(rng, self.next_latents if step >= self.made_from else None)
         prompted = rng.random() > MASKED_SHARE
@@ -123,6 +135,11 @@ class RendererStage:
         name = "prompted" if prompted else "first"
         figures = {f"error_{name}": error.mean().item(), f"subject_{name}": subject.item()}
         return (error * weight * self.pixels).mean(), figures
+
+    def fill(self, step: int) -> None:
+        """Draws clips until a step can begin."""
+        while len(self.pool.clips) < START_CLIPS:
+            self.pool.refresh(random.Random(f"pool {self.seed} {step} {len(self.pool.clips)}"))
 
     def errors(self, windows: list[Window], prompted: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Squared error [B, T, C, h, w] of the new latents and the weights [B, T, 1, h, w] of their cells."""

@@ -27,6 +27,7 @@ from engine.training.latents import through_tokens
 from engine.training.planning import PlannerStage
 from engine.training.render import RendererStage
 from engine.training.run import Stage
+from engine.training.sketch import SketchStage
 from engine.training.tokens import TokenizerStage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, text_folders
@@ -37,6 +38,7 @@ WARM_COMPONENTS = {
     "extractor": ("theia",),
     "planner": ("text", "planner"),
     "renderer": ("renderer",),
+    "sketch": ("renderer",),
 }
 
 
@@ -86,9 +88,12 @@ def _new(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stag
     if name == "renderer" and arguments.features == "teacher":
         return RendererStage(config, vae, None, None, seed, device, weights)
     quantise = through_tokens(_tokenizer(config, arguments).to(device).eval())
+    if name == "sketch":
+        return SketchStage(RendererStage(config, vae, None, quantise, seed, device, weights))
     encode = _small_text(config.text, arguments).encode
     if name in ("renderer", "decoder"):
-        renderer = RendererStage(config, vae, encode, quantise, seed, device, weights)
+        part = arguments.part if name == "renderer" else "both"
+        renderer = RendererStage(config, vae, encode, quantise, seed, device, weights, part)
         if name == "renderer":
             return renderer
         load_component(weights, "renderer", renderer.renderer)

@@ -17,6 +17,7 @@ from engine.training.spec import Spec
 
 CELL_PX = 16
 FINE_PX = 4  # from one point of a cell to the next
+WHOLE = 0.5  # share of a cell that subjects cover from which on it counts as all theirs
 OFFSET_PX = 48.0  # how far away a cell still tells well where the subject is
 # New maps come last: trained weights know the others by their place.
 CHANNELS = (
@@ -93,6 +94,14 @@ def wave_weights(count: int) -> Tensor:
         way, scale, what, _ = kinds[row % len(kinds)]
         for name, width in ((way, scale), (what, 1.5)):
             weights[row, channel(name)] = width * torch.randn(weights[row, channel(name)].shape)
+    return weights
+
+
+def opacity_weights() -> Tensor:
+    """What the opacity of `Details` starts from, [FEATURE_DIM]."""
+    weights = torch.zeros(FEATURE_DIM)
+    for name in ("mask", "mask2"):
+        weights[channel(name)] = 1 / WHOLE
     return weights
 
 
