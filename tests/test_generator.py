@@ -78,6 +78,17 @@ def test_video_replays_from_any_hop() -> None:
     assert not _differing(_frames(kept, 3 * HOP), video)
 
 
+def test_every_hop_is_announced_to_the_autoencoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first slice, and no other, comes behind `begin_hop`."""
+    told: list[int] = []
+    generator = _generator()
+    monkeypatch.setattr(generator.model.vae, "begin_hop", lambda state: told.append(channel.hop))
+    channel = generator.open("a red ball", 1)
+    for _ in range(3):
+        list(_hop(generator, channel))
+    assert told == [1, 2, 3]
+
+
 def test_later_work_does_not_reach_back() -> None:
     """The frames of a short video are the first frames of a long one."""
     short, long = (_frames(_generator().open("a red ball", 1), count) for count in (30, 100))

@@ -162,8 +162,13 @@ class FootageTokenizer:
         self.tokenizer = SemanticTokenizer(config.tokenizer)
         self.module: nn.Module = self.tokenizer.to(footage.device)
         rng = random.Random(f"footage {seed}")
-        seen = torch.cat([self.sample(rng, held_out=False) for _ in range(SPREAD_CLIPS)])
-        variance, mean = torch.var_mean(seen, dim=(0, 1, 3, 4))
+        # Clip by clip: at full size features of so many take gigabytes.
+        mean = square = torch.zeros((), dtype=torch.float64, device=footage.device)
+        for _ in range(SPREAD_CLIPS):
+            clip = self.sample(rng, held_out=False).double()
+            mean = mean + clip.mean((0, 1, 3, 4)) / SPREAD_CLIPS
+            square = square + clip.square().mean((0, 1, 3, 4)) / SPREAD_CLIPS
+        mean, variance = mean.float(), (square - mean.square()).clamp(min=0).float()
         if config.tokenizer.normalize:
             self.tokenizer.mean.copy_(mean)
             self.tokenizer.std.copy_(variance.sqrt())

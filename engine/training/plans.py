@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig, preset
 from engine.graphs import Graphs
-from engine.model import Model, assemble, build, pick_device, pick_dtype, use_cores, weights_folder
+from engine.model import Model, assemble, build, pick_dtype, use_cores, weights_folder
 from engine.plan import PlanWriter
 from engine.semantic.theia import Theia
 from engine.text import SmallT5, TextConfig, load_tokenizer
@@ -83,8 +83,8 @@ def _shares(rows: list[dict[str, bool]]) -> dict[str, Any]:
     return {**judging.shares(rows), "words": words, "all": judging.share([all(row.values()) for row in rows])}
 
 
-def load_planning(config: EngineConfig, folder: Path, device: torch.device) -> tuple[Model, Theia]:
-    """A model whose renderer has no weights, and the judge.
+def load_planning(config: EngineConfig, folder: Path) -> tuple[Model, Theia]:
+    """A model on the CPU whose renderer has no weights, and the judge.
 
     Raises:
         ValueError: if the preset has no text encoder of its own, or weights are missing or of another model.
@@ -96,7 +96,7 @@ def load_planning(config: EngineConfig, folder: Path, device: torch.device) -> t
     for name, module in {**modules, "text": text, "theia": theia}.items():
         if name != "renderer":
             load_component(folder, name, module)
-        module.to(device)
+    device = torch.device("cpu")
     return assemble(config, text, modules, device, pick_dtype(device)), theia
 
 
@@ -108,15 +108,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", metavar="DIR", help="weights to use instead of the preset's own")
     parser.add_argument("--captions", type=int, default=200, help="held-out captions, a group each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_cores()
     try:
         if arguments.captions < 1:
             raise ValueError(f"captions {arguments.captions} must be at least 1")
-        config, device = preset(arguments.preset), pick_device(arguments.device)
-        model, theia = load_planning(config, weights_folder(config, arguments.weights), device)
+        config = preset(arguments.preset)
+        model, theia = load_planning(config, weights_folder(config, arguments.weights))
         figures = plans(model, theia, arguments.captions, arguments.seed)
         command = {"command": "python -m engine.training plans " + " ".join(argv)}
         write_figures(arguments.json, {"conditions": conditions(argv, model) | command, **figures})

@@ -86,7 +86,7 @@ def _new(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stag
     vae = TinyVAE(config.vae)
     load_component(weights, "vae", vae)
     if name == "renderer" and arguments.features == "teacher":
-        return RendererStage(config, vae, None, None, seed, device, weights)
+        return RendererStage(config, vae, None, None, seed, device, weights, arguments.part)
     quantise = through_tokens(_tokenizer(config, arguments).to(device).eval())
     if name == "sketch":
         return SketchStage(RendererStage(config, vae, None, quantise, seed, device, weights))
