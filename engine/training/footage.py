@@ -163,16 +163,14 @@ class FootageTokenizer:
         self.module: nn.Module = self.tokenizer.to(footage.device)
         rng = random.Random(f"footage {seed}")
         # Clip by clip: at full size features of so many take gigabytes.
-        mean = square = torch.zeros((), dtype=torch.float64, device=footage.device)
-        for _ in range(SPREAD_CLIPS):
-            clip = self.sample(rng, held_out=False).double()
-            mean = mean + clip.mean((0, 1, 3, 4)) / SPREAD_CLIPS
-            square = square + clip.square().mean((0, 1, 3, 4)) / SPREAD_CLIPS
-        mean, variance = mean.float(), (square - mean.square()).clamp(min=0).float()
+        clips = (self.sample(rng, held_out=False).double() for _ in range(SPREAD_CLIPS))
+        moments = [torch.stack([x.mean((0, 1, 3, 4)) for x in (clip, clip.square())]) for clip in clips]
+        mean, square = torch.stack(moments).mean(0)
+        variance = square - mean.square()
         if config.tokenizer.normalize:
             self.tokenizer.mean.copy_(mean)
-            self.tokenizer.std.copy_(variance.sqrt())
-        self.scale = (1 / variance.clamp(min=LEAST_SPREAD * variance.mean().item()))[:, None, None]
+            self.tokenizer.std.copy_(variance.clamp(min=0).sqrt())
+        self.scale = (1 / variance.clamp(min=LEAST_SPREAD * variance.mean().item())).float()[:, None, None]
         self.held_out = torch.cat([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)])
 
     def hidden(self) -> list[nn.Parameter]:
@@ -183,14 +181,12 @@ class FootageTokenizer:
         """Features [1, T, D, h, w] of a group."""
         return self.footage.features(self.footage.place(self.footage.pick(rng, held_out), self.frames, rng))
 
-    def length(self, step: int) -> int:
-        """Frames of a step's groups: mostly short, since frames are causal and attention is quadratic."""
-        return SHORT_FRAMES if self.small and step % LONG_EVERY else self.frames
-
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"tokenizer {self.seed} {step}")
         torch.manual_seed(rng.getrandbits(63))
-        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])[:, : self.length(step)]
+        # Mostly short groups: frames are causal, and attention is quadratic.
+        length = SHORT_FRAMES if self.small and step % LONG_EVERY else self.frames
+        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])[:, :length]
         with torch.autocast(self.footage.device, torch.bfloat16):
             output = self.tokenizer(features, quantize=not self.small or step >= CONTINUOUS_STEPS)
         error = ((output.reconstruction.float() - features).square() * self.scale).mean()
