@@ -23,10 +23,10 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]
 
 
-def run(folder: Path, **switches: str) -> tuple[int, list[str], str]:
+def run(folder: Path, *more: str, **switches: str) -> tuple[int, list[str], str]:
     """Status, lines and errors of the command in a process of its own: how a processor rounds, and what computes, is
     settled once a process, in an environment that others must not inherit."""
-    program = f"import sys; from engine.reference.check_reference import main; sys.exit(main([{str(folder)!r}]))"
+    program = f"import sys; from engine.reference.check_reference import main; sys.exit(main({[str(folder), *more]!r}))"
     command, environment = [sys.executable, "-c", program], os.environ | switches
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines(), done.stderr
@@ -67,6 +67,15 @@ def test_goldens_pass_with_kernels_and_graphs_on_and_off(switches: dict[str, str
             shutil.copy(GOLDEN / f"{name}.{ending}", tmp_path)
     status, lines, _ = run(tmp_path, **switches)
     assert (status, lines[-1]) == (0, "2 passed, 0 failed"), lines
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernels", ["triton", "reference"])
+def test_every_golden_passes_on_cuda(kernels: str) -> None:
+    """In float32 the published numbers come out on a GPU too, fused kernels or not."""
+    status, lines, _ = run(GOLDEN, "--device", "cuda", LANDIFF_KERNELS=kernels)
+    assert status == 0, lines
 
 
 def moved(name: str, by: float = 1e-4) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
@@ -132,7 +141,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         change(tmp_path, "dit_b", without(name), f"m{number}")
     shutil.copy(GOLDEN / "dit_b.json", tmp_path / "m4.json")
     (tmp_path / "m4.safetensors").write_bytes((GOLDEN / "dit_b.safetensors").read_bytes()[:1000])
-    texts = [str(check_file(path)) for path in sorted(tmp_path.glob("*.json"))]
+    texts = [str(check_file(path, "cpu")) for path in sorted(tmp_path.glob("*.json"))]
     parts = ["not there: out_with_control", "no tensor 'x'", "time.0.bias", "'config'", "SafetensorError"]
     for text, part in zip(texts, parts, strict=True):
         assert text.startswith("FAILED") and part in text, text

@@ -64,6 +64,16 @@ def test_command_writes_figures_tables_and_pictures(
     assert tables.tables(report) in output
 
 
+def test_what_takes_longest_can_be_left_out(tiny: None, tmp_path: Path) -> None:
+    """Neither figures, tables nor pictures have it, and a long video that is not made has no least length."""
+    words = ["--json", str(tmp_path / "f.json"), "--plots", str(tmp_path), "--preset", "tiny", "--device", "cpu"]
+    assert bench.main([*words, "--rounds", "1", "--hops", "1", "--without", *bench.LONGEST]) == 0
+    report = json.loads((tmp_path / "f.json").read_text())
+    assert not report.keys() & set(bench.LONGEST)
+    assert sorted(os.listdir(tmp_path)) == ["bench_peers.png", "f.json"]
+    assert "as the video grows" not in tables.tables(report)
+
+
 def test_nothing_is_timed_or_written_if_something_is_wrong(
     tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from engine.reference.reference_case import Case, relative_error
 
 
 def case(**tensors: torch.Tensor) -> Case:
-    return Case("case", {"case": "kind"}, tensors, {})
+    return Case("case", {"case": "kind"}, torch.device("cpu"), tensors, {})
 
 
 def test_error_is_relative_to_the_largest_value() -> None:

@@ -95,7 +95,7 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    resumed = run._Run(Line(), config(tmp_path, 600))
+    resumed = run.Run(Line(), config(tmp_path, 600))
     resumed.resume()
     assert resumed.step == saved["step"] > 0
     assert resumed.spent_s == saved["spent_s"]
@@ -111,7 +111,7 @@ def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tmp_path: Pat
         import torch
         from engine.training import run
         from test_run import Line, config
-        made = run._Run(Line(), config(Path({str(tmp_path)!r}), 600))
+        made = run.Run(Line(), config(Path({str(tmp_path)!r}), 600))
         made.step = 7
         made.save()
         def half(content, path):
@@ -130,7 +130,7 @@ def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tmp_path: Pat
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert len(list(tmp_path.glob("checkpoint.pt*"))) == 2
-    resumed = run._Run(Line(), config(tmp_path, 600))
+    resumed = run.Run(Line(), config(tmp_path, 600))
     resumed.resume()
     assert resumed.step == 7
 
@@ -144,7 +144,7 @@ def test_a_full_disk_stops_the_run_with_the_checkpoint_before(tmp_path: Path) ->
         from pathlib import Path
         from engine.training import run
         from test_run import Line, config
-        made = run._Run(Line(), config(Path({str(tmp_path)!r}), 600))
+        made = run.Run(Line(), config(Path({str(tmp_path)!r}), 600))
         made.step = 7
         made.save()
         # No file may grow beyond this, which fails like a full disk.
@@ -159,14 +159,14 @@ def test_a_full_disk_stops_the_run_with_the_checkpoint_before(tmp_path: Path) ->
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "checkpoint.pt cannot be written, the one before is kept" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    resumed = run._Run(Line(), config(tmp_path, 600))
+    resumed = run.Run(Line(), config(tmp_path, 600))
     resumed.resume()
     assert resumed.step == 7
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     """Cut short or no checkpoint at all: the error says which file and what to do."""
-    made = run._Run(Line(), config(tmp_path, 600))
+    made = run.Run(Line(), config(tmp_path, 600))
     made.save()
     whole = made.checkpoint.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
@@ -178,15 +178,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     """What was trained stands in the checkpoint; one from before that is taken as it is."""
     first = dataclasses.replace(config(tmp_path, 600), signature="renderer of mini")
-    run._Run(Line(), first).save()
+    run.Run(Line(), first).save()
     other = dataclasses.replace(first, signature="distill of mini, 2 steps")
     with pytest.raises(ValueError, match="is of another run, 'renderer of mini' and not 'distill of mini, 2 steps'"):
-        run._Run(Line(), other).resume()
-    run._Run(Line(), first).resume()
+        run.Run(Line(), other).resume()
+    run.Run(Line(), first).resume()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     del saved["signature"]
     torch.save(saved, tmp_path / "checkpoint.pt")
-    run._Run(Line(), other).resume()
+    run.Run(Line(), other).resume()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def config(folder: Path) -> RunConfig:
     return RunConfig(folder=folder, minutes=60, batch=8, lr=0.01)
 
 
-def steps(made: "run._Run", count: int) -> None:
+def steps(made: "run.Run", count: int) -> None:
     """Some steps, and a checkpoint."""
     for _ in range(count):
         made.one_step(0.0)
@@ -97,10 +97,10 @@ def test_two_processes_learn_as_one_does_and_it_can_go_on(tmp_path: Path) -> Non
     said = two(
         tmp_path,
         f"""
-        made = run._Run(Sum(False), config(Path({str(tmp_path / "two")!r})))
+        made = run.Run(Sum(False), config(Path({str(tmp_path / "two")!r})))
         kinds = {{type(parameter).__name__ for parameter in made.stage.module.blocks.parameters()}}
         steps(made, 4)
-        again = run._Run(Sum(False), config(Path({str(tmp_path / "two")!r})))
+        again = run.Run(Sum(False), config(Path({str(tmp_path / "two")!r})))
         again.resume()
         assert again.step == 4 and again.spent_s == 12.5
         steps(again, 1)
@@ -116,7 +116,7 @@ def test_two_processes_learn_as_one_does_and_it_can_go_on(tmp_path: Path) -> Non
     for rank, text in enumerate(said):
         assert f"{rank} {{'DTensor'}} 7.0\n" in text
         assert "2 processes share them: give --muon-lr 0" in text
-    one = run._Run(Sum(True), config(tmp_path / "one"))
+    one = run.Run(Sum(True), config(tmp_path / "one"))
     steps(one, 5)
     saved = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two")]
     for name, value in saved[0]["module"].items():
@@ -125,7 +125,7 @@ def test_two_processes_learn_as_one_does_and_it_can_go_on(tmp_path: Path) -> Non
             torch.testing.assert_close(saved[1]["average"][name], saved[0]["average"][name], atol=1e-5, rtol=1e-4)
     # The first process' buffer, which saw the even numbers.
     assert float(saved[1]["module"]["seen"]) == 0 + 2 + 4 + 6 + 8
-    alone = run._Run(Sum(False), config(tmp_path / "two"))
+    alone = run.Run(Sum(False), config(tmp_path / "two"))
     alone.resume()
     assert alone.step == 5
     torch.testing.assert_close(alone.stage.module.state_dict(), saved[1]["module"])

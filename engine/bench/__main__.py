@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from engine.training.run import write_atomically
 TRANSFORMER_BAR = 2.0  # times less compute than diffusers, `mini` on two CPU cores
 PLANNER_BAR = 1.3  # times transformers' tokens per second, likewise
 
+# What takes longest, and can be left out.
+LONGEST = ("compiled", "kernels", "growth")
+
 Timings = Mapping[str, Sequence[float]]
 
 
@@ -42,6 +45,7 @@ class BenchConfig:
 
     rounds: int = 15
     hops: int = 1000  # of the long video
+    without: frozenset[str] = frozenset()  # some of LONGEST
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -50,7 +54,7 @@ class BenchConfig:
 
 def check_amount(amount: BenchConfig, config: EngineConfig) -> None:
     """Raises ValueError, before anything runs, where the long video would be too short."""
-    if amount.hops < least_hops(config):
+    if "growth" not in amount.without and amount.hops < least_hops(config):
         raise ValueError(
             f"{amount.hops} hops asked for, {least_hops(config)} are the fewest whose ends can be compared"
         )
@@ -73,14 +77,17 @@ def bench(model: Model, amount: BenchConfig) -> dict[str, Any]:
     clock, generator = Clock(model.device), Generator(model)
     roofs = {"copy_gb_s": copy_gb_s(model.device), "matrix_gflop_s": matrix_gflop_s(model.device, model.dtype)}
     figures = _rendering(generator, amount.rounds, clock) | _planning(generator, amount.rounds, clock)
+    longest: dict[str, Callable[[], Any]] = {
+        "compiled": lambda: _compiled(generator, amount.rounds, clock),
+        "kernels": lambda: _kernels(model),
+        "growth": lambda: measure_growth(generator, amount.hops, clock),
+    }
     return {
         "checks": [asdict(check) for check in found],
         "roofs": roofs,
         **figures,
         "shares": _shares(model, figures, roofs),
-        "compiled": _compiled(generator, amount.rounds, clock),
-        "kernels": _kernels(model),
-        "growth": measure_growth(generator, amount.hops, clock),
+        **{name: measure() for name, measure in longest.items() if name not in amount.without},
     }
 
 
@@ -194,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, metavar="N", help="denoising steps a hop (the preset's own)")
     options.add_argument("--rounds", type=int, default=usual.rounds, help=f"turns of each (default: {usual.rounds})")
     options.add_argument("--hops", type=int, default=usual.hops, help=f"of the long video (default: {usual.hops})")
+    options.add_argument("--without", nargs="+", choices=LONGEST, default=[], help="what to leave out")
     return options
 
 
@@ -245,7 +253,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Model, BenchConfig]:
     config = replace(preset(arguments.preset), anchors=())
     if arguments.steps is not None:
         config = replace(config, steps=arguments.steps)
-    amount = BenchConfig(arguments.rounds, arguments.hops)
+    amount = BenchConfig(arguments.rounds, arguments.hops, frozenset(arguments.without))
     check_amount(amount, config)
     # Refuses impossible numbers of steps.
     solver_of(config.schedule, config.steps)

@@ -60,19 +60,26 @@ def subject(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> M
     return assemble(config, RandomText(config, device), modules, device, dtype)
 
 
-def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
-    """What the figures were measured with, and on what."""
-    on_cuda = model.device.type == "cuda"
+def conditions(argv: Sequence[str], model: Model, command: str = "engine.bench") -> dict[str, Any]:
+    """What the figures of a model were measured with, and on what."""
+    return conditions_of(command, argv, model.config, model.device, model.dtype)
+
+
+def conditions_of(
+    command: str, argv: Sequence[str], config: EngineConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The same without a whole model."""
+    on_cuda = device.type == "cuda"
     return {
-        "command": " ".join(["python -m engine.bench", *argv]),
+        "command": " ".join([f"python -m {command}", *argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "preset": model.config.name,
-        "weights": "shipped" if shipped(model.config) else "random",
-        "steps": model.config.steps,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": torch.cuda.get_device_name(model.device) if on_cuda else processor(),
-        "device_type": model.device.type,
+        "preset": config.name,
+        "weights": "shipped" if shipped(config) else "random",
+        "steps": config.steps,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if on_cuda else processor(),
+        "device_type": device.type,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"curve: {error}\n")
         return 2
-    facts = conditions(words, model) | {"command": " ".join(["python -m engine.bench.curve", *words])}
+    facts = conditions(words, model, "engine.bench.curve")
     text = json.dumps({"conditions": facts, "rows": rows}, indent=1, allow_nan=False) + "\n"
     write_atomically(arguments.json, lambda path: _put(path, text))
     if arguments.png:

@@ -16,8 +16,10 @@ _SMOOTH = 13  # hops whose median is drawn as a line
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
-    """Writes `bench_peers.png` and `bench_growth.png`; returns where they are."""
-    pictures: dict[str, Callable[[Any, Report], None]] = {"bench_peers": _peers, "bench_growth": _growth}
+    """Writes `bench_peers.png` and, of a report with a long video, `bench_growth.png`; returns where they are."""
+    pictures: dict[str, Callable[[Any, Report], None]] = {"bench_peers": _peers}
+    if "growth" in report:
+        pictures["bench_growth"] = _growth
     return [_write(folder / f"{name}.png", paint, report) for name, paint in pictures.items()]
 
 

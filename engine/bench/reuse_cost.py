@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables.check_marks(arguments.docs, config.name, COMMAND)
         use_cores()
         model = load(config, weights_folder(config, arguments.weights), device, pick_dtype(device))
-        facts = conditions(words, model) | {"command": " ".join([f"python -m {COMMAND}", *words])}
+        facts = conditions(words, model, COMMAND)
         rows = measure(model, amount)
     except ValueError as error:
         sys.stderr.write(f"reuse_cost: {error}\n")

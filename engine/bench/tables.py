@@ -51,7 +51,8 @@ def _put(path: Path, text: str) -> None:
 
 def tables(report: Report) -> str:
     """All figures as Markdown."""
-    parts = (_conditions, _peers, _stages, _shares, _growth, _compiled, _kernels)
+    longest = {"growth": _growth, "compiled": _compiled, "kernels": _kernels}
+    parts = [_conditions, _peers, _stages, _shares, *(part for name, part in longest.items() if name in report)]
     return "\n\n".join(part(report) for part in parts) + "\n"
 
 

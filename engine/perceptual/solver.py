@@ -239,14 +239,15 @@ def sample_reference(
         estimate: step number and x -> guided clean latents of x.
         prefix: [B, P, C, H, W] clean first frames, put back before every step.
         renoise_prefix: put them back at the step's noise level, with a draw of their own before each step.
-        generator: of the draws; the global one if None.
+        generator: of the draws, on any device; the global one if None.
 
     Returns:
         [B, T, C, H, W] clean latents.
     """
 
     def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+        drawn_on = like.device if generator is None else generator.device
+        return torch.randn(like.shape, generator=generator, device=drawn_on, dtype=like.dtype).to(like.device)
 
     state = SolverState(noise)
     for index in range(solver.steps):

@@ -87,7 +87,7 @@ def _check_run(case: Case, model: Renderer, condition: Tensor, run: str) -> None
     denoised: list[Tensor] = []
 
     def estimate(index: int, x: Tensor) -> Tensor:
-        time = torch.full((2 * len(x),), solver.time(index))
+        time = torch.full((2 * len(x),), solver.time(index), device=x.device)
         output = model.predict(torch.cat([x, x]), time, text, condition)
         without, with_text = solver.clean(index, torch.cat([x, x]), output).chunk(2)
         guided = guide(without, with_text, solver.guidance(index))
@@ -127,7 +127,7 @@ def _draw_shapes(solver: DiffusionSolver, noise: Tensor, renoised: Tensor | None
 
 
 def _check_denoiser(case: Case, model: Renderer, condition: Tensor) -> None:
-    alphas, places = DiffusionSchedule().snap(case["denoiser/alpha_cumprod_sqrt"])
+    alphas, places = DiffusionSchedule().snap(case["denoiser/alpha_cumprod_sqrt"].cpu())
     case.close("denoiser/quantised_alpha", alphas)
     x, expected = case["denoiser/x"], case["denoiser/out"]
     own = float(places[0])
@@ -136,7 +136,7 @@ def _check_denoiser(case: Case, model: Renderer, condition: Tensor) -> None:
     times += [float(time) for time in range(1000) if float(time) not in times]
     best: Tensor | None = None
     for time in times:
-        velocity = model.predict(x, torch.full((len(x),), time), case["context"], condition)
+        velocity = model.predict(x, torch.full((len(x),), time, device=x.device), case["context"], condition)
         clean = clean_of_velocity(x, velocity, alphas[0])
         if best is None or relative_error(clean, expected) < relative_error(best, expected):
             best = clean

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.model import pick_device
 from engine.reference.check_perceptual import check_autoencoder, check_condition, check_renderer, check_sampler
 from engine.reference.check_semantic import check_planner, check_theia, check_tokenizer
 from engine.reference.check_tables import check_tables
@@ -41,7 +42,7 @@ class Verdict:
 
 
 def check(case: Case) -> Verdict:
-    """Runs a case in float32 on the CPU. A tensor that no check knows fails it, as does an unknown kind."""
+    """Runs a case in float32 where its tensors are. A tensor that no check knows fails it, as does an unknown kind."""
     if case.kind not in CHECKS:
         return Verdict(case.name, False, f"kind {case.kind!r} is unknown; known are {', '.join(CHECKS)}")
     with torch.inference_mode():
@@ -65,10 +66,10 @@ def check(case: Case) -> Verdict:
     return Verdict(case.name, not faults, "; ".join([f"{case.kind}, {error}", *faults]) if faults else text)
 
 
-def check_file(path: Path) -> Verdict:
+def check_file(path: Path, device: str) -> Verdict:
     """As `check`, for the case whose json this is; a case that cannot be read or run is a failed one."""
     try:
-        return check(load_case(path))
+        return check(load_case(path, device))
     # One broken case, whatever is wrong with it, must not hide the others' results.
     except Exception as error:
         return Verdict(path.stem, False, " ".join(f"{type(error).__name__}: {error}".split()))
@@ -78,10 +79,18 @@ def main(argv: Sequence[str]) -> int:
     """Prints a line for each case and `N passed, M failed` last; 0 only if all of at least one passed."""
     parser = argparse.ArgumentParser(prog="python -m engine check-reference", description=__doc__)
     parser.add_argument("directory", type=Path, help="folder of golden cases, NAME.json beside NAME.safetensors")
-    folder: Path = parser.parse_args(argv).directory
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the modules run (default: cpu)")
+    arguments = parser.parse_args(argv)
+    folder: Path = arguments.directory
     # The goldens come from MKL's code for any processor. Where it chooses by processor, exp() differs in the last bit,
     # which a sinusoid of time 999 shows. Read by MKL at its first call, so there is no way to ask for it later.
     os.environ["MKL_CBWR"] = "COMPATIBLE"
+    try:
+        device = pick_device(arguments.device).type
+    except ValueError as error:
+        parser.error(str(error))
+    # Convolutions on CUDA would round float32 to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
     if not folder.is_dir():
         sys.stderr.write(f"{folder} is no folder: give the one that holds the golden cases\n")
         return 2
@@ -92,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         if stem in alone:
             verdicts.append(Verdict(stem.name, False, f"{stem.name}.json is missing beside its tensors"))
         else:
-            verdicts.append(check_file(stem.with_name(stem.name + ".json")))
+            verdicts.append(check_file(stem.with_name(stem.name + ".json"), device))
         sys.stdout.write(f"{verdicts[-1]}\n")
         sys.stdout.flush()
     passed = sum(verdict.passed for verdict in verdicts)

@@ -97,10 +97,10 @@ def check_planner(case: Case) -> None:
 
 def _check_prefix(case: Case, planner: Planner, text: Tensor) -> None:
     config = planner.config
-    hidden = torch.tensor([False, True])
+    hidden = torch.tensor([False, True], device=case.device)
     prefix = planner.prefix(text.expand(2, -1, -1), case.config["num_frames"], case.config["motion_score"], hidden)
     # The published record ends with the token that closes the video.
-    ends = planner.embed(torch.tensor([[config.iframe_start, config.eos]] * 2), None)
+    ends = planner.embed(torch.tensor([[config.iframe_start, config.eos]] * 2, device=case.device), None)
     case.close("prefix/features_cond_uncond", torch.cat([prefix.embeddings, ends], dim=1))
     case.close("prefix/micro_cond", prefix.embeddings[:1, 1:3])
     case.close("prefix/text_cond", prefix.embeddings[0, 3:])

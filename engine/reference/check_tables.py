@@ -26,7 +26,7 @@ def check_tables(case: Case) -> None:
         _check_schedule(case, steps)
     if "pos/rows" in case:
         config = DiTConfig()
-        rows = position_table(config)[0, config.text_length + case["pos/token_index"]]
+        rows = position_table(config)[0, config.text_length + case["pos/token_index"].cpu()]
         case.close("pos/rows", rows)
     for name in _MASKS:
         _check_mask(case, name)

@@ -51,6 +51,7 @@ class Case:
 
     name: str
     facts: dict[str, Any]  # the whole json
+    device: torch.device
     tensors: dict[str, Tensor]  # inputs and outputs
     weights: dict[str, Tensor]  # under their published names
     comparisons: list[Comparison] = field(default_factory=list)
@@ -95,6 +96,7 @@ class Case:
         """Compares a result with a value; a dimension of length 1 more or less does not matter."""
         if _squeezed(actual) == _squeezed(expected):
             actual = actual.reshape(expected.shape)
+        actual = actual.to(expected.device)
         self.comparisons.append(Comparison(name, relative_error(actual, expected), exact=False))
 
     def same(self, name: str, actual: Tensor) -> None:
@@ -102,11 +104,11 @@ class Case:
         expected = self[name]
         if _squeezed(actual) != _squeezed(expected):
             raise ValueError(f"{name}: the result is {list(actual.shape)}, the case expects {list(expected.shape)}")
-        differing = int((actual.reshape(expected.shape).to(expected.dtype) != expected).sum())
+        differing = int((actual.reshape(expected.shape).to(expected) != expected).sum())
         self.comparisons.append(Comparison(name, float(differing), exact=True))
 
     def fill(self, module: nn.Module, rules: Rules, published: str = "", ours: str = "") -> None:
-        """Loads weights into a module, strictly, and puts it in evaluation mode.
+        """Loads weights into a module, strictly, and puts it in evaluation mode on the device of the case.
 
         Args:
             module: what the weights under `published` are for.
@@ -116,15 +118,15 @@ class Case:
         """
         named = {to_ours(published + key, rules).removeprefix(ours): value for key, value in self.weights.items()}
         module.load_state_dict(named, strict=True)
-        module.eval()
+        module.eval().to(self.device)
 
 
 def _squeezed(tensor: Tensor) -> list[int]:
     return [size for size in tensor.shape if size != 1]
 
 
-def load_case(path: Path) -> Case:
-    """Reads the case whose json this is.
+def load_case(path: Path, device: str = "cpu") -> Case:
+    """Reads the case whose json this is, onto a device.
 
     Raises:
         ValueError: if the json is no object or the tensors beside it are missing.
@@ -135,10 +137,11 @@ def load_case(path: Path) -> Case:
     beside = path.with_suffix(".safetensors")
     if not beside.is_file():
         raise ValueError(f"{beside.name} is missing beside it")
-    tensors = load_file(beside)
+    tensors = load_file(beside, device)
     prefix = facts.get("state_dict_prefix", _WEIGHTS)
     weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return Case(path.stem, facts, {key: value for key, value in tensors.items() if not key.startswith(prefix)}, weights)
+    rest = {key: value for key, value in tensors.items() if not key.startswith(prefix)}
+    return Case(path.stem, facts, torch.device(device), rest, weights)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -141,7 +141,7 @@ def generate_reference(
     Args:
         text: [1, L, text_dim], padding removed.
         num_frames: semantic frames to plan.
-        generator: on the planner's device; None takes the global one.
+        generator: of the draws, on any device; None takes the global one.
         progress: called once a position.
     """
     config = planner.config
@@ -163,7 +163,8 @@ def generate_reference(
         logits = planner(step, cache, position)[:, -1]
         position += step.shape[1]
         chances = distribution(guide(logits, sampling)[0], allowed, sampling)
-        draws.append(torch.multinomial(chances, 1, generator=generator))
+        drawn_on = chances.device if generator is None else generator.device
+        draws.append(torch.multinomial(chances.to(drawn_on), 1, generator=generator).to(chances.device))
         progress()
         fed.append(draws[-1] if forced is None else torch.full_like(draws[-1], forced))
         step = planner.embed(fed[-1].expand(rows, 1), prefix.pooled)

@@ -66,9 +66,7 @@ class FootageRenderer:
         if part == "control":
             load_component(weights, "renderer", self.renderer)
             start_control(self.renderer)
-        self.renderer.base.requires_grad_(part != "control")
-        self.renderer.control.requires_grad_(part != "base")
-        self.renderer.condition.requires_grad_(part != "base")
+        choose_part(self.renderer, part)
         self.module: nn.Module = self.renderer.to(footage.device)
 
     def hidden(self) -> list[nn.Parameter]:
@@ -142,6 +140,13 @@ class FootageRenderer:
 
     def export(self) -> None:
         save_component(self.weights, "renderer", self.renderer)
+
+
+def choose_part(renderer: Renderer, part: str) -> None:
+    """Lets a part of `PARTS` learn, and freezes the rest."""
+    renderer.base.requires_grad_(part != "control")
+    renderer.control.requires_grad_(part != "base")
+    renderer.condition.requires_grad_(part != "base")
 
 
 @torch.no_grad()

@@ -144,7 +144,7 @@ def train(stage: Stage, config: RunConfig) -> dict[str, float]:
         FloatingPointError: if the loss is not finite.
         ValueError: if the folder's checkpoint is of another model.
     """
-    run = _Run(stage, config)
+    run = Run(stage, config)
     run.resume()
     return run.to_the_end()
 
@@ -169,7 +169,9 @@ def read_checkpoint(config: RunConfig, mapped: bool = False) -> dict[str, Any] |
     return saved
 
 
-class _Run:
+class Run:
+    """A run as far as it is: modules, optimisers, averaged weights and their checkpoint."""
+
     def __init__(self, stage: Stage, config: RunConfig) -> None:
         self.stage, self.config = stage, config
         sharding.shard(stage.module)
@@ -219,9 +221,8 @@ class _Run:
         budget_s = self.config.minutes * 60
         saved_s = evaluated_s = last_s = sharding.agreed(time.monotonic())
         figures: dict[str, float] = {}
-        with tqdm(
-            total=round(budget_s), initial=round(self.spent_s), unit="s", desc=self.config.folder.name, mininterval=1.0
-        ) as bar:
+        title = self.config.folder.name
+        with tqdm(total=round(budget_s), initial=round(self.spent_s), unit="s", desc=title, mininterval=1.0) as bar:
             while self.spent_s < budget_s:
                 figures = self.one_step(self.spent_s / budget_s) or figures
                 now_s = sharding.agreed(time.monotonic())
