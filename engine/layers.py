@@ -28,10 +28,17 @@ def sinusoid(values: Tensor, dim: int) -> Tensor:
     Returns:
         [..., dim] float32.
     """
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
-    angles = values.float().unsqueeze(-1) * frequencies
+    angles = values.float().unsqueeze(-1) * _frequencies(dim // 2, values.device)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@functools.cache
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    """[count], made on the CPU: a GPU rounds exp() otherwise, which at time 999 is 1e-5 of the embedding."""
+    # Kept tensors must also serve training, so none of them may be an inference tensor.
+    with torch.inference_mode(False):
+        places = torch.arange(count, dtype=torch.float32, device="cpu")
+        return torch.exp(-math.log(10000.0) * places / count).to(device)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

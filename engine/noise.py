@@ -18,9 +18,9 @@ def _generator(key: tuple[str | int, ...]) -> torch.Generator:
 
 def normal(shape: tuple[int, ...], *key: str | int) -> Tensor:
     """Gaussian noise of `shape`, float32 on the CPU, the same for the same `key`."""
-    return torch.randn(shape, generator=_generator(key))
+    return torch.randn(shape, generator=_generator(key), device="cpu")
 
 
 def uniform(shape: tuple[int, ...], *key: str | int) -> Tensor:
     """Numbers in [0, 1) of `shape`, float32 on the CPU, the same for the same `key`."""
-    return torch.rand(shape, generator=_generator(key))
+    return torch.rand(shape, generator=_generator(key), device="cpu")
