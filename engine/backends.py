@@ -108,8 +108,8 @@ def chosen(q: Tensor) -> Run | None:
 @functools.cache
 def obstacle(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     """Why a backend cannot attend there with heads of this width; None if it can, and is right."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, 2, PROBED_TOKENS, width, generator=generator).to(device, dtype) for _ in range(3))
+    generator, shape = torch.Generator().manual_seed(0), (2, 2, PROBED_TOKENS, width)
+    q, k, v = (torch.randn(shape, generator=generator, device="cpu").to(device, dtype) for _ in range(3))
     with warnings.catch_warnings(record=True) as told, torch.no_grad():
         warnings.simplefilter("always")
         try:

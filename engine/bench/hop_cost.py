@@ -89,7 +89,9 @@ class TheirHops:
         self._solver = solver_of(config.schedule, steps)
         self.rows = guided_rows(self._solver)
         self.layers = dit.layers + config.renderer.control_layers
-        self.peer = peers.placed(peers.transformer(dit, self.layers), model.device, model.dtype)
+        with model.device:
+            peer = peers.transformer(dit, self.layers)
+        self.peer = peers.placed(peer, model.device, model.dtype)
         size = (dit.channels, dit.height, dit.width)
         self._text = normal((self.rows, dit.text_length, dit.text_dim), "bench text").to(model.device, model.dtype)
         self._prompt = normal((1, config.prompt_latents, *size), "bench prompt").to(model.device)
@@ -122,7 +124,8 @@ class TheirDecoding:
     def __init__(self, model: Model, clock: Clock) -> None:
         config, dit = model.config, model.config.renderer.dit
         self._clock = clock
-        peer = peers.autoencoder(config.vae, config.height_px, config.width_px)
+        with model.device:
+            peer = peers.autoencoder(config.vae, config.height_px, config.width_px)
         self.peer = peers.placed(peer, model.device, model.dtype)
         shape = (1, dit.channels, config.prompt_latents, dit.height, dit.width)
         self._latents = normal(shape, "bench latents").to(model.device, model.dtype)

@@ -59,7 +59,9 @@ class TheirPlanning:
         self._rows = 1 + self._sampling.guided
         # The engine's cache is as long.
         length = config.max_len(model.config.text.planner_tokens)
-        self.peer = peers.placed(peers.llama(config, length), model.device, model.dtype)
+        with model.device:
+            peer = peers.llama(config, length)
+        self.peer = peers.placed(peer, model.device, model.dtype)
         self._cache = StaticCache(self.peer.config, max_cache_len=length)
         on_cuda = model.device.type == "cuda"
         self._decode: Any = torch.compile(self.peer, mode="reduce-overhead") if on_cuda else self.peer

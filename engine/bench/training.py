@@ -45,19 +45,24 @@ def stages(config: EngineConfig, data: Path, device: torch.device) -> Iterator[t
     with torch.device(device):
         footage = Footage(data, config, Theia(config.theia), str(device))
         text: Any = RandomText(config, device)
-        yield "tokenizer", FootageTokenizer(config, footage, 0, nowhere)
         tokenizer = SemanticTokenizer(config.tokenizer).requires_grad_(False).eval()
-        yield "planner", FootagePlanner(config, footage, tokenizer, text, 0, nowhere)
         vae = build(config, str(device))["vae"]
         assert isinstance(vae, TinyVAE | VAE)
-        # The convolutional head of a small preset reads the condition, so that no part is trained without the other.
-        parts = ("base", "control") if config.renderer.dit.head == "linear" else ("both",)
-        renderer = FootageRenderer(config, footage, vae, tokenizer, text, parts[0], 0, nowhere)
-        for part in parts:
-            if part == "control":
-                start_control(renderer.renderer)
-                choose_part(renderer.renderer, part)
-            yield f"renderer, part {part}", renderer
+    with torch.device(device):
+        stage: Stage = FootageTokenizer(config, footage, 0, nowhere)
+    yield "tokenizer", stage
+    with torch.device(device):
+        stage = FootagePlanner(config, footage, tokenizer, text, 0, nowhere)
+    yield "planner", stage
+    # The convolutional head of a small preset reads the condition, so that no part is trained without the other.
+    parts = ("base", "control") if config.renderer.dit.head == "linear" else ("both",)
+    with torch.device(device):
+        stage = renderer = FootageRenderer(config, footage, vae, tokenizer, text, parts[0], 0, nowhere)
+    for part in parts:
+        if part == "control":
+            start_control(renderer.renderer)
+            choose_part(renderer.renderer, part)
+        yield f"renderer, part {part}", stage
 
 
 def measure(stage: Stage, steps: int, batch: int, device: torch.device) -> dict[str, Any]:
@@ -74,6 +79,8 @@ def measure(stage: Stage, steps: int, batch: int, device: torch.device) -> dict[
             for _ in tqdm(range(WARM_UPS + steps), unit="step")
         ]
     parameters = list(stage.module.parameters())
+    for parameter in parameters:
+        parameter.grad = None
     return {
         "parameters": sum(one.numel() for one in parameters),
         "trained": sum(one.numel() for one in parameters if one.requires_grad),
