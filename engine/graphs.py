@@ -64,6 +64,10 @@ class CudaRecorder(PlacesRecorder):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        # A graph knows the workspace of its matrix products by address. One from before the capture belongs to the
+        # stream, and torch gives it back when another graph of that stream goes, or when torch.compile captures one
+        # (pytorch/pytorch#193402); one from inside lives in the pool, as long as the graph.
+        torch._C._cuda_clearCublasWorkspaces()
         graph = torch.cuda.CUDAGraph()
         # Other threads and streams may go on meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import checkpoint
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_training_stages import improves
 from tiny import randomize, tiny_config, write_weights
 
@@ -23,11 +24,15 @@ from engine.perceptual.solver import clean_of_velocity
 from engine.perceptual.tiny_vae import TinyVAE
 from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
+from engine.text import SmallT5
 from engine.training import __main__ as command
-from engine.training import autoencoder, stages, world
+from engine.training import autoencoder, footage_tokens, stages, world
 from engine.training.captions import caption, random_label
 from engine.training.filming import FootageRenderer
-from engine.training.footage import FootagePlanner, FootageTokenizer, motion_score
+from engine.training.footage import Place
+from engine.training.footage_planning import FootagePlanner, motion_score
+from engine.training.footage_tokens import FootageTokenizer
+from engine.training.planning import TEXT_STD
 from engine.training.run import Stage
 from engine.video.video_file import VideoFile
 from engine.weights import load_component, save_component, write_description
@@ -161,6 +166,42 @@ def test_the_same_step_sees_the_same_videos(mini: Path, data: Path) -> None:
     assert torch.equal(first, second) and not torch.equal(first, stage.loss(8, 2)[0])
 
 
+def test_a_channel_counts_by_its_spread(mini: Path, data: Path) -> None:
+    """The mean, taken for everything, has the error 1, and of it a channel with twice the spread has twice as much."""
+    stage = made("tokenizer", "mini", mini, data)
+    assert isinstance(stage, FootageTokenizer)
+    rng = random.Random("footage 0")
+    features = torch.cat([stage.sample(rng, held_out=False) for _ in range(footage_tokens.SPREAD_CLIPS)])
+    mean = features.mean((0, 1, 3, 4), keepdim=True).expand_as(features)
+    assert float(stage.error(mean, features)) == pytest.approx(1.0, rel=1e-3)
+    spread = features.transpose(1, 2).flatten(2).transpose(0, 1).flatten(1).std(1, correction=0)
+    torch.testing.assert_close(stage.scale * spread, torch.full_like(spread, float(1 / spread.mean())))
+
+
+@pytest.mark.parametrize(("preset", "read"), [("mini", True), ("landiff", False)])
+def test_means_are_read_from_a_small_tokenizer_alone(
+    preset: str, read: bool, data: Path, request: pytest.FixtureRequest
+) -> None:
+    """The reader learns to tell frames' means from vectors, and is no part of the weights; the release has none."""
+    weights: Path = request.getfixturevalue(preset)
+    stage = made("tokenizer", preset, weights, data)
+    assert isinstance(stage, FootageTokenizer)
+    figures = [stage.loss(step, 2)[1] for step in range(2)]
+    assert all(("means" in one) == read for one in figures)
+    stage.export()
+    assert not any("means" in name for name in load_file(weights / "tokenizer.safetensors"))
+
+
+def test_a_planners_text_encoder_learns_from_videos(mini: Path, data: Path) -> None:
+    """Its word embeddings start large enough to be read, and have gradients."""
+    stage = made("planner", "mini", mini, data)
+    assert isinstance(stage, FootagePlanner) and isinstance(stage.text, SmallT5)
+    words = stage.text.encoder.shared.weight
+    assert float(words.detach().std()) == pytest.approx(TEXT_STD, rel=0.2)
+    stage.loss(0, 2)[0].backward()
+    assert words.grad is not None and bool(words.grad.any())
+
+
 def test_what_was_made_of_a_stretch_is_kept(mini: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that comes again is not read again; places are START_STEP apart, and end in the video."""
     footage = made("tokenizer", "mini", mini, data).footage  # type: ignore[attr-defined]
@@ -193,9 +234,10 @@ def test_a_planner_sees_two_groups_where_a_video_is_long_enough(mini: Path, data
         "long" in entry.path.name for entry in videos.entries
     ]  # fmt: skip
     config = tiny_config()
-    features = torch.randn(1, 26, config.tokenizer.feature_dim, *config.tokenizer.grid)
-    tokens, is_code = stage.sequence(features)
-    one, _ = stage.sequence(features[:, :13])
+    [long] = [row for row in range(3) if stage.footage.fits(row, 26)]
+    codes, _ = stage.planned(Place(long, 0, 26))
+    tokens, is_code = stage.sequence(codes[None])
+    one, _ = stage.sequence(stage.planned(Place(long, 0, 13))[0][None])
     assert torch.equal(tokens[:, : one.shape[1]], one) and tokens.shape[1] == 2 * one.shape[1]
     assert int(is_code.sum()) == 2 * config.tokenizer.group_tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,11 +150,13 @@ def _on_cuda() -> Model:
 
 @contextmanager
 def _no_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu
@@ -191,3 +194,15 @@ def test_cuda_graph_replays() -> None:
     made = Graphs(CudaRecorder(torch.device("cuda")))
     calls = [made.call("x", lambda x, _: (x * 2).sum(), torch.full((5,), i, device="cuda")).item() for i in range(3)]
     assert calls == [0, 10, 20]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_keep_what_their_products_work_in() -> None:
+    """A graph still gives its result after torch has let go of all workspaces of its matrix library."""
+    weight, x = (torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    made = Graphs(CudaRecorder(torch.device("cuda")))
+    first = made.call("product", lambda x, _: x @ weight, x)
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    assert torch.equal(made.call("product", lambda x, _: x @ weight, x), first)

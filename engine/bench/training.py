@@ -29,7 +29,9 @@ from engine.perceptual.vae import VAE
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.training.filming import FootageRenderer, choose_part, start_control
-from engine.training.footage import Footage, FootagePlanner, FootageTokenizer
+from engine.training.footage import Footage
+from engine.training.footage_planning import FootagePlanner
+from engine.training.footage_tokens import FootageTokenizer
 from engine.training.run import Run, RunConfig, Stage, write_atomically
 
 log = logging.getLogger(__name__)

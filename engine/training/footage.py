@@ -1,9 +1,8 @@
-"""Stages on a folder of captioned videos: `autoencoder`, and for any preset `tokenizer` and `planner` (Eq. 1 to 4).
+"""Folders of captioned videos as stages learn from them, for any preset, and stage `autoencoder` on them.
 
-Nothing is known of these videos but pixels and captions, so features are the extractor's, and loss and figures are the
-paper's alone. A tenth of the videos is held out where there are ten.
-Shapes: `B` batch, `F` frames, `T` semantic or latent frames, `D` feature channels, `h` x `w` feature grid, `L` text
-tokens, `N` tokens of groups, `H` x `W` pixels.
+Nothing is known of these videos but pixels and captions, so features are the extractor's. A tenth of the videos is held
+out where there are ten.
+Shapes: `F` frames, `T` semantic or latent frames, `D` feature channels, `h` x `w` feature grid, `H` x `W` pixels.
 """
 
 from __future__ import annotations
@@ -18,28 +17,16 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as nnf
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig
-from engine.published_text import PublishedText
-from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
-from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5
 from engine.training.autoencoder import LATENTS, AutoencoderStage, pixels, psnr
 from engine.training.dataset import VideoFolder
-from engine.training.planning import TextPlanner, learn_geometry
-from engine.training.tokens import LONG_EVERY, SHORT_FRAMES
-from engine.weights import save_component
 
 HELD_OUT_EVERY = 10  # videos
 HELD_OUT_SAMPLES = 4
-SPREAD_CLIPS = 64  # that the features' spread is measured on
-LEAST_SPREAD = 0.01  # of the mean variance: what hardly ever varies does not outweigh all that does
-NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
-TWO_GROUPS_SHARE = 0.5  # of the planner's samples, where videos are long enough
-CONTINUOUS_STEPS = 300  # of a small tokenizer pass vectors unrounded; its codebook starts from clusters of them
 START_STEP = 4  # frames from one place where a stretch may begin to the next: some come again, and are kept
 KEPT_BYTES = 2 << 30  # of videos, and of each kind of what was made of the stretches seen last
 
@@ -150,151 +137,3 @@ class FootageAutoencoder(AutoencoderStage):
                 again = self.vae.decode(self.vae.encode(video, self.vae.new_state()), self.vae.new_state())
             errors.append((again.float().clamp(-1, 1) - video).square().mean())
         return {"psnr_db": psnr(torch.stack(errors))}
-
-
-class FootageTokenizer:
-    """Trains `SemanticTokenizer`: squared error of the features in units of their variance, plus the commitment."""
-
-    def __init__(self, config: EngineConfig, footage: Footage, seed: int, weights: Path) -> None:
-        torch.manual_seed(seed)
-        self.footage, self.seed, self.weights = footage, seed, weights
-        self.frames, self.small = config.tokenizer.frames, not config.published
-        self.tokenizer = SemanticTokenizer(config.tokenizer)
-        self.module: nn.Module = self.tokenizer.to(footage.device)
-        rng = random.Random(f"footage {seed}")
-        # Clip by clip: at full size features of so many take gigabytes.
-        clips = (self.sample(rng, held_out=False).double() for _ in range(SPREAD_CLIPS))
-        moments = [torch.stack([x.mean((0, 1, 3, 4)) for x in (clip, clip.square())]) for clip in clips]
-        mean, square = torch.stack(moments).mean(0)
-        variance = square - mean.square()
-        if config.tokenizer.normalize:
-            self.tokenizer.mean.copy_(mean)
-            self.tokenizer.std.copy_(variance.clamp(min=0).sqrt())
-        self.scale = (1 / variance.clamp(min=LEAST_SPREAD * variance.mean().item())).float()[:, None, None]
-        self.held_out = torch.cat([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)])
-
-    def hidden(self) -> list[nn.Parameter]:
-        blocks = (*self.tokenizer.encoder.blocks.parameters(), *self.tokenizer.decoder.blocks.parameters())
-        return [p for p in blocks if p.ndim == 2]
-
-    def sample(self, rng: random.Random, held_out: bool) -> Tensor:
-        """Features [1, T, D, h, w] of a group."""
-        return self.footage.features(self.footage.place(self.footage.pick(rng, held_out), self.frames, rng))
-
-    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"tokenizer {self.seed} {step}")
-        torch.manual_seed(rng.getrandbits(63))
-        # Mostly short groups: frames are causal, and attention is quadratic.
-        length = SHORT_FRAMES if self.small and step % LONG_EVERY else self.frames
-        features = torch.cat([self.sample(rng, held_out=False) for _ in range(batch)])[:, :length]
-        with torch.autocast(self.footage.device, torch.bfloat16):
-            output = self.tokenizer(features, quantize=not self.small or step >= CONTINUOUS_STEPS)
-        error = ((output.reconstruction.float() - features).square() * self.scale).mean()
-        return error + output.commitment, {"error": error.item(), "perplexity": output.perplexity.item()}
-
-    def evaluate(self) -> dict[str, float]:
-        """Squared error of held-out features through tokens, in units of their variance."""
-        again = self.tokenizer.decode(self.tokenizer.encode(self.held_out))
-        return {"error": float(((again - self.held_out).square() * self.scale).mean())}
-
-    def export(self) -> None:
-        save_component(self.weights, "tokenizer", self.tokenizer)
-
-
-def motion_score(features: Tensor) -> float:
-    """0 (still) to 1: how much features [1, T, D, h, w] change from frame to frame, over their spread.
-
-    The paper does not say how its score is measured; this is ours.
-    """
-    change = features.diff(dim=1).abs().mean() / features.std().clamp(min=1e-6)
-    return float(1 - torch.exp(-change))
-
-
-class FootagePlanner:
-    """Trains `Planner` on the codes of one group or two; a small text encoder is trained along, a published is not."""
-
-    def __init__(
-        self,
-        config: EngineConfig,
-        footage: Footage,
-        tokenizer: SemanticTokenizer,
-        text: SmallT5 | PublishedText,
-        seed: int,
-        weights: Path,
-    ) -> None:
-        torch.manual_seed(seed)
-        self.config, self.footage, self.seed, self.weights = config, footage, seed, weights
-        self.tokenizer = tokenizer.requires_grad_(False).to(footage.device).eval()
-        self.planner = Planner(config.planner)
-        if not config.published:
-            learn_geometry(self.planner, tokenizer.cpu())
-            tokenizer.to(footage.device)
-        self.text = text
-        whole = TextPlanner(text, self.planner) if isinstance(text, SmallT5) else self.planner
-        self.module: nn.Module = whole.to(footage.device)
-
-    def hidden(self) -> list[nn.Parameter]:
-        return [] if self.config.published else [p for p in self.planner.blocks.parameters() if p.ndim == 2]
-
-    def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"planner {self.seed} {step}")
-        loss = self.nats([self.sample(rng, held_out=False) for _ in range(batch)], rng)
-        return loss, {"nats": loss.item()}
-
-    def sample(self, rng: random.Random, held_out: bool) -> Place:
-        """One group, or two where the video is long enough."""
-        group = self.config.tokenizer.frames
-        number = self.footage.pick(rng, held_out)
-        groups = 2 if self.footage.fits(number, 2 * group) and rng.random() < TWO_GROUPS_SHARE else 1
-        return self.footage.place(number, groups * group, rng)
-
-    def nats(self, places: list[Place], rng: random.Random) -> Tensor:
-        """Mean negative log-likelihood of the codes of stretches."""
-        # Embeddings made for generation only cannot take part in a gradient.
-        texts = [self.text.embed(self.footage.caption(place)).planner.clone() for place in places]
-        alike: dict[tuple[int, int], list[int]] = {}  # rows of a batch have one length
-        for row, (place, text) in enumerate(zip(places, texts, strict=True)):
-            alike.setdefault((place.semantic, text.shape[1]), []).append(row)
-        parts = [
-            self._nats([places[row] for row in rows], torch.cat([texts[row] for row in rows]), rng)
-            for rows in alike.values()
-        ]
-        return torch.cat(parts).mean()
-
-    def _nats(self, places: list[Place], text: Tensor, rng: random.Random) -> Tensor:
-        """[B], of stretches of one length under [B, L, K]."""
-        features = [self.footage.features(place) for place in places]
-        tokens, is_code = self.sequence(torch.cat(features))
-        nulls, missing = self.config.planner.null_micro, math.nan
-        motion = [missing if nulls and rng.random() < NULL_MOTION_SHARE else motion_score(one) for one in features]
-        frames = [missing if nulls and rng.random() < NULL_FRAMES_SHARE else place.semantic for place in places]
-        null = [rng.random() < NULL_TEXT_SHARE for _ in places]
-        with torch.autocast(self.footage.device, torch.bfloat16):
-            numbers = (torch.tensor(values, device=text.device) for values in (frames, motion, null))
-            prefix = self.planner.prefix(text, *numbers)
-            rest = self.planner.embed(tokens[:, :-1], prefix.pooled)
-            hidden = self.planner.transform(torch.cat([prefix.embeddings, rest], dim=1))[:, -tokens.shape[1] :]
-            logits = self.planner.logits(hidden[:, is_code])
-        return nnf.cross_entropy(logits.transpose(1, 2), tokens[:, is_code], reduction="none").mean(1)
-
-    @torch.no_grad()
-    def sequence(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, T, D, h, w] of whole groups -> their tokens [B, N], and which of the N are codes."""
-        group, device = self.config.tokenizer.frames, features.device
-        layout = self.config.planner.layout(group)
-        fixed = torch.tensor([-1 if token is None else token for token in layout], device=device)
-        parts = []
-        for part in features.split(group, dim=1):
-            tokens = fixed.repeat(len(part), 1)
-            tokens[:, fixed < 0] = self.tokenizer.encode(part)
-            parts.append(tokens)
-        return torch.cat(parts, dim=1), (fixed < 0).repeat(len(parts))
-
-    def evaluate(self) -> dict[str, float]:
-        rng = random.Random(f"planner held out {self.seed}")
-        return {"nats": float(self.nats([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)], rng))}
-
-    def export(self) -> None:
-        save_component(self.weights, "planner", self.planner)
-        if isinstance(self.text, SmallT5):
-            save_component(self.weights, "text", self.text)

@@ -22,7 +22,9 @@ from engine.training.decoder import DecoderStage
 from engine.training.distill import DistillConfig, DistillStage
 from engine.training.extractor import ExtractorStage
 from engine.training.filming import FootageRenderer
-from engine.training.footage import Footage, FootageAutoencoder, FootagePlanner, FootageTokenizer
+from engine.training.footage import Footage, FootageAutoencoder
+from engine.training.footage_planning import FootagePlanner
+from engine.training.footage_tokens import FootageTokenizer
 from engine.training.latents import through_tokens
 from engine.training.planning import PlannerStage
 from engine.training.render import RendererStage

@@ -78,22 +78,42 @@ def path_loss(read: Tensor, features: Tensor) -> Tensor:
     return error
 
 
+class FrameReader(nn.Module):
+    """Linear readers of numbers from each frame's vectors, one for I frames and one for all others.
+
+    A reader sees a frame's vectors side by side: their mean has no more dimensions than a code, fewer than there are
+    words. Divided by their number, so that a step of training moves an answer no further than it would move one read
+    from the mean.
+    """
+
+    def __init__(self, config: TokenizerConfig, numbers: int) -> None:
+        super().__init__()
+        self.config = config
+        self.of_i = nn.Linear(config.i_tokens * config.quantizer.dim, numbers)
+        self.of_p = nn.Linear(config.p_tokens * config.quantizer.dim, numbers)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[B, L, E] latents of T frames -> [B, T, numbers]."""
+        config = self.config
+        i_frame, rest = latents.float().tensor_split([config.i_tokens], dim=1)
+        i_frame, p_frames = i_frame.flatten(1)[:, None], rest.unflatten(1, (-1, config.p_tokens)).flatten(2)
+        return torch.cat([self.of_i(i_frame / config.i_tokens), self.of_p(p_frames / config.p_tokens)], dim=1)
+
+
 class ReadTokenizer(nn.Module):
     """The tokenizer and, for its training only, linear readers: of words from the I frame, of places from each frame.
 
     What is the same in every cell, like the colour, or moves all of them, like the camera, is otherwise learned very
-    late: the encoder does not write it as long as the decoder does not read it, and the other way round. A reader sees
-    a frame's vectors side by side: their mean has no more dimensions than a code, fewer than there are words. Divided
-    by their number, so that a step of training moves an answer no further than it would move one read from the mean.
+    late: the encoder does not write it as long as the decoder does not read it, and the other way round.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.tokenizer = SemanticTokenizer(config)
         widths, places = dict(teacher.CHANNELS), sum(dict(teacher.CHANNELS)[name] for name in READ_PLACES)
-        i_frame, p_frame = config.i_tokens * config.quantizer.dim, config.p_tokens * config.quantizer.dim
+        i_frame = config.i_tokens * config.quantizer.dim
         self.words = nn.ModuleDict({name: nn.Linear(i_frame, widths[name]) for name in READ_MAPS})
-        self.i_places, self.p_places = nn.Linear(i_frame, places), nn.Linear(p_frame, places)
+        self.places = FrameReader(config, places)
 
     def word_loss(self, latents: Tensor, features: Tensor) -> Tensor:
         """Cross-entropy of the words of [B, T, D, h, w] teacher maps, read from [B, L, E] latents."""
@@ -109,16 +129,12 @@ class ReadTokenizer(nn.Module):
 
     def place_loss(self, latents: Tensor, features: Tensor) -> Tensor:
         """Squared error of the places in [B, T, D, h, w] teacher maps, read from [B, L, E] latents frame by frame."""
-        config = self.tokenizer.config
-        i_frame, rest = latents.float().tensor_split([config.i_tokens], dim=1)
-        i_frame, p_frames = i_frame.flatten(1)[:, None], rest.unflatten(1, (-1, config.p_tokens)).flatten(2)
-        read = torch.cat([self.i_places(i_frame / config.i_tokens), self.p_places(p_frames / config.p_tokens)], dim=1)
         places = []
         for name in READ_PLACES:
             maps = features[:, :, teacher.channel(name)]
             # The scenery's angle differs from column to column, so that its mean says nothing.
             places.append(maps[..., 0, 0] if name == "scroll" else maps.mean((-2, -1)))
-        return len(READ_PLACES) * nnf.mse_loss(read, torch.cat(places, dim=2))
+        return len(READ_PLACES) * nnf.mse_loss(self.places(latents), torch.cat(places, dim=2))
 
 
 class TokenizerStage:
