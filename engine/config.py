@@ -139,6 +139,10 @@ class EngineConfig:
         """Seconds of video of every hop but the first."""
         return self.hop_frames / self.fps
 
+    def guided(self, guidance: float | None) -> EngineConfig:
+        """The same with other guidance of the planner's codes; None leaves the preset's own."""
+        return self if guidance is None else replace(self, sampling=replace(self.sampling, guidance=guidance))
+
 
 def _mini() -> EngineConfig:
     quantizer = QuantizerConfig(

@@ -54,6 +54,15 @@ def test_shipped_plans_follow_their_captions(tmp_path: Path) -> None:
     assert figures["planned"]["scene"]["n"] == figures["planned"]["all"]["n"] == 3
 
 
+def test_plans_without_guidance_are_others(tmp_path: Path) -> None:
+    """The preset's guidance is its own unless another is given."""
+    config = preset("mini")
+    assert config.guided(None) is config and config.guided(1.0).sampling.guidance == 1.0
+    out = tmp_path / "plans.json"
+    assert plans.main(["--captions", "1", "--guidance", "1", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["conditions"]["guidance"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -272,8 +272,7 @@ def main(argv: Sequence[str]) -> int:
         config, device = preset(arguments.preset), pick_device(arguments.device)
         if arguments.steps:
             config = replace(config, steps=arguments.steps)
-        if arguments.guidance is not None:
-            config = replace(config, sampling=replace(config.sampling, guidance=arguments.guidance))
+        config = config.guided(arguments.guidance)
         folder = weights_folder(config, arguments.weights)
         model = load(config, folder, device, pick_dtype(device))
         if arguments.vbench:

@@ -107,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--preset", default="mini")
     parser.add_argument("--weights", metavar="DIR", help="weights to use instead of the preset's own")
     parser.add_argument("--captions", type=int, default=200, help="held-out captions, a group each")
+    parser.add_argument("--guidance", type=float, help="of the planner's codes; 1 is none (the preset's own)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         if arguments.captions < 1:
             raise ValueError(f"captions {arguments.captions} must be at least 1")
-        config = preset(arguments.preset)
+        config = preset(arguments.preset).guided(arguments.guidance)
         model, theia = load_planning(config, weights_folder(config, arguments.weights))
         figures = plans(model, theia, arguments.captions, arguments.seed)
         command = {"command": "python -m engine.training plans " + " ".join(argv)}
