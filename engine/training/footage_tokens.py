@@ -19,7 +19,7 @@ from engine.training.tokens import COMMITMENT, LONG_EVERY, SHORT_FRAMES, FrameRe
 from engine.weights import save_component
 
 SPREAD_CLIPS = 64  # that the features' spread is measured on
-LEAST_SPREAD = 0.01  # of the mean spread: what never varies has no weight without bound
+LEAST_SPREAD = 0.25  # of the mean spread: what a few clips hardly show does not outweigh all they do
 CONTINUOUS_STEPS = 1000  # of a small tokenizer pass vectors unrounded; its codebook starts from clusters of them
 MEANS = 3.0  # weight of the means' error
 
@@ -37,6 +37,12 @@ class MeanReader(nn.Module):
         I frame as for all others together."""
         error: Tensor = (self.means(latents) - features.mean((-2, -1))).square() * scale
         return error[:, 0].mean() + error[:, 1:].mean()
+
+
+def channel_scale(spread: Tensor) -> Tensor:
+    """What squared errors count, by standard deviations of channels [D]; those of the mean, taken for all, are 1."""
+    unit = spread.mean().item()
+    return 1 / (unit * spread.clamp(min=LEAST_SPREAD * unit))
 
 
 class FootageTokenizer:
@@ -59,13 +65,11 @@ class FootageTokenizer:
         clips = (self.sample(rng, held_out=False).double() for _ in range(SPREAD_CLIPS))
         moments = [torch.stack([x.mean((0, 1, 3, 4)) for x in (clip, clip.square())]) for clip in clips]
         mean, square = torch.stack(moments).mean(0)
-        variance = square - mean.square()
+        spread = (square - mean.square()).clamp(min=0).sqrt()
         if config.tokenizer.normalize:
             self.tokenizer.mean.copy_(mean)
-            self.tokenizer.std.copy_(variance.clamp(min=0).sqrt())
-        spread = variance.clamp(min=0).sqrt()
-        unit = spread.mean().item()  # so that the error of the mean, taken for everything, is 1
-        self.scale = (1 / (unit * spread.clamp(min=LEAST_SPREAD * unit))).float()
+            self.tokenizer.std.copy_(spread)
+        self.scale = channel_scale(spread).float()
         self.held_out = torch.cat([self.sample(rng, held_out=True) for _ in range(HELD_OUT_SAMPLES)])
 
     def hidden(self) -> list[nn.Parameter]:
