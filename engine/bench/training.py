@@ -44,13 +44,13 @@ def stages(config: EngineConfig, data: Path, device: torch.device) -> Iterator[t
         ValueError: if the videos cannot be used.
     """
     nowhere = Path()  # nothing is exported
+    # Not around a yield: what is measured must not run inside.
     with torch.device(device):
         footage = Footage(data, config, Theia(config.theia), str(device))
         text: Any = RandomText(config, device)
         tokenizer = SemanticTokenizer(config.tokenizer).requires_grad_(False).eval()
         vae = build(config, str(device))["vae"]
         assert isinstance(vae, TinyVAE | VAE)
-    with torch.device(device):
         stage: Stage = FootageTokenizer(config, footage, 0, nowhere)
     yield "tokenizer", stage
     with torch.device(device):
