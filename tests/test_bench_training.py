@@ -24,6 +24,7 @@ def test_every_stage_is_measured(preset: str, tmp_path: Path, monkeypatch: pytes
     parts = {"landiff": ["renderer, part base", "renderer, part control"], "mini": ["renderer, part both"]}
     assert list(report["stages"]) == ["tokenizer", "planner", *parts[preset]]
     assert report["conditions"]["command"].startswith("python -m engine.bench.training --data")
+    assert report["conditions"]["weights"] == "random"
     for name, figures in report["stages"].items():
         assert figures["step"]["rounds"] == 2 and figures["step"]["median_s"] > 0
         assert len(figures["losses"]) == 4 and figures["peak_gb"] is None

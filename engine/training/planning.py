@@ -1,8 +1,8 @@
 """Stage `planner`: text to semantic tokens (paper Eq. 4), with the text encoder trained along.
 
 A sample is a group to be planned: the first of a video, the next one after another as context, or one under a changed
-caption, whose context is cut short. Features come from the world without pixels, so data are endless; encoded groups
-stay in a pool for a while, their captions are worded anew.
+caption, whose context is cut short. Features come from the world without pixels, so data are endless and every
+sample is seen once.
 Shapes: `B` samples, `N` tokens, `V` vocabulary.
 """
 
