@@ -185,7 +185,7 @@ def _mini() -> EngineConfig:
             hidden=256, layers=4, heads=4, mlp=704, codebook_size=1024, text_dim=128, micro_freq=64, micro_hidden=64,
             i_tokens=32, p_tokens=8, context_groups=1, pooled_text=True, null_micro=True,
         ),
-        sampling=SamplingConfig(guidance=2.0, temperature=0.5),
+        sampling=SamplingConfig(guidance=2.0, temperature=0.25),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=3, prediction="x0"),
         schedule=FlowSchedule(),
         vae=TinyVAEConfig(),

@@ -134,3 +134,17 @@ def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
     if fuses(gate):
         return gelu.gated_gelu(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
     return F.gelu(gate, approximate="tanh") * up
+
+
+class Gated(nn.Module):
+    """The product of two maps of each cell's channels, one of them through a SiLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(inputs, 2 * outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H, W]."""
+        gate, value = self.maps(x).chunk(2, dim=1)
+        product: Tensor = F.silu(gate) * value
+        return product

@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 
 from engine.perceptual.details import Details, DetailsConfig
+from engine.perceptual.sketch import SketchConfig
 from engine.training import teacher
 
-CONFIG = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=4, sketch=2, place_width=4, place_channels=2)
+SKETCH = SketchConfig(channels=2, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
+CONFIG = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=4, sketch=SKETCH, place_width=4, place_channels=2)
 PLACES = slice(CONFIG.channels, CONFIG.channels + CONFIG.place_channels)  # of the result's channels
 
 
@@ -23,22 +25,21 @@ def _details() -> Details:
 def test_details_are_of_the_latents_size() -> None:
     """A grid cell becomes as many latent cells as the scale says, and videos do not see each other."""
     details, features = _details(), torch.randn(2, 3, 5, 2, 3)
-    whole = details(features, features[:, :0])
+    whole = details(features)
     assert whole.shape == (2, 3, CONFIG.total, 4, 6)
-    torch.testing.assert_close(details(features[1:], features[1:, :0]), whole[1:])
+    torch.testing.assert_close(details(features[1:]), whole[1:])
 
 
 def test_frames_see_the_one_before_them_alone() -> None:
-    """Frames behind another are what they are among all; what has none before it stands still."""
+    """All but the sketch: frames behind another are what they are among all; what has none before it stands still."""
     details, features = _details(), torch.randn(1, 4, 5, 2, 3)
-    none = features[:, :0]
-    whole = details(features, none)
-    torch.testing.assert_close(details(features[:, 2:], features[:, 1:2]), whole[:, 2:])
-    torch.testing.assert_close(details(features[:, :1], features[:, :1]), whole[:, :1])
+    beside = slice(0, PLACES.stop)
+    whole = details(features)[:, :, beside]
+    torch.testing.assert_close(details(features, 2)[:, :, beside], whole[:, 2:])
+    torch.testing.assert_close(details(features[:, :1].repeat(1, 2, 1, 1, 1), 1)[:, :, beside], whole[:, :1])
     features[:, 1] += 1
-    changed = (details(features, none) != whole)[0].flatten(2).any(2)
-    for fine in (changed[:, : PLACES.start], changed[:, PLACES.stop : -1]):
-        assert fine.all(1).tolist() == [False, True, True, False]
+    changed = (details(features)[:, :, beside] != whole)[0].flatten(2).any(2)
+    assert changed[:, : PLACES.start].all(1).tolist() == [False, True, True, False]
     assert changed.any(1).tolist() == [False, True, True, False]
 
 
@@ -50,33 +51,21 @@ def test_sines_are_taken_along_the_way() -> None:
     second.copy_(first)
     start, step = torch.randn(1, 1, 5, 2, 3), torch.randn(5, 2, 3)
     moving, other, still = (
-        details(now, before)[:, :, :-1]
+        details(torch.cat([before, now], dim=1), 1)[:, :, : CONFIG.channels]
         for now, before in ((start, start - step), (start - step / 2, start + step / 2), (start, start))
     )
     torch.testing.assert_close(moving, other)
     assert not torch.allclose(moving, still, atol=1e-3)
 
 
-def test_opacity_is_a_share() -> None:
-    """The last channel stays between 0 and 1; at the teacher's start it says how much of a cell counts as subjects'."""
-    details = _details()
-    details.opacity.weight.data *= 30
-    features = torch.randn(1, 2, 5, 2, 3)
-    opacity = details(features, features[:, :0])[:, :, -1]
-    assert opacity.min() == 0 and opacity.max() == 1
-    weights, maps = teacher.opacity_weights(), torch.rand(teacher.FEATURE_DIM, 4)
-    torch.testing.assert_close(weights @ maps, teacher.covered(maps[..., None])[..., 0] / teacher.WHOLE)
-
-
 def test_every_cell_has_a_place_network_of_its_own() -> None:
     """The same features in all cells give another place in each, and one cell's features change its place alone."""
     details, features = _details(), torch.randn(1, 1, 5, 1, 1).expand(1, 1, 5, 2, 3).clone()
-    none = features[:, :0]
-    before = details(features, none)[0, :, PLACES]
+    before = details(features)[0, :, PLACES]
     cells = before.unflatten(3, (3, 2)).unflatten(2, (2, 2)).transpose(3, 4).flatten(4).flatten(2, 3)[0]  # [c, 6, 4]
     assert torch.pdist(cells.transpose(0, 1).flatten(1)).min() > 0.01
     features[..., 1, 2] += 1
-    changed = (details(features, none)[0, :, PLACES] != before).any(1)[0]
+    changed = (details(features)[0, :, PLACES] != before).any(1)[0]
     assert changed[2:, 4:].all() and changed.sum() == 4
 
 

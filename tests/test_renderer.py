@@ -15,6 +15,7 @@ from engine.perceptual.details import DetailsConfig
 from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
 from engine.perceptual.head import Frames
 from engine.perceptual.renderer import Renderer, RendererConfig
+from engine.perceptual.sketch import SketchConfig
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import ConditionConfig
 from engine.reference.case_models import renderer
@@ -22,7 +23,8 @@ from engine.trees import leaves
 from tests import golden
 
 PROMPT, NEW = 2, 3  # latent frames
-DETAILS = DetailsConfig(grid=(4, 6), waves=8, width=8, channels=2, sketch=4, place_width=4, place_channels=1)
+SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
+DETAILS = DetailsConfig(grid=(4, 6), waves=8, width=8, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
 
 
 def _small(**fields: object) -> Renderer:
@@ -260,7 +262,7 @@ def test_per_half_time_separates_the_prompt() -> None:
         ({"control_layers": 31}, "control_layers 31 .* layers 30"),
         ({"condition": ConditionConfig(latent_channels=8)}, "latent_channels 8 .* channels 16"),
         (
-            {"condition": ConditionConfig(details=replace(DETAILS, sketch=16))},
+            {"condition": ConditionConfig(details=replace(DETAILS, sketch=replace(SKETCH, channels=16)))},
             "20 channels of details, head_details is 0",
         ),
         ({"prediction": "noise"}, "'noise' is neither"),

@@ -15,6 +15,7 @@ from engine.perceptual.details import DetailsConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import FlowSchedule
+from engine.perceptual.sketch import SketchConfig
 from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
 from engine.semantic.planner import PlannerConfig
@@ -25,7 +26,8 @@ from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
 from engine.weights import save_component, write_description
 
-DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, sketch=4, place_width=4, place_channels=1)
+SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
+DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 
@@ -85,7 +87,7 @@ def randomize(name: str, module: nn.Module) -> None:
                 parameter.add_(0.3 * noise)  # norms start at one
             else:
                 parameter.copy_(1.5 * parameter[0].numel() ** -0.5 * noise)
-            if key.endswith("details.opacity.weight"):
+            if key.endswith("sketch.opacity.weight"):
                 parameter.mul_(0.1)  # an opaque sketch would hide the rest
     if name == "vae":
         module.get_buffer("basis").normal_(0.0, 0.2, generator=generator)  # empty without training

@@ -7,11 +7,14 @@ Shapes: `B` batch, `T` frames, `D` feature width, `h` x `w` the semantic grid, `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from engine.layers import Gated
+from engine.perceptual.sketch import Sketch, SketchConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,7 @@ class DetailsConfig:
     has of its own.
 
     Sines are taken at `pictures` points in time: a latent frame stands for so many pictures. Beside `channels` whose
-    meaning is the head's there are, last, `sketch` ones, as many as the latents have, for what subjects look like, and
-    one for how opaque that is.
+    meaning is the head's there are, last, those of the `sketch`.
     """
 
     grid: tuple[int, int]
@@ -30,28 +32,14 @@ class DetailsConfig:
     width: int = 192
     layers: int = 1
     channels: int = 64
-    sketch: int = 24
+    sketch: SketchConfig = field(default_factory=SketchConfig)
     place_width: int = 32
     place_channels: int = 24
 
     @property
     def total(self) -> int:
         """Channels of the result."""
-        return self.channels + self.place_channels + self.sketch + 1
-
-
-class Gated(nn.Module):
-    """The product of two maps of each cell's channels, one of them through a SiLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.maps = nn.Conv2d(inputs, 2 * outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H, W]."""
-        gate, value = self.maps(x).chunk(2, dim=1)
-        product: Tensor = F.silu(gate) * value
-        return product
+        return self.channels + self.place_channels + self.sketch.channels + 1
 
 
 class Details(nn.Module):
@@ -66,7 +54,7 @@ class Details(nn.Module):
     def __init__(self, config: DetailsConfig, feature_dim: int, scale: int) -> None:
         """`scale`: latent rows per row of the grid."""
         super().__init__()
-        self.scale, self.pictures, self.channels = scale, config.pictures, config.channels
+        self.scale, self.pictures = scale, config.pictures
         self.waves = nn.Conv2d(feature_dim, config.waves, 1)
         assert self.waves.bias is not None
         nn.init.uniform_(self.waves.bias, -torch.pi, torch.pi)
@@ -75,34 +63,34 @@ class Details(nn.Module):
             nn.Sequential(Gated(config.width, config.width), nn.Conv2d(config.width, config.width, 1))
             for _ in range(config.layers)
         )
-        self.fine_out = nn.Conv2d(config.width, config.channels + config.sketch, 1)
-        self.opacity = nn.Conv2d(feature_dim, 1, 1, bias=False)
+        self.fine_out = nn.Conv2d(config.width, config.channels, 1)
+        self.sketch = Sketch(config.sketch, feature_dim)
         cells, own = config.grid[0] * config.grid[1], config.place_channels * scale**2
         self.place_in = nn.Parameter(torch.randn(cells, feature_dim, config.place_width) / feature_dim**0.5)
         self.place_bias = nn.Parameter(torch.zeros(cells, 1, config.place_width))
         self.place_out = nn.Parameter(torch.zeros(cells, config.place_width, own))
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """Frames [B, T, D, h, w] and the one before them [B, 1, D, h, w] -> [B, T, total, H, W].
+    def forward(self, features: Tensor, given: int = 0) -> Tensor:
+        """A window's frames from its first one on, [B, P + T, D, h, w] -> [B, T, total, H, W] of those behind the first
+        P = `given` ones."""
+        wide = F.interpolate(features.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
+        wide = wide.unflatten(0, features.shape[:2])
+        new = features[:, given:]
+        places = torch.unflatten(self._places(new.flatten(0, 1)), 0, new.shape[:2])
+        fine, sketch = self._fine(wide, given), self.sketch(wide, given)
+        return torch.cat([part.to(fine.dtype) for part in (fine, places, sketch)], dim=2)
 
-        With none before, [B, 0, D, h, w], the first frame is taken to stand still.
-        """
-        path = torch.cat([before if before.shape[1] else x[:, :1], x], dim=1)
-        wide = F.interpolate(path.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
-        fine, sketch = self.fine(wide.unflatten(0, path.shape[:2])).tensor_split([self.channels], dim=1)
-        places = self._places(x.flatten(0, 1)).to(fine.dtype)
-        return torch.unflatten(torch.cat([fine, places, sketch], dim=1), 0, x.shape[:2])
-
-    def fine(self, path: Tensor) -> Tensor:
-        """The frame before and T frames, [B, 1 + T, D, H, W] in latent cells -> [B T, channels + sketch + 1, H, W]."""
-        waves = self.waves(path.flatten(0, 1)).float().unflatten(0, path.shape[:2])
+    def _fine(self, path: Tensor, given: int) -> Tensor:
+        """[B, P + T, D, H, W] -> [B, T, channels, H, W]; with none before it, a frame is taken to stand still."""
+        now = path[:, given:]
+        waves = self.waves(torch.cat([path[:, :given][:, -1:] if given else now[:, :1], now], dim=1).flatten(0, 1))
+        waves = waves.float().unflatten(0, (len(path), -1))
         shares = [back / self.pictures for back in range(self.pictures)]
-        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(path.dtype) for share in shares]
-        hidden = self.fine_in(torch.cat([path[:, 1:], *sines], dim=2).flatten(0, 1))
+        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(now.dtype) for share in shares]
+        hidden = self.fine_in(torch.cat([now, *sines], dim=2).flatten(0, 1))
         for layer in self.fine_layers:
             hidden = hidden + layer(hidden)
-        opacity = self.opacity(path[:, 1:].flatten(0, 1)).clamp(0, 1)
-        return torch.cat([self.fine_out(hidden), opacity], dim=1)
+        return torch.unflatten(self.fine_out(hidden), 0, now.shape[:2])
 
     def _places(self, x: Tensor) -> Tensor:
         """[B T, D, h, w] -> [B T, place channels, H, W]."""

@@ -6,6 +6,7 @@ Shapes: `B` batch, `T` latent frames, `C` latent channels, `H` x `W` latent size
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,15 @@ def position_table(config: DiTConfig) -> Tensor:
     return torch.cat([torch.zeros(config.text_length, config.hidden), image])[None]
 
 
+@functools.cache
+def _own_table(config: DiTConfig, device: torch.device) -> Tensor:
+    """`position_table`, made once a device."""
+    # Kept tensors must also serve training, so none of them may be an inference tensor.
+    with torch.inference_mode(False), torch.device("cpu"):
+        table = position_table(config)
+    return table.to(device)
+
+
 def _sines(positions: Tensor, dim: int) -> Tensor:
     """[N] -> [N, dim] float32, [sin | cos], computed in float64."""
     exponents = torch.arange(dim // 2, dtype=torch.float64) / (dim / 2)
@@ -115,7 +125,9 @@ class Trunk(nn.Module):
     def __init__(self, config: DiTConfig, layers: int) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("positions", position_table(config))
+        if config.head == "linear":
+            # The release's files hold its table; ours is made from the configuration.
+            self.register_buffer("positions", position_table(config))
         self.patch = nn.Conv2d(config.channels, config.hidden, config.patch, stride=config.patch)
         self.text = nn.Linear(config.text_dim, config.hidden)
         self.time = nn.Sequential(
@@ -137,7 +149,7 @@ class Trunk(nn.Module):
             expected = (config.text_length, config.text_dim)
             raise ValueError(f"text of {tuple(text.shape[1:])} (tokens, width) given, {expected} expected")
         words: Tensor = self.text(text)
-        return words + self.positions[:, : config.text_length].to(words.dtype)
+        return words + self._places(0, config.text_length, words)
 
     def join(self, tokens: Tensor, frames: Tensor, start: int) -> Tensor:
         """[B, M, D] tokens, then those of frames [B or 1, T, C, H, W] from window position `start` on: [B, N, D]."""
@@ -162,7 +174,12 @@ class Trunk(nn.Module):
         # A convolution by name only: in bf16 torch 2.13 computes some of these shapes wrongly on a CPU, `mini`'s too.
         tokens = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
         first = self.config.text_length + start * self.config.frame_tokens
-        return tokens + self.positions[:, first : first + tokens.shape[1]].to(tokens.dtype)
+        return tokens + self._places(first, tokens.shape[1], tokens)
+
+    def _places(self, first: int, count: int, like: Tensor) -> Tensor:
+        """[1, count, D] of the position table from token `first` on, of the type and device of `like`."""
+        table = self.positions if self.config.head == "linear" else _own_table(self.config, like.device)
+        return table[:, first : first + count].to(like.dtype)
 
     def project_patches(self, patches: Tensor) -> Tensor:
         """[B, N, C P P] -> [B, N, D], to be added to the tokens of other patches at the same places."""

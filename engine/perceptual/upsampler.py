@@ -42,8 +42,10 @@ class ConditionConfig:
                 raise ValueError(f"a level of width {width} cannot be split into {self.groups} norm groups")
         if self.widths[-1] % 4:
             raise ValueError(f"the coarsest width {self.widths[-1]} is not a multiple of 4, which pixel shuffle needs")
-        if self.details is not None and self.details.sketch != self.latent_channels:
-            raise ValueError(f"a sketch of {self.details.sketch} channels, but latents have {self.latent_channels}")
+        if self.details is not None and self.details.sketch.channels != self.latent_channels:
+            raise ValueError(
+                f"a sketch of {self.details.sketch.channels} channels, but latents have {self.latent_channels}"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -136,8 +138,8 @@ class Condition(nn.Module):
     def forward(self, features: Tensor, given: int = 0) -> Tensor:
         """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w].
 
-        Frames do not see each other, but for details, which see the frame before. Details are 0 in the `given` first
-        frames: the head makes none of them.
+        Frames do not see each other, but for details, which see those around. The first frame is the window's first.
+        Details are 0 in the `given` first frames: the head makes none of them.
 
         Raises:
             ValueError: if the features' width is not the configuration's.
@@ -146,6 +148,6 @@ class Condition(nn.Module):
             raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
         condition = torch.unflatten(self.project(self.upsampler(features.flatten(0, 1))), 0, features.shape[:2])
         if self.details is not None:
-            details = self.details(features[:, given:], features[:, :given][:, -1:]).to(condition.dtype)
+            details = self.details(features, given).to(condition.dtype)
             condition = torch.cat([condition, F.pad(details, (0, 0) * 3 + (given, 0))], dim=2)
         return condition

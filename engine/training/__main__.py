@@ -40,7 +40,7 @@ STAGES = {
     "extractor": Defaults(30, 32, 1e-3),
     "planner": Defaults(60, 16, 1.5e-3, 8e-3),
     "renderer": Defaults(240, 8, 1e-3, 3e-3),
-    "sketch": Defaults(30, 8, 1.5e-3, 4e-3),
+    "sketch": Defaults(60, 24, 1.5e-3, 4e-3),
     "decoder": Defaults(24, 6, 1e-3, 3e-3),
     "distill": Defaults(60, 8, 3e-4, 1e-3),
 }

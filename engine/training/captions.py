@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 # New words come last: their place is a feature channel of trained weights.
@@ -151,6 +152,11 @@ def random_label(rng: random.Random, held_out: bool = False) -> Label:
             )
         if label.held_out == held_out:
             return label
+
+
+def hardest_label(rng: random.Random, hardness: Callable[[Label], int], draws: int = 2) -> Label:
+    """Of so many labels to learn from the one of the greatest hardness."""
+    return max((random_label(rng) for _ in range(draws)), key=hardness)
 
 
 def caption(label: Label, rng: random.Random) -> str:

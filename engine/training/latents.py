@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -20,7 +21,7 @@ from engine.perceptual.tiny_vae import TinyVAE, TinyVAEState
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.training import teacher, world
 from engine.training.autoencoder import pixels
-from engine.training.captions import Label, caption, random_label
+from engine.training.captions import Label, caption, hardest_label, random_label
 from engine.training.spec import Spec
 
 CLIP_LATENTS = 25
@@ -77,8 +78,9 @@ class LatentPool:
         quantise: Callable[[Tensor, int, random.Random], Tensor] | None,
         size: int,
     ) -> None:
-        """`quantise` None leaves the features as the teacher gives them."""
+        """`quantise` None leaves the features as the teacher gives them. Labels to learn from come from `draw`."""
         self.config, self.vae, self.quantise, self.size = config, vae, quantise, size
+        self.draw: Callable[[random.Random], Label] = partial(hardest_label, hardness=hard_to_render)
         self.clips: list[Clip] = []
 
     def refresh(self, rng: random.Random, render: Render | None = None) -> None:
@@ -104,7 +106,7 @@ class LatentPool:
         """
         device, given = next(self.vae.parameters()).device, self.config.prompt_latents
         if before is None:
-            label = draw_label(rng, held_out)
+            label = self._label(rng, held_out)
             spec, words = world.sample([label], rng).to(device), caption(label, rng)
             known, memory, drawn = [], TinyVAEState(), 0
             start = 1 - FRAMES_PER_LATENT  # of the frames that the first latent stands for, one is seen
@@ -114,7 +116,7 @@ class LatentPool:
             start = drawn - given * FRAMES_PER_LATENT
         labels, captions, change, after = (label, label), (words, words), CLIP_LATENTS, spec
         if changes and rng.random() < CHANGE_SHARE:
-            labels = label, draw_label(rng, held_out)
+            labels = label, self._label(rng, held_out)
             captions = words, caption(labels[1], rng)
             change = rng.randrange(given, CLIP_LATENTS, self.config.new_latents)
         turn, end = (start + count * FRAMES_PER_LATENT for count in (change, CLIP_LATENTS))
@@ -131,6 +133,9 @@ class LatentPool:
         true = both(teacher.maps, semantic)[0]
         features = true if self.quantise is None else self.quantise(true, change, rng)
         return Clip(latents, features, teacher.covered(true), captions, labels, change, after, end, memory)
+
+    def _label(self, rng: random.Random, held_out: bool) -> Label:
+        return random_label(rng, held_out) if held_out else self.draw(rng)
 
     def encode(self, video: Tensor, memory: TinyVAEState) -> Tensor:
         """Latents [T, C, h, w] of uint8 [1, F, 3, H, W]."""
@@ -170,7 +175,7 @@ class LatentPool:
             start = clip.change - config.prompt_latents + rng.choice((0, config.new_latents))
             start = min(start, CLIP_LATENTS - length)
         else:
-            start = rng.choice((0, rng.randrange(CLIP_LATENTS - length + 1)))
+            start = rng.choice((0, rng.randrange(0, CLIP_LATENTS - length + 1, 2)))  # windows begin at even latents
         window = cut(clip, start, length)
         if clip.made is None or rng.random() > MADE_SHARE:
             return window
@@ -184,15 +189,9 @@ class LatentPool:
         return replace(window, latents=torch.cat([clip.made[start : start + given], window.latents[given:]]), flaw=flaw)
 
 
-def draw_label(rng: random.Random, held_out: bool) -> Label:
-    """A held-out label, all alike; or, to learn from, of two the one that is harder to render."""
-
-    def hardness(label: Label) -> int:
-        return (label.direction == "bounce") + (label.relation is not None) + (label.camera != "fixed")
-
-    if held_out:
-        return random_label(rng, held_out)
-    return max(random_label(rng), random_label(rng), key=hardness)
+def hard_to_render(label: Label) -> int:
+    """The more, the harder."""
+    return (label.direction == "bounce") + (label.relation is not None) + (label.camera != "fixed")
 
 
 def cut(clip: Clip, start: int, length: int) -> Window:

@@ -102,8 +102,9 @@ class RendererStage:
         details = self.renderer.condition.details
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
-                details.waves.weight.copy_(teacher.wave_weights(len(details.waves.weight))[:, :, None, None])
-                details.opacity.weight.copy_(teacher.opacity_weights()[None, :, None, None])
+                for waves in (details.waves, details.sketch.waves):
+                    waves.weight.copy_(teacher.wave_weights(len(waves.weight))[:, :, None, None])
+                details.sketch.opacity.weight.copy_(teacher.opacity_weights()[None, :, None, None])
         self.schedule = FlowSchedule()
         self.pool = LatentPool(config, self.vae, quantise, POOL_CLIPS)
         rng = random.Random(f"renderer held out {seed}")

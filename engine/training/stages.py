@@ -29,7 +29,7 @@ from engine.training.latents import through_tokens
 from engine.training.planning import PlannerStage
 from engine.training.render import RendererStage
 from engine.training.run import Stage
-from engine.training.sketch import SketchStage
+from engine.training.sketching import SketchStage
 from engine.training.tokens import TokenizerStage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, text_folders
