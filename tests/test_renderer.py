@@ -18,13 +18,15 @@ from engine.perceptual.renderer import Renderer, RendererConfig
 from engine.perceptual.sketch import SketchConfig
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import ConditionConfig
+from engine.perceptual.waves import WavesConfig
 from engine.reference.case_models import renderer
 from engine.trees import leaves
 from tests import golden
 
 PROMPT, NEW = 2, 3  # latent frames
-SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
-DETAILS = DetailsConfig(grid=(4, 6), waves=8, width=8, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
+WAVES = WavesConfig(count=8, width=8)
+SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
+DETAILS = DetailsConfig(grid=(4, 6), waves=WAVES, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
 
 
 def _small(**fields: object) -> Renderer:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from engine.perceptual.sketch import Sketch, SketchConfig
+from engine.perceptual.waves import WavesConfig
 from engine.training import teacher
 
-CONFIG = SketchConfig(channels=2, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
+WAVES = WavesConfig(count=8, width=8)
+CONFIG = SketchConfig(channels=2, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
 
 
 def _sketch() -> Sketch:

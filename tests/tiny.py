@@ -18,6 +18,7 @@ from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.sketch import SketchConfig
 from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
+from engine.perceptual.waves import WavesConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
@@ -26,8 +27,9 @@ from engine.semantic.tokenizer import TokenizerConfig
 from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
 from engine.weights import save_component, write_description
 
-SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, moods=2, waves=8, width=8)
-DETAILS = DetailsConfig(grid=(2, 3), waves=8, width=8, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
+WAVES = WavesConfig(count=8, width=8)
+SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
+DETAILS = DetailsConfig(grid=(2, 3), waves=WAVES, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 

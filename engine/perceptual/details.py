@@ -13,28 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.layers import Gated
 from engine.perceptual.sketch import Sketch, SketchConfig
+from engine.perceptual.waves import Waves, WavesConfig
 
 
 @dataclass(frozen=True, slots=True)
 class DetailsConfig:
-    """Sizes of `Details`: `waves` sines of the features, `width` and `layers` of what reads them, and of what each cell
-    has of its own.
-
-    Sines are taken at `pictures` points in time: a latent frame stands for so many pictures. Beside `channels` whose
-    meaning is the head's there are, last, those of the `sketch`.
-    """
+    """Sizes of `Details`: `channels` read from `waves`, whose meaning is the head's, `place_channels` of what each cell
+    has of its own, by a network of `place_width`, and last those of the `sketch`."""
 
     grid: tuple[int, int]
-    pictures: int = 4
-    waves: int = 160
-    width: int = 192
-    layers: int = 1
+    waves: WavesConfig = field(default_factory=WavesConfig)
     channels: int = 64
-    sketch: SketchConfig = field(default_factory=SketchConfig)
     place_width: int = 32
     place_channels: int = 24
+    sketch: SketchConfig = field(default_factory=SketchConfig)
 
     @property
     def total(self) -> int:
@@ -43,27 +36,14 @@ class DetailsConfig:
 
 
 class Details(nn.Module):
-    """Features -> channels for the head, from sines of them in each latent cell and from a network of each grid cell.
-
-    Sines are what makes a function of a way or an angle sharp: a network that reads the plain numbers learns its smooth
-    part for hours before an outline (learned Fourier features). What moves is somewhere else in each of the pictures
-    that a latent stands for, so sines are taken all along the way from the frame before. Products of channels let what
-    there is choose among the shapes that sines of a way make.
-    """
+    """Features -> channels for the head: of each latent cell, of a network that each grid cell has of its own, and of
+    the sketch."""
 
     def __init__(self, config: DetailsConfig, feature_dim: int, scale: int) -> None:
         """`scale`: latent rows per row of the grid."""
         super().__init__()
-        self.scale, self.pictures = scale, config.pictures
-        self.waves = nn.Conv2d(feature_dim, config.waves, 1)
-        assert self.waves.bias is not None
-        nn.init.uniform_(self.waves.bias, -torch.pi, torch.pi)
-        self.fine_in = Gated(feature_dim + config.pictures * config.waves, config.width)
-        self.fine_layers = nn.ModuleList(
-            nn.Sequential(Gated(config.width, config.width), nn.Conv2d(config.width, config.width, 1))
-            for _ in range(config.layers)
-        )
-        self.fine_out = nn.Conv2d(config.width, config.channels, 1)
+        self.scale = scale
+        self.fine = Waves(config.waves, feature_dim, config.channels)
         self.sketch = Sketch(config.sketch, feature_dim)
         cells, own = config.grid[0] * config.grid[1], config.place_channels * scale**2
         self.place_in = nn.Parameter(torch.randn(cells, feature_dim, config.place_width) / feature_dim**0.5)
@@ -75,22 +55,13 @@ class Details(nn.Module):
         P = `given` ones."""
         wide = F.interpolate(features.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
         wide = wide.unflatten(0, features.shape[:2])
-        new = features[:, given:]
-        places = torch.unflatten(self._places(new.flatten(0, 1)), 0, new.shape[:2])
-        fine, sketch = self._fine(wide, given), self.sketch(wide, given)
-        return torch.cat([part.to(fine.dtype) for part in (fine, places, sketch)], dim=2)
-
-    def _fine(self, path: Tensor, given: int) -> Tensor:
-        """[B, P + T, D, H, W] -> [B, T, channels, H, W]; with none before it, a frame is taken to stand still."""
-        now = path[:, given:]
-        waves = self.waves(torch.cat([path[:, :given][:, -1:] if given else now[:, :1], now], dim=1).flatten(0, 1))
-        waves = waves.float().unflatten(0, (len(path), -1))
-        shares = [back / self.pictures for back in range(self.pictures)]
-        sines = [torch.lerp(waves[:, 1:], waves[:, :-1], share).sin().to(now.dtype) for share in shares]
-        hidden = self.fine_in(torch.cat([now, *sines], dim=2).flatten(0, 1))
-        for layer in self.fine_layers:
-            hidden = hidden + layer(hidden)
-        return torch.unflatten(self.fine_out(hidden), 0, now.shape[:2])
+        new = wide[:, given:]
+        # With none before it, a frame is taken to stand still.
+        before = torch.cat([wide[:, :given][:, -1:] if given else new[:, :1], new[:, :-1]], dim=1)
+        fine = self.fine(new.flatten(0, 1), before.flatten(0, 1))
+        places = self._places(features[:, given:].flatten(0, 1)).to(fine.dtype)
+        beside = torch.cat([fine, places], dim=1).unflatten(0, new.shape[:2])
+        return torch.cat([beside, self.sketch(wide, given).to(fine.dtype)], dim=2)
 
     def _places(self, x: Tensor) -> Tensor:
         """[B T, D, h, w] -> [B T, place channels, H, W]."""

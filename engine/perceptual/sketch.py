@@ -7,40 +7,35 @@ Shapes: `B` batch, `T` new frames, `P` frames before them, `D` feature width, `H
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.layers import Gated
+from engine.perceptual.waves import Waves, WavesConfig
 
 
 @dataclass(frozen=True, slots=True)
 class SketchConfig:
-    """Sizes of `Sketch`: it looks `back` and `ahead` so many frames, within the window, through `sight` channels, and
-    draws with `waves` sines at `pictures` points in time and `layers` of `width`; `moods` is what it keeps of its look
-    around beside a mended way.
-    """
+    """Sizes of `Sketch`: it looks `back` and `ahead` so many frames, within the window, through `sight` channels, keeps
+    `hints` of what it saw beside the mended way, and draws with `waves`."""
 
     channels: int = 24
     back: int = 4
     ahead: int = 3
     sight: int = 160
-    moods: int = 16
-    pictures: int = 4
-    waves: int = 208
-    width: int = 192
-    layers: int = 1
+    hints: int = 16
+    waves: WavesConfig = field(default_factory=lambda: WavesConfig(count=208))
 
 
 class Sketch(nn.Module):
     """Features -> latents of subjects, and how opaque they are.
 
     A plan says to one or two pixels where a subject is, so that from one frame to the next a slow one may seem to go
-    backwards. Seen over some frames its way is plain: that, whether it faces left, and with the frame's number whether
-    its wings are up, which the window's frames share with those of all others (a beat is two latents, windows begin at
-    even ones). Sines are taken along the mended way, one point for each picture of a latent.
+    backwards. Over some frames its way is plain, and so is whether it faces left. Whether its wings are up is told by
+    the frame's number: a beat is two latents, and windows begin at even ones.
     """
 
     def __init__(self, config: SketchConfig, feature_dim: int) -> None:
@@ -48,18 +43,11 @@ class Sketch(nn.Module):
         self.config, self.features = config, feature_dim
         self.seen = config.back + 1 + config.ahead
         self.sight = Gated(self.seen * (feature_dim + 1) + 1, config.sight)
-        self.mend = nn.Conv2d(config.sight, 2 * feature_dim + config.moods, 1)
+        self.mend = nn.Conv2d(config.sight, 2 * feature_dim + config.hints, 1)
+        assert self.mend.bias is not None
         nn.init.zeros_(self.mend.weight)
-        self.waves = nn.Conv2d(feature_dim, config.waves, 1)
-        assert self.waves.bias is not None and self.mend.bias is not None
         nn.init.zeros_(self.mend.bias)
-        nn.init.uniform_(self.waves.bias, -torch.pi, torch.pi)
-        self.shapes = Gated(feature_dim + config.pictures * config.waves + config.moods, config.width)
-        self.layers = nn.ModuleList(
-            nn.Sequential(Gated(config.width, config.width), nn.Conv2d(config.width, config.width, 1))
-            for _ in range(config.layers)
-        )
-        self.out = nn.Conv2d(config.width, config.channels, 1)
+        self.strokes = Waves(config.waves, feature_dim, config.channels, config.hints)
         self.opacity = nn.Conv2d(feature_dim, 1, 1, bias=False)
 
     def forward(self, path: Tensor, given: int) -> Tensor:
@@ -89,13 +77,7 @@ class Sketch(nn.Module):
         before = inputs[:, (config.back - 1) * size :][:, :size]
         # With none before, a frame is taken to stand still.
         before = torch.where(before[:, self.features :] > 0, before[:, : self.features], now)
-        ways, moods = self.mend(self.sight(inputs)).tensor_split([2 * self.features], dim=1)
+        ways, hints = self.mend(self.sight(inputs)).tensor_split([2 * self.features], dim=1)
         before, now = torch.cat([before, now], dim=1).add(ways).chunk(2, dim=1)
-        end, start = self.waves(now).float(), self.waves(before).float()
-        shares = [back / config.pictures for back in range(config.pictures)]
-        sines = [torch.lerp(end, start, share).sin().to(now.dtype) for share in shares]
-        hidden = self.shapes(torch.cat([now, *sines, moods], dim=1))
-        for layer in self.layers:
-            hidden = hidden + layer(hidden)
-        drawn: Tensor = self.out(hidden)
+        drawn: Tensor = self.strokes(now, before, hints)
         return drawn

@@ -102,7 +102,7 @@ class RendererStage:
         details = self.renderer.condition.details
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
-                for waves in (details.waves, details.sketch.waves):
+                for waves in (details.fine.waves, details.sketch.strokes.waves):
                     waves.weight.copy_(teacher.wave_weights(len(waves.weight))[:, :, None, None])
                 details.sketch.opacity.weight.copy_(teacher.opacity_weights()[None, :, None, None])
         self.schedule = FlowSchedule()

@@ -54,7 +54,7 @@ class SketchStage:
         self.sketch.requires_grad_(True).opacity.requires_grad_(False)
 
     def hidden(self) -> list[nn.Parameter]:
-        parts = (self.sketch.sight, self.sketch.shapes, self.sketch.layers)
+        parts = (self.sketch.sight, self.sketch.strokes.shapes, self.sketch.strokes.layers)
         return [p for part in parts for p in part.parameters() if p.ndim == 4]
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:

@@ -82,7 +82,7 @@ def maps(spec: Spec, frames: Tensor) -> Tensor:
 
 
 def wave_weights(count: int) -> Tensor:
-    """What the waves of `engine.perceptual.details.Details` start from, [count, FEATURE_DIM] radians per unit.
+    """What `engine.perceptual.waves.Waves` start from, [count, FEATURE_DIM] radians per unit.
 
     Most read the way to a subject, the others the scenery's angle, each shifted by what is seen there. Periods of ways
     are 20 to 60 px: shorter ones would see how far a tokenizer misplaces subjects.
@@ -98,7 +98,7 @@ def wave_weights(count: int) -> Tensor:
 
 
 def opacity_weights() -> Tensor:
-    """What the opacity of `Details` starts from, [FEATURE_DIM]."""
+    """What the opacity of `Sketch` starts from, [FEATURE_DIM]."""
     weights = torch.zeros(FEATURE_DIM)
     for name in ("mask", "mask2"):
         weights[channel(name)] = 1 / WHOLE
