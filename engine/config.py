@@ -91,6 +91,11 @@ class EngineConfig:
                 f"a first hop of {self.first_latents} latents gives no {self.prompt_latents} prompt latents within a "
                 f"window of {dit.frames}"
             )
+        if self.renderer.condition.details is not None and self.new_latents % 2:
+            raise ValueError(
+                f"{self.new_latents} new latents a hop are odd, but a renderer with a sketch takes windows to begin at "
+                "even ones"
+            )
         if self.tokenizer.feature_dim != self.renderer.condition.feature_dim:
             raise ValueError(
                 f"the tokenizer makes {self.tokenizer.feature_dim} feature channels, the renderer reads "

@@ -34,6 +34,7 @@ def test_an_unknown_preset_is_refused() -> None:
     ("changes", "word"),
     [
         ({"prompt_latents": 6}, "do not fill a window of 13"),
+        ({"prompt_latents": 8, "new_latents": 5, "first_latents": 8}, "5 new latents a hop are odd"),
         ({"first_latents": 6}, "no 7 prompt latents"),
         ({"first_latents": 14}, "within a window of 13"),
         ({"prompt_half": "dirty"}, "'dirty'"),

@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from engine.perceptual.details import Details, DetailsConfig
-from engine.perceptual.sketch import SketchConfig
-from engine.perceptual.waves import WavesConfig
+from engine.perceptual.details import Details
 from engine.training import teacher
+from tests.tiny import DETAILS
 
-WAVES = WavesConfig(count=8, width=8)
-SKETCH = SketchConfig(channels=2, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
-CONFIG = DetailsConfig(grid=(2, 3), waves=WAVES, channels=4, sketch=SKETCH, place_width=4, place_channels=2)
+CONFIG = replace(DETAILS, channels=4, place_channels=2)
 PLACES = slice(CONFIG.channels, CONFIG.channels + CONFIG.place_channels)  # of the result's channels
 
 
@@ -47,7 +44,9 @@ def test_frames_see_the_one_before_them_alone() -> None:
 
 def test_sines_are_taken_along_the_way() -> None:
     """With two pictures a frame those half-way count as much: the same when half-way and end are exchanged."""
-    details = Details(replace(CONFIG, waves=replace(WAVES, pictures=2), place_channels=0), feature_dim=5, scale=1)
+    details = Details(
+        replace(CONFIG, waves=replace(CONFIG.waves, pictures=2), place_channels=0), feature_dim=5, scale=1
+    )
     details.fine.shapes.maps.weight.data[:, :5] = 0
     first, second = details.fine.shapes.maps.weight.data[:, 5:].chunk(2, dim=1)
     second.copy_(first)

@@ -11,22 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.layers import sinusoid
-from engine.perceptual.details import DetailsConfig
 from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
 from engine.perceptual.head import Frames
 from engine.perceptual.renderer import Renderer, RendererConfig
-from engine.perceptual.sketch import SketchConfig
 from engine.perceptual.times import Moment
 from engine.perceptual.upsampler import ConditionConfig
-from engine.perceptual.waves import WavesConfig
 from engine.reference.case_models import renderer
 from engine.trees import leaves
-from tests import golden
+from tests import golden, tiny
 
 PROMPT, NEW = 2, 3  # latent frames
-WAVES = WavesConfig(count=8, width=8)
-SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
-DETAILS = DetailsConfig(grid=(4, 6), waves=WAVES, channels=2, sketch=SKETCH, place_width=4, place_channels=1)
+DETAILS = replace(tiny.DETAILS, grid=(4, 6))
 
 
 def _small(**fields: object) -> Renderer:
@@ -264,7 +259,7 @@ def test_per_half_time_separates_the_prompt() -> None:
         ({"control_layers": 31}, "control_layers 31 .* layers 30"),
         ({"condition": ConditionConfig(latent_channels=8)}, "latent_channels 8 .* channels 16"),
         (
-            {"condition": ConditionConfig(details=replace(DETAILS, sketch=replace(SKETCH, channels=16)))},
+            {"condition": ConditionConfig(details=replace(DETAILS, sketch=replace(DETAILS.sketch, channels=16)))},
             "20 channels of details, head_details is 0",
         ),
         ({"prediction": "noise"}, "'noise' is neither"),

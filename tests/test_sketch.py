@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from engine.perceptual.sketch import Sketch, SketchConfig
-from engine.perceptual.waves import WavesConfig
 from engine.training import teacher
-
-WAVES = WavesConfig(count=8, width=8)
-CONFIG = SketchConfig(channels=2, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
+from tests.tiny import SKETCH as CONFIG
 
 
 def _sketch() -> Sketch:
@@ -63,6 +61,13 @@ def test_an_unmended_way_is_the_plans() -> None:
     """A new sketch takes ways as they are planned: what is around a frame and the one before it changes nothing."""
     sketch, path = Sketch(CONFIG, feature_dim=5), torch.randn(1, 6, 5, 2, 3)
     assert _changed(sketch, path, 2, 3) == [False, True, True, False]
+
+
+@pytest.mark.parametrize("fields", [{"back": 0}, {"ahead": -1}])
+def test_a_sketch_sees_the_frame_before(fields: dict[str, int]) -> None:
+    """Without one, or with less than none ahead, it is refused with both numbers."""
+    with pytest.raises(ValueError, match=r"back -?\d+ .* ahead -?\d+"):
+        SketchConfig(**fields)
 
 
 def test_opacity_is_a_share() -> None:

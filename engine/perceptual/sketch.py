@@ -29,13 +29,19 @@ class SketchConfig:
     hints: int = 16
     waves: WavesConfig = field(default_factory=lambda: WavesConfig(count=208))
 
+    def __post_init__(self) -> None:
+        if self.back < 1 or self.ahead < 0:
+            raise ValueError(
+                f"back {self.back} must be at least 1, for the frame before, ahead {self.ahead} at least 0"
+            )
+
 
 class Sketch(nn.Module):
     """Features -> latents of subjects, and how opaque they are.
 
     A plan says to one or two pixels where a subject is, so that from one frame to the next a slow one may seem to go
     backwards. Over some frames its way is plain, and so is whether it faces left. Whether its wings are up is told by
-    the frame's number: a beat is two latents, and windows begin at even ones.
+    the frame's number in the window: a beat is two latents, and windows begin at even ones (`EngineConfig`).
     """
 
     def __init__(self, config: SketchConfig, feature_dim: int) -> None:
@@ -60,23 +66,22 @@ class Sketch(nn.Module):
 
     def look(self, path: Tensor, given: int) -> Tensor:
         """What each cell sees, [B, T, I, H, W]: the frames around, each with a mark that it is in the window, and
-        whether its own has an even number. Arguments as for `forward`."""
+        whether its own number is odd. Arguments as for `forward`."""
         back, ahead = self.config.back, self.config.ahead
         new = path.shape[1] - given
         known = min(given, back)
         frames = torch.cat([path, torch.ones_like(path[:, :, :1])], dim=2)[:, given - known :]
         frames = F.pad(frames, (0, 0) * 3 + (back - known, ahead))
-        parity = torch.arange(given, given + new, device=path.device).remainder(2).to(path.dtype)
-        parity = parity[:, None, None, None].expand_as(path[:, given:, :1])
-        return torch.cat([*(frames[:, start : start + new] for start in range(self.seen)), parity], dim=2)
+        odd = torch.arange(given, given + new, device=path.device).remainder(2).to(path.dtype)
+        odd = odd[:, None, None, None].expand_as(path[:, given:, :1])
+        return torch.cat([*(frames[:, start : start + new] for start in range(self.seen)), odd], dim=2)
 
     def draw(self, inputs: Tensor) -> Tensor:
         """[N, I, H, W] of `look` -> [N, channels, H, W]."""
-        config, size = self.config, self.features + 1
-        now = inputs[:, config.back * size :][:, : self.features]
-        before = inputs[:, (config.back - 1) * size :][:, :size]
+        frames = inputs[:, :-1].unflatten(1, (self.seen, -1))
+        before, now = frames[:, self.config.back - 1, :-1], frames[:, self.config.back, :-1]
         # With none before, a frame is taken to stand still.
-        before = torch.where(before[:, self.features :] > 0, before[:, : self.features], now)
+        before = torch.where(frames[:, self.config.back - 1, -1:] > 0, before, now)
         ways, hints = self.mend(self.sight(inputs)).tensor_split([2 * self.features], dim=1)
         before, now = torch.cat([before, now], dim=1).add(ways).chunk(2, dim=1)
         drawn: Tensor = self.strokes(now, before, hints)
