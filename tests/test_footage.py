@@ -32,8 +32,8 @@ from engine.training.filming import FootageRenderer
 from engine.training.footage import Place
 from engine.training.footage_planning import FootagePlanner, motion_score
 from engine.training.footage_tokens import FootageTokenizer
-from engine.training.planning import TEXT_STD
 from engine.training.run import Stage
+from engine.training.texts import TEXT_STD
 from engine.video.video_file import VideoFile
 from engine.weights import load_component, save_component, write_description
 

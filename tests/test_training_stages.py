@@ -28,6 +28,7 @@ from engine.training import (
     sketching,
     stages,
     teacher,
+    texts,
     tokens,
     world,
 )
@@ -164,6 +165,18 @@ def test_the_extractor_stage_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "theia.safetensors").exists()
 
 
+def test_the_text_stage_learns_whose_words_are_whose(tmp_path: Path) -> None:
+    """Loss falls; held out are captions with words that could change places, and each kind of word has a figure."""
+    torch.manual_seed(0)
+    stage = texts.TextStage(SmallT5(narrow().text, make_tokenizer(tmp_path)), 0, "cpu", tmp_path)
+    assert improves(stage, 12, 3e-3)
+    assert all(label.held_out and (label.relation or label.camera != "fixed") for label in stage.held_out)
+    with torch.no_grad():
+        assert stage.evaluate().keys() == texts.WORDS.keys()
+    stage.export()
+    assert (tmp_path / "text.safetensors").exists()
+
+
 @pytest.fixture
 def planner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> planning.PlannerStage:
     monkeypatch.setattr(planning, "HELD_OUT", 3)
@@ -228,6 +241,8 @@ def test_hard_labels_are_seen_more_often() -> None:
 
     pairs, bounces, pans = shares(latents.hard_to_render, 2)
     assert 200 < pairs < 320 and 200 < bounces < 320 and 300 < pans < 460
+    _, _, pans = shares(planning.hard_to_plan, 2)
+    assert 250 < pans < 400
     pairs, bounces, _ = shares(sketching.hard_to_sketch, 3)
     assert 330 < pairs < 440 and 40 < bounces < 160
 
@@ -465,7 +480,10 @@ def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_warm_start_begins_with_what_the_weights_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planner, text encoder, its words' numbers and renderer go on from their files; without the flag they are new."""
+    """Planner, renderer, text encoder and its words' numbers go on from their files; without the flag they are new.
+
+    A new planner is trained with the text encoder that is there.
+    """
     monkeypatch.setattr(render, "HELD_OUT", 1)
     config = narrow()
     kept = {
@@ -480,18 +498,20 @@ def test_a_warm_start_begins_with_what_the_weights_folder_has(tmp_path: Path, mo
     make_tokenizer(tmp_path, captions=["words of another order than the world's"])
     words = load_tokenizer(tmp_path).get_vocab()
     stage_of = {}
-    for name, components in (("renderer", ("renderer",)), ("planner", ("text", "planner"))):
+    for name in ("renderer", "planner", "text"):
         arguments = [name, "--weights", str(tmp_path), "--seed", "3"]
         warm = stages.build(name, config, command.parse([*arguments, "--warm-start"]))
         assert load_tokenizer(tmp_path).get_vocab() == words
         new = stages.build(name, config, command.parse(arguments))
         stage_of[name] = warm, new
-        for component in components:
-            saved = {key: value.bfloat16() for key, value in kept[component].named_parameters()}
-            for stage, same in ((warm, True), (new, False)):
-                parameters = dict(getattr(stage, component).named_parameters())
-                assert all(torch.equal(parameters[key].bfloat16(), saved[key]) for key in saved) == same
+        saved = {key: value.bfloat16() for key, value in kept[name].named_parameters()}
+        for stage, same in ((warm, True), (new, False)):
+            parameters = dict(getattr(stage, name).named_parameters())
+            assert all(torch.equal(parameters[key].bfloat16(), saved[key]) for key in saved) == same
     assert load_tokenizer(tmp_path).get_vocab() != words
+    text = dict(stage_of["planner"][1].text.named_parameters())
+    assert all(torch.equal(text[key].bfloat16(), value.bfloat16()) for key, value in kept["text"].named_parameters())
+    assert all(parameter.requires_grad for parameter in text.values())
     assert [stage.made_from for stage in stage_of["renderer"]] == [0, render.MADE_FROM]
 
 
@@ -500,16 +520,14 @@ def test_a_warm_start_resumes_as_one(
 ) -> None:
     """Without the flag the words would get other numbers than the run's: it is refused, and they are left alone."""
     monkeypatch.setattr(command, "preset", lambda name: narrow())
-    save_component(tmp_path, "tokenizer", SemanticTokenizer(narrow().tokenizer))
-    save_component(tmp_path, "planner", Planner(narrow().planner))
     make_tokenizer(tmp_path, captions=["words of another order than the world's"])
     save_component(tmp_path, "text", SmallT5(narrow().text, load_tokenizer(tmp_path)))
     words = load_tokenizer(tmp_path).get_vocab()
-    arguments = ["planner", "--minutes", "0.002", "--batch", "2", "--folder", str(tmp_path / "run")]
+    arguments = ["text", "--minutes", "0.002", "--batch", "2", "--folder", str(tmp_path / "run")]
     arguments += ["--weights", str(tmp_path)]
     assert command.main([*arguments, "--warm-start"]) == 0
     assert command.main(arguments) == 2
-    assert "is of another run, 'planner of mini, from weights' and not 'planner of mini'" in caplog.text
+    assert "is of another run, 'text of mini, from weights' and not 'text of mini'" in caplog.text
     assert load_tokenizer(tmp_path).get_vocab() == words
 
 

@@ -1,5 +1,6 @@
 """The drawn world."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 
 from engine.config import preset
 from engine.training import teacher, world
-from engine.training.captions import SUBJECTS, Label, random_label
+from engine.training.captions import SPEEDS, SUBJECTS, Label, random_label
 from engine.training.spec import HOP_FRAMES, HOP_PX, Spec
 
 PAIR = {"relation": "above", "subject2": "car", "colour2": "blue"}
@@ -131,6 +132,18 @@ def test_another_subject_begins_in_sight_as_in_a_new_video(direction: str) -> No
             assert float(start[axis]) in places[axis]
             assert abs(start[axis] - before[axis]) == min(abs(place - before[axis]) for place in places[axis])
         assert other.hopped(began[:, None]) == 0
+
+
+@pytest.mark.parametrize("direction", ["left", "right", "up", "down"])
+def test_a_new_subject_is_in_sight_for_two_hops(direction: str) -> None:
+    """Wherever it starts and however fast it is, its middle stays within the picture."""
+    for speed in SPEEDS:
+        wide, high = world.starts(Label("ball", "blue", "sea", direction, speed))
+        for start in itertools.product(wide, high):
+            one = replace(spec(3, subject="ball", direction=direction, speed=speed), start=torch.tensor([start]))
+            x, y = world.centres(one, torch.arange(48.0)[None])[0].unbind(-1)
+            assert 8 <= x.min() and x.max() <= world.WIDTH_PX - 8
+            assert 8 <= y.min() and y.max() <= world.HEIGHT_PX - 8
 
 
 def test_a_subject_that_stays_goes_on_from_where_it_is() -> None:

@@ -38,6 +38,7 @@ STAGES = {
     "autoencoder": Defaults(12, 6, 1.5e-3, 5e-3),
     "tokenizer": Defaults(40, 24, 2e-3),
     "extractor": Defaults(30, 32, 1e-3),
+    "text": Defaults(12, 128, 2e-3),
     "planner": Defaults(60, 16, 1.5e-3, 8e-3),
     "renderer": Defaults(240, 8, 1e-3, 3e-3),
     "sketch": Defaults(60, 24, 1.5e-3, 4e-3),
@@ -58,8 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m engine.training",
         description="Train one stage of a preset, or write a dataset, or compare. Stages need the weights of those "
-        "before them in the weights folder: autoencoder, tokenizer and extractor stand alone; the planner "
-        "needs the tokenizer; the renderer the autoencoder, and for --features tokens also tokenizer and planner; "
+        "before them in the weights folder: autoencoder, tokenizer, extractor and text stand alone; the planner "
+        "needs tokenizer and text; the renderer the autoencoder, and for --features tokens also tokenizer and planner; "
         "sketch likewise; decoder and distill need all. With --data, tokenizer, planner and renderer also need the "
         "extractor. Run again to resume.",
     )

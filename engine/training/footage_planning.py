@@ -24,10 +24,10 @@ from engine.training.planning import (
     NULL_FRAMES_SHARE,
     NULL_MOTION_SHARE,
     NULL_TEXT_SHARE,
-    TEXT_STD,
     TextPlanner,
     learn_geometry,
 )
+from engine.training.texts import TEXT_STD
 from engine.weights import save_component
 
 TWO_GROUPS_SHARE = 0.5  # of the samples, where videos are long enough

@@ -1,4 +1,4 @@
-"""Stage `planner`: text to semantic tokens (paper Eq. 4), with the text encoder trained along.
+"""Stage `planner`: text to semantic tokens (paper Eq. 4), with the text encoder of stage `text` trained along.
 
 A sample is a group to be planned: the first of a video, the next one after another as context, or one under a changed
 caption, whose context is cut short. Features come from the world without pixels, so data are endless and every
@@ -21,12 +21,11 @@ from engine.kv_cache import KVCache
 from engine.semantic.planner import Planner, Prefix
 from engine.semantic.sampling import SamplingConfig, gumbel, sample_code
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5, scaled_embeddings
+from engine.text import SmallT5
 from engine.training import reading, teacher, world
-from engine.training.captions import Label, caption, random_label
+from engine.training.captions import Label, caption, hardest_label, random_label
 from engine.weights import save_component
 
-TEXT_STD = 0.3
 CODE_STD, HEAD_STD = 0.5, 0.02
 NULL_TEXT_SHARE, NULL_MOTION_SHARE, NULL_FRAMES_SHARE = 0.1, 0.5, 0.5
 KINDS = {"first": 0.25, "next": 0.35, "changed": 0.4}  # share of the batches
@@ -42,6 +41,13 @@ class Sample:
     context: Tensor | None  # int64 [codes of the group before, whole or cut]
     codes: Tensor  # int64 [codes of a full group]
     label: Label
+
+
+def hard_to_plan(label: Label) -> int:
+    """The more, the harder: a camera that pans past a way across the picture, two subjects, slow ways."""
+    sideways = label.camera != "fixed" and label.direction in ("left", "right")
+    slow = label.speed == "slow" and label.direction not in ("still", "bounce")
+    return 2 * sideways + (label.relation is not None) + slow
 
 
 def motion_score(label: Label) -> float:
@@ -82,7 +88,6 @@ class PlannerStage:
         torch.manual_seed(seed)
         self.config, self.seed, self.device, self.weights = config, seed, device, weights
         self.tokenizer = tokenizer.to(device).eval()
-        scaled_embeddings(text, TEXT_STD)
         self.planner = Planner(config.planner)
         learn_geometry(self.planner, tokenizer)
         self.text = text
@@ -99,8 +104,8 @@ class PlannerStage:
         """Samples of a kind; all their contexts have one length."""
         frames = self.config.tokenizer.frames
         given = {"first": 0, "next": frames, "changed": rng.randrange(1, frames)}[kind]
-        before = [random_label(rng) for _ in range(count)]
-        after = [random_label(rng) if kind == "changed" else label for label in before]
+        before = [hardest_label(rng, hard_to_plan) for _ in range(count)]
+        after = [hardest_label(rng, hard_to_plan) if kind == "changed" else label for label in before]
         begin = [0 if kind == "first" or rng.random() < 0.5 else FRAMES_PER_LATENT * rng.randrange(150) for _ in before]
         spec = world.sample(before, rng).to(self.device)
         steps = torch.arange(given + frames, device=self.device) * FRAMES_PER_LATENT

@@ -30,6 +30,7 @@ from engine.training.planning import PlannerStage
 from engine.training.render import RendererStage
 from engine.training.run import Stage
 from engine.training.sketching import SketchStage
+from engine.training.texts import TextStage
 from engine.training.tokens import TokenizerStage
 from engine.training.words import make_tokenizer
 from engine.weights import load_component, text_folders
@@ -38,7 +39,8 @@ from engine.weights import load_component, text_folders
 WARM_COMPONENTS = {
     "autoencoder": ("vae",),
     "extractor": ("theia",),
-    "planner": ("text", "planner"),
+    "text": ("text",),
+    "planner": ("planner",),
     "renderer": ("renderer",),
     "sketch": ("renderer",),
 }
@@ -82,9 +84,12 @@ def _new(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stag
         return TokenizerStage(config.tokenizer, seed, device, weights)
     if name == "extractor":
         return ExtractorStage(config.theia, seed, device, weights)
+    if name == "text":
+        return TextStage(SmallT5(config.text, _words(config.text, arguments)), seed, device, weights)
     if name == "planner":
-        text = SmallT5(config.text, _words(config.text, arguments))
-        return PlannerStage(config, text, _tokenizer(config, arguments), seed, device, weights)
+        tokenizer = _tokenizer(config, arguments)
+        text = _small_text(config.text, arguments).requires_grad_(True)
+        return PlannerStage(config, text, tokenizer, seed, device, weights)
     vae = TinyVAE(config.vae)
     load_component(weights, "vae", vae)
     if name == "renderer" and arguments.features == "teacher":

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
 from engine.training import backdrop, scenery, subjects
-from engine.training.captions import Label
+from engine.training.captions import SPEEDS, Label
 from engine.training.spec import PAN_PX, STAY, STEP, Spec
 
 HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side this far outside the picture
 START_X, START_Y = tuple(range(56, 144, 8)), tuple(range(40, 104, 8))  # px, of the subjects' middles
 LOW_Y = (80, 88)  # where what rolls, sails or bounces starts
+# How far behind these places one starts that moves, in the order of SPEEDS, so that the fastest too is in sight for two
+# hops.
+LEAD_X, LEAD_Y = (32, 32, 48), (24, 24, 40)
 IN_SIGHT = (range(16, 184, 8), range(16, 120, 8))  # px, where a subject goes on that stays
 # How many places a camera may start from, each a quarter of the way between landmarks and some farther than the next,
 # in whole steps of a pan, so that scenery passes by the same fractions of a pixel for ever.
@@ -55,12 +58,15 @@ def sample(labels: list[Label], rng: random.Random) -> Spec:
 
 def starts(label: Label) -> tuple[Sequence[float], Sequence[float]]:
     """Px where the subject of a new video may be, or the middle of two: in sight, and for some seconds from there."""
-    step_x, step_y = STEP.get(label.direction, STAY)
+    (step_x, step_y), speed = STEP.get(label.direction, STAY), SPEEDS.index(label.speed)
     low = label.direction == "bounce" or label.subject in ("car", "sailboat")
-    high: Sequence[float] = (64 - 24 * step_y,) if step_y else LOW_Y if low else START_Y
+    high: Sequence[float] = (64 - LEAD_Y[speed] * step_y,) if step_y else LOW_Y if low else START_Y
     if label.relation == "above" and not step_y:
         high = tuple(y for y in high if 64 <= y <= 80)
-    return [x - 32 * step_x for x in START_X], high
+    wide = [x - LEAD_X[speed] * step_x for x in START_X]
+    if label.relation == "left of":
+        wide = [x for x in wide if 24 <= x <= WIDTH_PX - 24]
+    return wide, high
 
 
 def relabel(spec: Spec, labels: list[Label], frame: Tensor) -> Spec:
