@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.config import FRAMES_PER_LATENT
 from engine.training import backdrop, scenery, subjects
 from engine.training.captions import SPEEDS, Label
-from engine.training.spec import PAN_PX, STAY, STEP, Spec
+from engine.training.spec import GAP_PX, PAN_PX, STAY, STEP, Spec
 
 HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side this far outside the picture
@@ -65,7 +65,8 @@ def starts(label: Label) -> tuple[Sequence[float], Sequence[float]]:
         high = tuple(y for y in high if 64 <= y <= 80)
     wide = [x - LEAD_X[speed] * step_x for x in START_X]
     if label.relation == "left of":
-        wide = [x for x in wide if 24 <= x <= WIDTH_PX - 24]
+        half = GAP_PX["left of"][0] / 2
+        wide = [x for x in wide if half <= x <= WIDTH_PX - half]
     return wide, high
 
 
