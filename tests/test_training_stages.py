@@ -172,7 +172,7 @@ def test_the_text_stage_learns_whose_words_are_whose(tmp_path: Path) -> None:
     assert improves(stage, 12, 3e-3)
     assert all(label.held_out and (label.relation or label.camera != "fixed") for label in stage.held_out)
     with torch.no_grad():
-        assert stage.evaluate().keys() == texts.WORDS.keys()
+        assert stage.evaluate().keys() == texts.ANSWERS.keys()
     stage.export()
     assert (tmp_path / "text.safetensors").exists()
 

@@ -18,6 +18,19 @@ DIRECTIONS = ("still", "left", "right", "up", "down", "bounce")
 SPEEDS = ("slow", "medium", "fast")
 CAMERAS = ("fixed", "left", "right")
 RELATIONS = ("above", "left of")
+# Of each field of a `Label`, what it may be; the last three are None without a second subject.
+WORDS = {
+    "subject": SUBJECTS,
+    "colour": COLOURS,
+    "scene": SCENES,
+    "direction": DIRECTIONS,
+    "speed": SPEEDS,
+    "camera": CAMERAS,
+    "relation": RELATIONS,
+    "subject2": SUBJECTS,
+    "colour2": COLOURS,
+}
+PAIR_WORDS = ("relation", "subject2", "colour2")
 
 HELD_OUT_SHARE = 0.1
 PAIR_SHARE = 0.15  # of labels with a second subject
@@ -96,19 +109,21 @@ class Label:
     colour2: str | None = None
 
     def __post_init__(self) -> None:
-        fields: list[tuple[str | None, tuple[str, ...]]] = [
-            (self.subject, SUBJECTS),
-            (self.colour, COLOURS),
-            (self.scene, SCENES),
-            (self.direction, DIRECTIONS),
-            (self.speed, SPEEDS),
-            (self.camera, CAMERAS),
-        ]
-        if (self.relation, self.subject2, self.colour2) != (None, None, None):
-            fields += [(self.relation, RELATIONS), (self.subject2, SUBJECTS), (self.colour2, COLOURS)]
-        for value, allowed in fields:
-            if value not in allowed:
+        pair = any(getattr(self, name) is not None for name in PAIR_WORDS)
+        for name, allowed in WORDS.items():
+            value = getattr(self, name)
+            if value not in allowed and (pair or name not in PAIR_WORDS):
                 raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the subject leaves its place."""
+        return self.direction not in ("still", "bounce")
+
+    @property
+    def two_ways(self) -> bool:
+        """Whether the camera pans and the subject goes left or right, so that one way could be taken for the other."""
+        return self.camera != "fixed" and self.direction in ("left", "right")
 
     @property
     def held_out(self) -> bool:

@@ -45,9 +45,7 @@ class Sample:
 
 def hard_to_plan(label: Label) -> int:
     """The more, the harder: a camera that pans past a way across the picture, two subjects, slow ways."""
-    sideways = label.camera != "fixed" and label.direction in ("left", "right")
-    slow = label.speed == "slow" and label.direction not in ("still", "bounce")
-    return 2 * sideways + (label.relation is not None) + slow
+    return 2 * label.two_ways + (label.relation is not None) + (label.moves and label.speed == "slow")
 
 
 def motion_score(label: Label) -> float:

@@ -106,8 +106,7 @@ class SketchStage:
 
 def hard_to_sketch(label: Label) -> int:
     """The more, the harder: two subjects, ways across the picture, wings."""
-    moves, wings = label.direction not in ("still", "bounce"), label.subject in ("bird", "airplane")
-    return 2 * (label.relation is not None) + moves + wings
+    return 2 * (label.relation is not None) + label.moves + (label.subject in ("bird", "airplane"))
 
 
 def _columns(cells: Cells) -> tuple[Tensor, ...]:

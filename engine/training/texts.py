@@ -17,39 +17,17 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.text import SmallT5, scaled_embeddings
-from engine.training.captions import (
-    CAMERAS,
-    COLOURS,
-    DIRECTIONS,
-    RELATIONS,
-    SCENES,
-    SPEEDS,
-    SUBJECTS,
-    Label,
-    caption,
-    hardest_label,
-    random_label,
-)
+from engine.training.captions import PAIR_WORDS, WORDS, Label, caption, hardest_label, random_label
 from engine.weights import save_component
 
 TEXT_STD = 0.3
 HELD_OUT = 1200
-WORDS: dict[str, tuple[str | None, ...]] = {
-    "subject": SUBJECTS,
-    "colour": COLOURS,
-    "scene": SCENES,
-    "direction": DIRECTIONS,
-    "speed": SPEEDS,
-    "camera": CAMERAS,
-    "relation": (*RELATIONS, None),
-    "subject2": (*SUBJECTS, None),
-    "colour2": (*COLOURS, None),
-}
+ANSWERS = {name: (*words, None) if name in PAIR_WORDS else words for name, words in WORDS.items()}
 
 
 def hard_to_bind(label: Label) -> int:
     """How many pairs of words could change places: the camera's way and the subject's, two subjects."""
-    return (label.camera != "fixed" and label.direction in ("left", "right")) + (label.relation is not None)
+    return label.two_ways + (label.relation is not None)
 
 
 class TextStage:
@@ -61,7 +39,7 @@ class TextStage:
         scaled_embeddings(text, TEXT_STD)
         self.text = text
         width = text.config.hidden
-        self.readers = nn.ModuleDict({name: nn.Linear(width, len(words)) for name, words in WORDS.items()})
+        self.readers = nn.ModuleDict({name: nn.Linear(width, len(words)) for name, words in ANSWERS.items()})
         self.module: nn.Module = nn.ModuleList([text, self.readers]).to(device)
         rng = random.Random(f"text held out {seed}")
         labels = [random_label(rng, held_out=True) for _ in range(HELD_OUT)]
@@ -86,7 +64,8 @@ class TextStage:
         return {name: reader(pooled) for name, reader in self.readers.items()}
 
     def answers(self, name: str, labels: list[Label]) -> Tensor:
-        return torch.tensor([WORDS[name].index(getattr(label, name)) for label in labels], device=self.device)
+        """Which of ANSWERS is right, int64 [B]."""
+        return torch.tensor([ANSWERS[name].index(getattr(label, name)) for label in labels], device=self.device)
 
     def evaluate(self) -> dict[str, float]:
         """Share of right words in held-out captions some of whose words could change places."""
