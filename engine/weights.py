@@ -58,6 +58,11 @@ def load_component(folder: Path, name: str, module: nn.Module) -> None:
     module.load_state_dict({key: source.file.read(key) for source in sources for key in source.targets().values()})
 
 
+def has_component(folder: Path, name: str) -> bool:
+    """Whether a folder of our own layout holds any of a component."""
+    return any(path.is_file() for path in _shards(folder, name))
+
+
 def write_description(folder: Path, preset: str, made_by: str) -> None:
     """Write `folder/config.json`.
 

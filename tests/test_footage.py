@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import checkpoint
 import pytest
@@ -26,7 +27,7 @@ from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
 from engine.text import SmallT5
 from engine.training import __main__ as command
-from engine.training import autoencoder, footage_tokens, stages, world
+from engine.training import autoencoder, filming, footage_tokens, stages, world
 from engine.training.captions import caption, random_label
 from engine.training.filming import FootageRenderer
 from engine.training.footage import Place
@@ -295,6 +296,28 @@ def test_latents_in_the_middle_of_a_video_stand_for_four_frames(mini: Path, data
         latents, features, words = stage.window(7, inside, random.Random(1), False)
         assert latents.shape[:2] == features.shape[:2] == (1, 7)
         assert words
+
+
+def test_windows_come_again_from_a_few_places(mini: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws some new places and forgets the oldest; held-out windows are not trained on."""
+    monkeypatch.setattr(filming, "LEAST_PLACES", 3)
+    monkeypatch.setattr(filming, "KEPT_PLACES", 5)
+    stage = made("renderer", "mini", mini, data)
+    assert isinstance(stage, FootageRenderer)
+    rng, drawn = random.Random(2), []
+    place = stage.place
+
+    def noted(*how: Any) -> tuple[Place, int]:
+        drawn.append(place(*how))
+        return drawn[-1]
+
+    monkeypatch.setattr(stage, "place", noted)
+    for _ in range(40):
+        stage.window(7, True, rng, False)
+    assert list(stage.places[True]) == drawn[-5:]
+    assert 5 < len(drawn) < 25
+    stage.window(7, False, rng, True)
+    assert not stage.places[False]
 
 
 REFUSALS: dict[str, tuple[str, str, tuple[str, ...], str]] = {

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from engine.training import (
 from engine.training.captions import Label, hardest_label, random_label
 from engine.training.run import Stage
 from engine.training.words import make_tokenizer
-from engine.weights import load_component, save_component
+from engine.weights import SHIPPED, load_component, save_component
 
 
 def narrow() -> EngineConfig:
@@ -462,9 +463,13 @@ def test_the_decoder_stage_learns_and_leaves_the_encoder(
 
 
 def test_a_stage_without_what_it_needs_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The planner cannot be trained before the tokenizer."""
-    assert command.main(["planner", "--weights", str(tmp_path), "--folder", str(tmp_path / "run")]) == 2
-    assert "tokenizer.safetensors is missing" in caplog.text
+    """The planner cannot be trained before tokenizer and text encoder: the stage that is missing is named."""
+    words = ["planner", "--weights", str(tmp_path), "--folder", str(tmp_path / "run")]
+    assert command.main(words) == 2
+    assert "has no tokenizer.safetensors: run stage 'tokenizer' first" in caplog.text
+    shutil.copy(SHIPPED / "mini" / "tokenizer.safetensors", tmp_path)
+    assert command.main(words) == 2
+    assert "has no text.safetensors: run stage 'text' first" in caplog.text
 
 
 def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

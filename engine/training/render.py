@@ -50,6 +50,26 @@ def start_noise(like: Tensor) -> Tensor:
     return torch.randn_like(like[:, :1]).expand_as(like)
 
 
+def pixel_weights(vae: TinyVAE) -> Tensor:
+    """[C, 1, 1], how much a change of each channel moves pixels. What nobody sees would otherwise be most of a loss."""
+    shown = 1 / vae.latent_scale
+    return (shown / shown.mean())[:, None, None]
+
+
+def matrices(renderer: Renderer) -> list[nn.Parameter]:
+    """What Muon trains of a small renderer, if it is trained at all: not modulations, which are large, so that
+    orthogonalising them would cost more than the model."""
+    head = ("base.head.blocks.", "condition.")
+    chosen = []
+    for name, p in renderer.named_parameters():
+        if not p.requires_grad:
+            continue
+        convolution = p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(head) and ".waves" not in name
+        if convolution or (p.ndim == 2 and ".blocks." in name and "modulation" not in name and min(p.shape) > 8):
+            chosen.append(p)
+    return chosen
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What a step of training sees."""
@@ -96,9 +116,7 @@ class RendererStage:
             self.renderer.requires_grad_(False)
             self.renderer.base.head.requires_grad_(True)
         self.made_from = MADE_FROM
-        # Of each channel: how much a change of it moves pixels. What nobody sees would otherwise be most of the loss.
-        shown = 1 / self.vae.latent_scale
-        self.pixels = (shown / shown.mean())[:, None, None]
+        self.pixels = pixel_weights(self.vae)
         details = self.renderer.condition.details
         if details is not None and config.tokenizer.feature_dim == teacher.FEATURE_DIM:
             with torch.no_grad():
@@ -112,16 +130,7 @@ class RendererStage:
         self.held_out = [cut(clip, 0, config.prompt_latents + config.new_latents) for clip in clips]
 
     def hidden(self) -> list[nn.Parameter]:
-        # Not modulations: they are large, and orthogonalising them would cost more than the model.
-        head = ("base.head.blocks.", "condition.")
-        chosen = []
-        for name, p in self.renderer.named_parameters():
-            if not p.requires_grad:
-                continue
-            convolution = p.ndim == 4 and min(p.shape[:2]) > 8 and name.startswith(head) and ".waves" not in name
-            if convolution or (p.ndim == 2 and ".blocks." in name and "modulation" not in name and min(p.shape) > 8):
-                chosen.append(p)
-        return chosen
+        return matrices(self.renderer)
 
     def loss(self, step: int, batch: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"renderer {self.seed} {step}")

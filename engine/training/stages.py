@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ from engine.training.sketching import SketchStage
 from engine.training.texts import TextStage
 from engine.training.tokens import TokenizerStage
 from engine.training.words import make_tokenizer
-from engine.weights import load_component, text_folders
+from engine.weights import has_component, load_component, text_folders
 
 # What of the weights folder a stage can go on from, named as the stage names it.
 WARM_COMPONENTS = {
@@ -43,6 +44,15 @@ WARM_COMPONENTS = {
     "planner": ("planner",),
     "renderer": ("renderer",),
     "sketch": ("renderer",),
+}
+
+# Which stage writes a component; with --data the planner's writes the text encoder too.
+WRITTEN_BY = {
+    "vae": "autoencoder",
+    "theia": "extractor",
+    "tokenizer": "tokenizer",
+    "text": "text",
+    "renderer": "renderer",
 }
 
 
@@ -88,16 +98,18 @@ def _new(name: str, config: EngineConfig, arguments: argparse.Namespace) -> Stag
         return TextStage(SmallT5(config.text, _words(config.text, arguments)), seed, device, weights)
     if name == "planner":
         tokenizer = _tokenizer(config, arguments)
-        text = _small_text(config.text, arguments).requires_grad_(True)
+        text = _small_text(config, arguments).requires_grad_(True)
         return PlannerStage(config, text, tokenizer, seed, device, weights)
     vae = TinyVAE(config.vae)
-    load_component(weights, "vae", vae)
+    _load_earlier(config, weights, "vae", vae)
     if name == "renderer" and arguments.features == "teacher":
         return RendererStage(config, vae, None, None, seed, device, weights, arguments.part)
     quantise = through_tokens(_tokenizer(config, arguments).to(device).eval())
     if name == "sketch":
         return SketchStage(RendererStage(config, vae, None, quantise, seed, device, weights))
-    encode = _small_text(config.text, arguments).encode
+    encode = _small_text(config, arguments).encode
+    if name != "renderer":
+        _require(config, weights, "renderer")
     if name in ("renderer", "decoder"):
         part = arguments.part if name == "renderer" else "both"
         renderer = RendererStage(config, vae, encode, quantise, seed, device, weights, part)
@@ -121,7 +133,7 @@ def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) 
     extractor: Theia | TinyVAE = theia
     if config.name == "mini-arlon" and isinstance(config.vae, TinyVAEConfig):
         extractor = TinyVAE(config.vae)
-    load_component(weights, "theia" if extractor is theia else "vae", extractor)
+    _load_earlier(config, weights, "theia" if extractor is theia else "vae", extractor)
     footage = Footage(arguments.data, config, extractor, device)
     if name == "tokenizer":
         return FootageTokenizer(config, footage, seed, weights)
@@ -135,10 +147,10 @@ def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) 
         return FootagePlanner(config, footage, _tokenizer(config, arguments), text, seed, weights)
     vae = build_modules(config, device)["vae"]
     assert isinstance(vae, TinyVAE | VAE)
-    load_component(weights, "vae", vae)
+    _load_earlier(config, weights, "vae", vae)
     tokenizer = None if arguments.features == "teacher" else _tokenizer(config, arguments).to(device).eval()
     if isinstance(config.text, TextConfig):
-        text = _small_text(config.text, arguments)
+        text = _small_text(config, arguments)
     else:
         text = _published_text(config.text, arguments)
     return FootageRenderer(config, footage, vae, tokenizer, text, arguments.part, seed, weights)
@@ -146,8 +158,23 @@ def _on_footage(name: str, config: EngineConfig, arguments: argparse.Namespace) 
 
 def _tokenizer(config: EngineConfig, arguments: argparse.Namespace) -> SemanticTokenizer:
     tokenizer = SemanticTokenizer(config.tokenizer)
-    load_component(arguments.weights, "tokenizer", tokenizer)
+    _load_earlier(config, arguments.weights, "tokenizer", tokenizer)
     return tokenizer
+
+
+def _load_earlier(config: EngineConfig, weights: Path, component: str, module: nn.Module) -> None:
+    """Fills what an earlier stage has trained."""
+    _require(config, weights, component)
+    load_component(weights, component, module)
+
+
+def _require(config: EngineConfig, weights: Path, component: str) -> None:
+    # Published components come from elsewhere: their own errors say so.
+    if not config.published and not has_component(weights, component):
+        raise ValueError(
+            f"{weights} has no {component}.safetensors: run stage {WRITTEN_BY[component]!r} first, or give --weights a "
+            "folder that has it"
+        )
 
 
 def _words(config: TextConfig, arguments: argparse.Namespace, captions: Sequence[str] | None = None) -> T5Tokenizer:
@@ -157,8 +184,10 @@ def _words(config: TextConfig, arguments: argparse.Namespace, captions: Sequence
     return make_tokenizer(arguments.weights, config.vocabulary, captions)
 
 
-def _small_text(config: TextConfig, arguments: argparse.Namespace) -> SmallT5:
-    text = SmallT5(config, load_tokenizer(arguments.weights)).to(arguments.device).requires_grad_(False).eval()
+def _small_text(config: EngineConfig, arguments: argparse.Namespace) -> SmallT5:
+    assert isinstance(config.text, TextConfig)
+    _require(config, arguments.weights, "text")
+    text = SmallT5(config.text, load_tokenizer(arguments.weights)).to(arguments.device).requires_grad_(False).eval()
     load_component(arguments.weights, "text", text)
     return text
 
