@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from engine.messages import SEED_LIMIT
@@ -24,6 +26,13 @@ def checked(check: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return convert
+
+
+def picture(text: str) -> Path:
+    """Where a picture of figures goes. Raises ValueError without matplotlib, which only those need."""
+    if find_spec("matplotlib") is None:
+        raise ValueError(f"{text} cannot be drawn without matplotlib: pip install -e '.[train]'")
+    return Path(text)
 
 
 def seconds(text: str) -> float:

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 
+from engine import arguments
+from engine.bench import curve
 from engine.config import EngineConfig, preset
 from engine.perceptual.renderer import Renderer
 from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
@@ -26,6 +28,7 @@ from engine.training import (
     planning,
     reading,
     render,
+    run,
     sketching,
     stages,
     teacher,
@@ -482,6 +485,27 @@ def test_the_command_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
         assert command.main(arguments) == 0
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert kinds.count("evaluate") == 2
+    assert (tmp_path / "run" / "metrics.png").exists()
+
+
+def test_pictures_need_matplotlib_and_nothing_else_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Without it training says so and goes on; a picture that is asked for is refused before anything is measured."""
+    for module in (command, run, arguments):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(autoencoder, "PCA_CLIPS", 3)
+    monkeypatch.setattr(command, "preset", lambda name: narrow())
+    words = ["autoencoder", "--minutes", "0.02", "--batch", "2", "--folder", str(tmp_path / "run")]
+    assert command.main([*words, "--weights", str(tmp_path)]) == 0
+    assert "pip install -e '.[train]'" in caplog.text
+    assert (tmp_path / "vae.safetensors").exists() and not (tmp_path / "run" / "metrics.png").exists()
+    with pytest.raises(SystemExit):
+        curve.main(["--json", str(tmp_path / "c.json"), "--png", str(tmp_path / "c.png")])
+    assert "c.png cannot be drawn without matplotlib" in capsys.readouterr().err
 
 
 def test_a_warm_start_begins_with_what_the_weights_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

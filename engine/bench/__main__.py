@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from engine.arguments import checked, picture
 from engine.bench import plots, tables
 from engine.bench.compiled import measure_compiled
 from engine.bench.contender import conditions, subject
@@ -194,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     usual = BenchConfig()
     options = argparse.ArgumentParser(prog="python -m engine.bench", description=__doc__)
     options.add_argument("--json", type=Path, required=True, metavar="F", help="write the figures there")
-    options.add_argument("--plots", type=Path, metavar="DIR", help="draw them into that folder, as PNG")
+    options.add_argument("--plots", type=checked(picture), metavar="DIR", help="draw them into that folder, as PNG")
     options.add_argument("--docs", type=Path, metavar="FILE.md", help="write the tables between the marks in that file")
     options.add_argument("--preset", default="mini", help="which model (default: mini)")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")

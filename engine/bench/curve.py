@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.arguments import checked, picture
 from engine.bench.contender import conditions
 from engine.config import preset
 from engine.generator import ChannelState, Generator
@@ -141,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(prog="python -m engine.bench.curve", description=__doc__)
     options.add_argument("--json", type=Path, required=True, metavar="F", help="file to write the figures to")
-    options.add_argument("--png", type=Path, metavar="P", help="picture of them")
+    options.add_argument("--png", type=checked(picture), metavar="P", help="picture of them")
     options.add_argument("--captions", type=int, default=6, help="held-out captions (default: 6)")
     options.add_argument("--preset", default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR", help="weights to use instead of the preset's own")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -147,6 +148,8 @@ def main(argv: Sequence[str]) -> int:
         read_checkpoint(config, mapped=True)
         stage = build(arguments.stage, preset(arguments.preset), arguments)
         written = arguments.student if arguments.stage == "distill" else arguments.weights
+        if find_spec("matplotlib") is None:
+            logging.getLogger(__name__).warning("no metrics.png without matplotlib: pip install -e '.[train]'")
         write_description(written, arguments.preset, "python -m engine.training")
         train(stage, config)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -13,6 +13,7 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -240,7 +241,7 @@ class Run:
                     last_s = evaluated_s = sharding.agreed(time.monotonic())
         self.save()
         result = self.evaluate_and_export()
-        if sharding.rank() == 0:
+        if sharding.rank() == 0 and find_spec("matplotlib"):
             plot(self.metrics, self.config.folder / "metrics.png")
         return result
 
@@ -291,10 +292,9 @@ def plot(metrics: Path, picture: Path) -> None:
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     names = sorted({(line["kind"], name) for line in lines for name in line if name not in ("kind", "step", "minutes")})
-    figure = Figure(figsize=(5, 2.2 * len(names)))
+    figure = Figure(figsize=(5, 2.2 * len(names)), layout="constrained")
     for panel, (kind, name) in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         points = [(line["minutes"], line[name]) for line in lines if line["kind"] == kind and name in line]
         panel.plot(*zip(*points, strict=True))
         panel.set_title(f"{kind}: {name}", fontsize=9)
-    figure.tight_layout()
     write_atomically(picture, lambda path: figure.savefig(path, format="png"))
