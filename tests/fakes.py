@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -178,7 +179,7 @@ async def serving(*argv: str, target: EngineTarget = fake_engine) -> AsyncIterat
 
 
 class Watcher:
-    """A viewer that receives and decodes. `frames` holds the last ones, newest last, with their pts in 1/90000 s."""
+    """A viewer that receives and decodes. `frames` holds the last ones, newest last; `pts` are all, in 1/90000 s."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
@@ -186,7 +187,7 @@ class Watcher:
         self.location = ""
         self.answer: httpx.Response | None = None
         self.pts: list[int] = []
-        self.last: Any = None
+        self.frames: deque[Any] = deque(maxlen=256)
         self._arrived = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
 
@@ -221,6 +222,11 @@ class Watcher:
             self._reader.cancel()
             await asyncio.wait([self._reader])
 
+    @property
+    def last(self) -> Any:
+        """The newest frame."""
+        return self.frames[-1]
+
     def luma(self) -> npt.NDArray[np.uint8]:
         """Luma plane [H, W] of the newest frame."""
         return np.asarray(self.last.to_ndarray()[: self.last.height])
@@ -231,7 +237,7 @@ class Watcher:
     async def _read(self, track: Any) -> None:
         try:
             while True:
-                self.last = await track.recv()
+                self.frames.append(await track.recv())
                 self.pts.append(self.last.pts)
                 self._arrived.set()
         except MediaStreamError:
