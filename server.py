@@ -19,11 +19,11 @@ from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_rendering, checked, seed
-from engine.messages import EngineSettings, FrameRing
-from engine.prompt import check_prompt
+from engine.wire.messages import EngineSettings, FrameRing
+from engine.wire.prompt import check_prompt
 
 if TYPE_CHECKING:
-    from streaming.supervisor import EngineTarget, Supervisor
+    from streaming.engines.supervisor import EngineTarget, Supervisor
 
 CHANNEL = "main"
 LOW_MARK_FRAMES = 20  # 2.5 s at 8 frames a second: time to render a hop before the buffer is dry
@@ -35,7 +35,7 @@ log = logging.getLogger("server")
 def run_engine(settings: EngineSettings, ring: FrameRing, control: connection.Connection) -> None:
     """Runs in the engine process."""
     _follow_parent()
-    from engine.interleave import serve
+    from engine.live.interleave import serve
 
     serve(settings, ring, control)
 
@@ -78,14 +78,14 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
-    from streaming import rtp_hooks
-    from streaming.app import AppConfig, HttpServer, Server, create_app
-    from streaming.channel import Channel
-    from streaming.events import StateChanged
-    from streaming.stats import Metrics
-    from streaming.supervisor import Supervisor
-    from streaming.viewer import Viewers
-    from streaming.whep import Policy
+    from streaming.channels.channel import Channel
+    from streaming.channels.events import StateChanged
+    from streaming.channels.stats import Metrics
+    from streaming.engines.supervisor import Supervisor
+    from streaming.http.app import AppConfig, HttpServer, Server, create_app
+    from streaming.http.whep import Policy
+    from streaming.media import rtp_hooks
+    from streaming.media.viewer import Viewers
 
     await rtp_hooks.self_check()
     if arguments.ice_address:
@@ -115,7 +115,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
 
 async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
     """Keeps the engine running; stops the server when it cannot start at all."""
-    from streaming.supervisor import EngineError
+    from streaming.engines.supervisor import EngineError
 
     try:
         await supervisor.run()

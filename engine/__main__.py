@@ -11,14 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 from engine.arguments import add_rendering, checked, seconds, seed
-from engine.prompt import check_prompt
+from engine.wire.prompt import check_prompt
 
 # Commands with an argument parser of their own, by the module that has it and its `main`.
 MODULES = {
-    "check-reference": ("engine.reference.check_reference", "compare every golden case of a folder with our modules"),
-    "convert": ("engine.checkpoints.convert", "published checkpoints to our layout"),
-    "evaluate": ("engine.training.evaluate", "the quality figures of preset mini"),
-    "inspect": ("engine.inspect_model", "parameters, bytes and FLOPs of a preset"),
+    "check-reference": ("engine.published.check_reference", "compare every golden case of a folder with our modules"),
+    "convert": ("engine.loading.convert", "published checkpoints to our layout"),
+    "evaluate": ("engine.evaluation.evaluate", "the quality figures of preset mini"),
+    "inspect": ("engine.loading.inspect_model", "parameters, bytes and FLOPs of a preset"),
     "reconstruct": ("engine.video.reconstruct", "semantic tokens of a file to a video"),
     "tokenize": ("engine.video.tokenize_video", "a video file to semantic tokens"),
 }
@@ -80,10 +80,10 @@ def _generate(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from engine.config import preset
-    from engine.generator import Generator
-    from engine.model import load, pick_device, pick_dtype, use_cores, weights_folder
-    from engine.offline import Change, film
-    from engine.reference.release import check_release, film_release, release_units
+    from engine.live.generator import Generator
+    from engine.live.offline import Change, film
+    from engine.loading.model import load, pick_device, pick_dtype, use_cores, weights_folder
+    from engine.published.release import check_release, film_release, release_units
     from engine.video.video_file import VideoFile
 
     use_cores()

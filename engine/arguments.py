@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from engine.messages import SEED_LIMIT
+from engine.wire.messages import SEED_LIMIT
 
 T = TypeVar("T")
 

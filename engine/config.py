@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.perceptual.details import DetailsConfig
+from engine.perceptual.cogvideox.vae import VAEConfig
 from engine.perceptual.dit import DiTConfig
+from engine.perceptual.mini.details import DetailsConfig
+from engine.perceptual.mini.vae import TinyVAEConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
-from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
-from engine.perceptual.vae import VAEConfig
-from engine.published_text import PublishedTextConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
-from engine.text import TextConfig
+from engine.text.published import PublishedTextConfig
+from engine.text.small_t5 import TextConfig
 
 FRAMES_PER_LATENT = 4
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.cases import Case
+    from kernels.tools.cases import Case
 
 SEED = 0
 WARM_UPS = 10
@@ -140,7 +140,7 @@ def _conditions(device: torch.device) -> dict[str, Any]:
 
 def bench(device: torch.device) -> dict[str, Any]:
     """Checks every case, then measures those that are right; one line each on standard output."""
-    from kernels.cases import CASES
+    from kernels.tools.cases import CASES
 
     on_cuda = device.type == "cuda"
     report: dict[str, Any] = {"conditions": _conditions(device), "kernels": {}, "failed": []}

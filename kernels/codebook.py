@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
 
 ROWS = 16  # the smallest tile of tl.dot: a group has few tokens, and more programs hide more latency
 CODES = 64

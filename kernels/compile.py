@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cases import CASES
-from kernels.launch import Launch, recording
+from kernels.tools.cases import CASES
+from kernels.tools.launch import Launch, recording
 
 TYPES = {
     torch.float32: "*fp32",

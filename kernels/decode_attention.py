@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
+from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
 
 PROGRAMS = 512  # aimed at: about four for each processor of a large device
 USUAL = Tile(4096, 4)  # elements of keys and as many of values in a program's hands

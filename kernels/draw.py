@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import LARGEST_BLOCK, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import LARGEST_BLOCK, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
 
 WARPS = 8
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import Tile, expect_dtype, expect_shape, tile
+from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import Tile, expect_dtype, expect_shape, tile
 
 # Columns of the table: clean = skip x + out output; x0 = clean_0 + scale (clean_1 - clean_0);
 # next = keep x - pull (mix x0 - mix_previous x0_before) + spread noise.

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, tile
+from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, tile
 
 USUAL = Tile(512, 4)  # elements are squares of 2x2 pixels
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import expect_dtype, expect_shape, expect_together, row_tile
+from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import expect_dtype, expect_shape, expect_together, row_tile
 
 
 @jit

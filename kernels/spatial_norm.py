@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
+from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
+from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
 
 USUAL = Tile(2048, 4)
 PROGRAMS = 1024  # aimed at by the statistics: some eight for each processor of a large device

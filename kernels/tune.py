@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kernels import bench, memo
-from kernels.tiles import SUBJECT, Tile, measured, trying
+from kernels import bench
+from kernels.tools import memo
+from kernels.tools.tiles import SUBJECT, Tile, measured, trying
 
 if TYPE_CHECKING:
-    from kernels.cases import Case
+    from kernels.tools.cases import Case
 
 Timer = Callable[[Callable[[], Any]], float]  # of one call, in microseconds
 
@@ -75,7 +76,7 @@ def keep(device: torch.device, found: Mapping[str, Tile]) -> None:
 
 def tune(device: torch.device, time: Timer) -> int:
     """Tunes every case at production shapes in bf16, one line each; returns the number of those that failed."""
-    from kernels.cases import CASES
+    from kernels.tools.cases import CASES
 
     failed = 0
     for place, case in enumerate(CASES, 1):

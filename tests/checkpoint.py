@@ -10,23 +10,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
-from engine.checkpoints.filling import shapes_of
-from engine.checkpoints.published import EXTRACTOR, FILES, PublishedFile
-from engine.checkpoints.published_names_semantic import THEIA_SPELLINGS, to_published
 from engine.config import EngineConfig
-from engine.model import build
+from engine.loading.filling import shapes_of
+from engine.loading.model import build
+from engine.loading.published_files import EXTRACTOR, FILES, PublishedFile
+from engine.loading.published_names_semantic import THEIA_SPELLINGS, to_published
+from engine.loading.weights import load_weights, text_folders
+from engine.perceptual.cogvideox.vae import VAEConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import DiffusionSchedule
 from engine.perceptual.upsampler import ConditionConfig
-from engine.perceptual.vae import VAEConfig
-from engine.published_text import PublishedTextConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import Theia, TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
-from engine.weights import load_weights, text_folders
+from engine.text.published import PublishedTextConfig
 
 PROMPT = "a red fish swims to the left"
 TOKENIZER, PLANNER = "tokenizer/model.safetensors", "llm/model.safetensors"

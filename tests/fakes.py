@@ -27,7 +27,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
 import server
-from engine.messages import (
+from engine.wire.messages import (
     ChunkReady,
     EngineSettings,
     Failed,
@@ -41,8 +41,8 @@ from engine.messages import (
     Shown,
     Stop,
 )
-from streaming.rtp_hooks import end_consent_with_connection
-from streaming.supervisor import EngineTarget
+from streaming.engines.supervisor import EngineTarget
+from streaming.media.rtp_hooks import end_consent_with_connection
 
 WIDTH, HEIGHT, FPS = 192, 128, 16.0
 HOP_CHUNKS = (8, 8, 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.reference.reference_case import TOLERANCE, Case, load_case, relative_error
+from engine.published.reference_case import TOLERANCE, Case, load_case, relative_error
 
 __all__ = ["FOLDER", "TOLERANCE", "Golden", "load", "relative_error"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.graphs import PlacesRecorder
-from engine.trees import leaves
+from engine.runtime.graphs import PlacesRecorder
+from engine.runtime.pytree import leaves
 
 
 class FakeRecorder(PlacesRecorder):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.attention import attend
+from engine.runtime.attention import attend
 
 
 @pytest.mark.parametrize("kind", ["full", "causal", "mask"])

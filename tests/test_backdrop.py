@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.training import backdrop, landmarks, scenery, teacher, world
-from engine.training.captions import CAMERAS, SCENES, Label
-from engine.training.spec import PAN_PX, Spec
+from engine.training.world import backdrop, landmarks, scenery, teacher
+from engine.training.world import drawing as world
+from engine.training.world.captions import CAMERAS, SCENES, Label
+from engine.training.world.spec import PAN_PX, Spec
 
 
 def spec(scene: str, camera: str = "fixed", seed: int = 0) -> Spec:

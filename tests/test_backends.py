@@ -13,8 +13,8 @@ import pytest
 import torch
 from tolerances import DEVICE
 
-from engine import attention, backends
-from kernels import memo
+from engine.runtime import attention, backends
+from kernels.tools import memo
 
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 SHAPE = (1, 2, 64, 32)

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from fakes import FPS, serving
 
-from streaming import bench
-from streaming.bench import BenchConfig
+from streaming.bench import __main__ as bench
+from streaming.bench.__main__ import BenchConfig
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 SHORT = BenchConfig(4.0, settle_s=0.5, warm_joins=2, prompt_every_s=3.0, sample_every_s=0.2, growth_from_s=1.0)

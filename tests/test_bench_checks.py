@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model
 
 from engine.bench.proofs import Check, checks, relative
-from engine.kv_cache import KeysValues, KVCache
+from engine.runtime.kv_cache import KeysValues, KVCache
 
 
 def test_a_sound_model_passes_every_check() -> None:

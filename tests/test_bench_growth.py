@@ -9,7 +9,7 @@ from engine.bench.growth import cycle_hops, least_hops, measure_growth
 from engine.bench.hop_cost import advance
 from engine.bench.rounds import WARM_UPS, Clock
 from engine.config import preset
-from engine.generator import ChannelState, Generator
+from engine.live.generator import ChannelState, Generator
 
 CLOCK = Clock(torch.device("cpu"))
 

@@ -18,7 +18,7 @@ from engine.bench.hop_cost import (
 )
 from engine.bench.rounds import TOTAL, Clock
 from engine.config import preset
-from engine.generator import Generator
+from engine.live.generator import Generator
 from engine.perceptual.solver import solver_of
 
 CLOCK = Clock(torch.device("cpu"))

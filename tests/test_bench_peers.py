@@ -9,8 +9,8 @@ from tiny import randomize, tiny_config
 from engine.bench import peers
 from engine.bench.proofs import relative
 from engine.config import preset
+from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import Renderer
-from engine.perceptual.tiny_vae import TinyVAE
 from engine.semantic.planner import Planner
 
 EXACT = 1e-5

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from engine.bench.plan_cost import OwnPlanning, TheirPlanning, codes_per_round
 from engine.bench.rounds import TOTAL, Clock
-from engine.generator import CODES_PER_UNIT, Generator
-from engine.graphs import Graphs
-from engine.model import Model
+from engine.live.generator import CODES_PER_UNIT, Generator
+from engine.loading.model import Model
+from engine.runtime.graphs import Graphs
 from engine.semantic.sampling import SamplingConfig
 
 CLOCK = Clock(torch.device("cpu"))

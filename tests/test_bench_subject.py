@@ -9,7 +9,7 @@ from tiny import tiny_config, tiny_model
 from engine.bench.contender import conditions, shipped, subject
 from engine.bench.hop_cost import advance
 from engine.config import preset
-from engine.generator import Generator
+from engine.live.generator import Generator
 
 
 def test_a_preset_without_weights_gets_random_ones() -> None:

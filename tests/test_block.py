@@ -8,8 +8,8 @@ from torch import nn
 
 from engine.perceptual import block as module
 from engine.perceptual.block import Block, Layout, Segment
-from engine.perceptual.times import Times
-from kernels import launch
+from engine.perceptual.timesteps import Times
+from kernels.tools import launch
 
 
 def _block() -> Block:

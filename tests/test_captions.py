@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from engine.training.captions import (
+from engine.training.world.captions import (
     COLOURS,
     DIRECTIONS,
     MOST_WORDS,

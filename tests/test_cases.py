@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import DEVICE
 
-from kernels.cases import CASES, Case
+from kernels.tools.cases import CASES, Case
 
 META = torch.device("meta")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.perceptual.causal import CausalConv, CausalState, number_convolutions
+from engine.perceptual.cogvideox.causal import CausalConv, CausalState, number_convolutions
 
 VIDEO = torch.randn(2, 3, 7, 4, 5, generator=torch.Generator().manual_seed(0))
 

@@ -7,12 +7,22 @@ import numpy as np
 import pytest
 from fakes import FPS, HEIGHT, WIDTH, test_frame
 
-from engine.messages import ChunkReady, EngineSettings, HopDone, Progress, PromptSet, Ready, Refused, SetPrompt, Shown
-from streaming.channel import Channel
-from streaming.events import PromptShown, Unavailable
-from streaming.prompts import PromptRefused
-from streaming.ring import RingConfig, RingReader
-from streaming.stats import Metrics
+from engine.wire.messages import (
+    ChunkReady,
+    EngineSettings,
+    HopDone,
+    Progress,
+    PromptSet,
+    Ready,
+    Refused,
+    SetPrompt,
+    Shown,
+)
+from engine.wire.ring import RingConfig, RingReader
+from streaming.channels.channel import Channel
+from streaming.channels.events import PromptShown, Unavailable
+from streaming.channels.prompts import PromptRefused
+from streaming.channels.stats import Metrics
 
 SETTINGS = EngineSettings("mini", None, "cpu", "main", "first", 7, 0, 0, 16)
 READY = Ready(WIDTH, HEIGHT, FPS, 1.0, "mini", 4)

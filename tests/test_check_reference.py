@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.reference.check_reference import CHECKS, check, check_file
-from engine.reference.reference_case import load_case
+from engine.published.check_reference import CHECKS, check, check_file
+from engine.published.reference_case import load_case
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from fakes import FPS, serving
 
-from streaming.client import BenchError, Http, RequestError, Spectator
-from streaming.measure import Arrival, fresh
+from streaming.bench.client import BenchError, Http, RequestError, Spectator
+from streaming.bench.measure import Arrival, fresh
 
 BODIES = {"/list": b"[]", "/text": b"text"}
 

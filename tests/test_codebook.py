@@ -4,7 +4,8 @@ import pytest
 import torch
 from tolerances import DEVICE, DTYPES, assert_close, fused, normal, widened
 
-from kernels import codebook, launch, reference
+from kernels import codebook, reference
+from kernels.tools import launch
 
 SHAPES = [(1, 1, 1), (63, 100, 16), (100, 63, 9), (17, 431, 63), (31, 64, 16)]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tolerances import normal
 
-from kernels import cases, compile, launch
+from kernels import compile
+from kernels.tools import cases, launch
 
 
 def test_every_kernel_compiles_without_spills() -> None:

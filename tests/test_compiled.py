@@ -71,7 +71,7 @@ def test_a_module_that_cannot_be_compiled_leaves_the_other(monkeypatch: pytest.M
 
 def test_a_compiler_sees_operations_of_torch() -> None:
     """Choosing kernels does not break a traced graph in two: it is told no, whatever was preferred."""
-    from kernels.launch import dispatch, fuses
+    from kernels.tools.launch import dispatch, fuses
 
     def plain(x: torch.Tensor) -> torch.Tensor:
         return x + 1

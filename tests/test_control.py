@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from engine.checkpoints.published_names_perceptual import DIFFUSION
-from engine.checkpoints.published_names_semantic import to_ours, to_published
+from engine.loading.published_names_perceptual import DIFFUSION
+from engine.loading.published_names_semantic import to_ours, to_published
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.reference.case_models import renderer
+from engine.published.case_models import renderer
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
 from tests import golden
 

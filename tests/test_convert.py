@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoints import convert as converter
-from engine.checkpoints.convert import convert, main
-from engine.checkpoints.published import FILES
+from engine.loading import convert as converter
+from engine.loading.convert import convert, main
+from engine.loading.published_files import FILES
+from engine.loading.weights import load_weights, text_folders
 from engine.semantic.theia import Theia
-from engine.weights import load_weights, text_folders
 
 CPU = torch.device("cpu")
 

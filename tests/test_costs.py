@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from engine.config import preset
-from engine.costs import PROMPT_TOKENS, Stage, group_s, hop_s, stages
-from engine.inspect_model import modules_of
-from engine.model import build
+from engine.loading.costs import PROMPT_TOKENS, Stage, group_s, hop_s, stages
+from engine.loading.inspect_model import modules_of
+from engine.loading.model import build
 
 
 def test_spans_and_bounds() -> None:

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from engine.evaluation.drift import WORDS
 from engine.training import curves
-from engine.training.drift import WORDS
 
 
 def _evaluation(path: Path, shares: list[float], colours: list[float]) -> Path:

@@ -9,11 +9,11 @@ import torch
 from recorder import FakeRecorder
 from tiny import tiny_model
 
-from engine.denoiser import Denoiser, Window
-from engine.graphs import Graphs
-from engine.model import Model
+from engine.live.denoiser import Denoiser, Window
+from engine.loading.model import Model
 from engine.perceptual.renderer import Renderer
 from engine.perceptual.schedule import DiffusionSchedule
+from engine.runtime.graphs import Graphs
 
 STEPS = 3  # below `few_steps`: the first one's guidance is 1
 

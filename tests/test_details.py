@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from engine.perceptual.details import Details
-from engine.training import teacher
+from engine.perceptual.mini.details import Details
+from engine.training.world import teacher
 from tests.tiny import DETAILS
 
 CONFIG = replace(DETAILS, channels=4, place_channels=2)

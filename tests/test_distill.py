@@ -10,21 +10,23 @@ import torch
 from test_training_stages import improves, narrow
 from tiny import randomize
 
-from engine.model import COMPONENTS
+from engine.loading.model import COMPONENTS
+from engine.loading.weights import load_component, save_component, write_description
+from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import Renderer
 from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.solver import FlowSolver, SolverState
-from engine.perceptual.tiny_vae import TinyVAE
 from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5
+from engine.text.small_t5 import SmallT5
 from engine.training import __main__ as command
-from engine.training import autoencoder, compare, render
-from engine.training.distill import DistillConfig, DistillStage, aim, move
-from engine.training.latents import through_tokens
-from engine.training.words import make_tokenizer
-from engine.weights import load_component, save_component, write_description
+from engine.training import compare
+from engine.training.latent_pool import through_tokens
+from engine.training.stages import autoencoder
+from engine.training.stages import renderer as render
+from engine.training.stages.distill import DistillConfig, DistillStage, aim, move
+from engine.training.world.vocabulary import make_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from engine.checkpoints.published_names_perceptual import BASE
-from engine.checkpoints.published_names_semantic import to_ours, to_published
 from engine.config import preset
+from engine.loading.published_names_perceptual import BASE
+from engine.loading.published_names_semantic import to_ours, to_published
 from engine.perceptual.dit import DiT, DiTConfig, position_table
-from engine.perceptual.head import Frames
-from engine.reference.case_models import renderer
+from engine.perceptual.mini.head import Frames
+from engine.published.case_models import renderer
 from tests import golden
 
 

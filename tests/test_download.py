@@ -8,9 +8,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from engine.checkpoints import download
-from engine.checkpoints.download import CHECKSUMS, HUB_ID, fetch, verify, verify_once
-from engine.checkpoints.published import FILES
+from engine.loading import download
+from engine.loading.download import CHECKSUMS, HUB_ID, fetch, verify, verify_once
+from engine.loading.published_files import FILES
 
 
 def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, contents: dict[str, bytes]) -> list[str]:

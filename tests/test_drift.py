@@ -5,10 +5,11 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from engine.generator import Generator
-from engine.records import FrameChunk
-from engine.training import drift, judging
-from engine.training.drift import ChangeMeter, Changes, LongVideo
+from engine.evaluation import drift
+from engine.evaluation.drift import ChangeMeter, Changes, LongVideo
+from engine.live.generator import Generator
+from engine.training.world import judge as judging
+from engine.wire.frames import FrameChunk
 
 
 def chunks(levels: list[int]) -> list[tuple[FrameChunk, torch.Tensor]]:

@@ -14,7 +14,7 @@ from engine.bench.__main__ import BenchConfig, paired
 from engine.bench.hop_cost import PARTS
 from engine.bench.proofs import Check
 from engine.config import EngineConfig
-from engine.model import Model
+from engine.loading.model import Model
 
 HOPS = 29  # the fewest, with ends of one cycle
 

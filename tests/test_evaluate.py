@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from engine.__main__ import main
 from engine.config import preset
+from engine.evaluation import drift, evaluate, roundtrip
+from engine.evaluation.evaluate import EvaluateConfig, Shorts, Truth
 from engine.semantic.theia import Theia
-from engine.training import drift, evaluate, roundtrip
-from engine.training.captions import Label
-from engine.training.evaluate import EvaluateConfig, Shorts, Truth
+from engine.training.world.captions import Label
 
 
 def test_the_command_writes_figures_sheet_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

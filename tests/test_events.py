@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from streaming.events import EVENTS_KEPT, MOST_LISTENERS, Broadcast, PromptShown, StateChanged, Unavailable
+from streaming.channels.events import EVENTS_KEPT, MOST_LISTENERS, Broadcast, PromptShown, StateChanged, Unavailable
 
 
 async def test_every_listener_gets_every_event() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoints.filling import fill, lowered, place, take, uniform
-from engine.checkpoints.tensor_files import Source, open_tensors, write_safetensors
-from engine.fp8 import FP8, Fp8Linear
+from engine.loading.filling import fill, lowered, place, take, uniform
+from engine.loading.tensor_files import Source, open_tensors, write_safetensors
+from engine.runtime.fp8 import FP8, Fp8Linear
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -119,8 +119,8 @@ import re, sys
 from pathlib import Path
 import psutil, torch
 from torch import nn
-from engine.checkpoints.filling import fill
-from engine.checkpoints.tensor_files import Source, open_tensors
+from engine.loading.filling import fill
+from engine.loading.tensor_files import Source, open_tensors
 with torch.device("meta"):
     modules = {name: nn.Linear(2048, 4096) for name in ("a", "b", "c", "d")}
 files = [open_tensors(path, None) for path in sorted(Path(sys.argv[1]).iterdir())]

@@ -17,26 +17,30 @@ from tiny import randomize, tiny_config, write_weights
 
 from engine import config
 from engine.config import PRESETS, EngineConfig
-from engine.generator import Generator
-from engine.model import build, load
-from engine.offline import film
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading.model import build, load
+from engine.loading.weights import load_component, save_component, write_description
 from engine.perceptual.frames import to_host
+from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.solver import clean_of_velocity
-from engine.perceptual.tiny_vae import TinyVAE
 from engine.semantic.planner import Planner
 from engine.semantic.theia import Theia
-from engine.text import SmallT5
+from engine.text.small_t5 import SmallT5
 from engine.training import __main__ as command
-from engine.training import autoencoder, filming, footage_tokens, stages, world
-from engine.training.captions import caption, random_label
-from engine.training.filming import FootageRenderer
-from engine.training.footage import Place
-from engine.training.footage_planning import FootagePlanner, motion_score
-from engine.training.footage_tokens import FootageTokenizer
+from engine.training import build as stages
+from engine.training.folder import Place
 from engine.training.run import Stage
-from engine.training.texts import TEXT_STD
+from engine.training.stages import autoencoder
+from engine.training.stages import renderer_folder as filming
+from engine.training.stages import tokenizer_folder as footage_tokens
+from engine.training.stages.planner_folder import FootagePlanner, motion_score
+from engine.training.stages.renderer_folder import FootageRenderer
+from engine.training.stages.text import TEXT_STD
+from engine.training.stages.tokenizer_folder import FootageTokenizer
+from engine.training.world import drawing as world
+from engine.training.world.captions import caption, random_label
 from engine.video.video_file import VideoFile
-from engine.weights import load_component, save_component, write_description
 
 CPU = torch.device("cpu")
 
@@ -215,7 +219,7 @@ def test_videos_that_fit_into_memory_are_read_once(mini: Path, data: Path, monke
     """Another stretch of such a video is not read from its file again, and is the same as one that is."""
     footage = made("tokenizer", "mini", mini, data).footage  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr("engine.training.footage.KEPT_BYTES", 0)
+        patch.setattr("engine.training.folder.KEPT_BYTES", 0)
         expected = footage.stretch(1, 4, 9)
     footage.stretch(1, 0, 9)
     monkeypatch.setattr(footage.videos, "cut", lambda *_: pytest.fail("read again"))

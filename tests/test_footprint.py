@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from tiny import tiny_config
 from torch import Tensor
 
-from engine.footprint import footprint, footprints
-from engine.model import build
+from engine.loading.footprint import footprint, footprints
+from engine.loading.model import build
 
 NUMBERS, BYTES = 1 << 20, 4 << 20
 

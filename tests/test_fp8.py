@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.fp8 import FP8, Fp8Linear, fp8_names, place_fp8, store_fp8
+from engine.runtime.fp8 import FP8, Fp8Linear, fp8_names, place_fp8, store_fp8
 
 
 class Network(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import fp8_products
-from engine.fp8_products import Fp8Product, layer_errors, layer_names, multiply_in_fp8
+from engine.runtime import fp8_products
+from engine.runtime.fp8_products import Fp8Product, layer_errors, layer_names, multiply_in_fp8
 
 
 class Block(nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from engine.generator import Generator
+from engine.live.generator import Generator
 from engine.training import gallery
 from tests.tiny import tiny_model
 

@@ -11,9 +11,9 @@ import torch
 from tiny import tiny_model
 from tolerances import DEVICE
 
-from engine.generator import ChannelState, Generator
-from engine.offline import Change, film
-from kernels import launch
+from engine.live.generator import ChannelState, Generator
+from engine.live.offline import Change, film
+from kernels.tools import launch
 
 FIRST, HOP = 25, 24  # frames of the first hop and of every other
 

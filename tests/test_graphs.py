@@ -14,12 +14,12 @@ from recorder import FakeRecorder
 from tiny import randomize, tiny_model
 from torch import Tensor
 
-from engine import graphs
-from engine.generator import Generator
-from engine.graphs import CudaRecorder, Graphs
-from engine.model import Model, assemble, build
-from engine.offline import film
-from engine.trees import leaves, planted
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading.model import Model, assemble, build
+from engine.runtime import graphs
+from engine.runtime.graphs import CudaRecorder, Graphs
+from engine.runtime.pytree import leaves, planted
 
 
 @dataclass(frozen=True)

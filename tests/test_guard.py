@@ -5,7 +5,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, HTTPException, Request
 
-from streaming import guard
+from streaming.http import guard
 
 
 def app(token: str | None = None) -> FastAPI:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.perceptual.head import ConvHead, Frames
-from engine.perceptual.times import Times
-from kernels import launch
+from engine.perceptual.mini.head import ConvHead, Frames
+from engine.perceptual.timesteps import Times
+from kernels.tools import launch
 
 TOKENS = (2, 3, 2, 3, 16)  # B, T, h, w, D
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import test_frame
 
-from streaming import marker
-from streaming.hub import CODECS, KEYFRAME_GAP_S, Encoder, Geometry, Hub, Picture
-from streaming.stats import Metrics
+from streaming.channels.stats import Metrics
+from streaming.media import marker
+from streaming.media.hub import CODECS, KEYFRAME_GAP_S, Encoder, Geometry, Hub, Picture
 
 SIZE = Geometry(192, 128, 8.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.inspect_model import main
+from engine.loading.inspect_model import main
 
 LISTING = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
 

@@ -20,9 +20,11 @@ from checkpoint import TINY, make_folder, make_texts
 from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
-from engine.generator import Generator
-from engine.interleave import Interleaver, _warm, serve
-from engine.messages import (
+from engine.live.generator import Generator
+from engine.live.interleave import Interleaver, _warm, serve
+from engine.live.offline import Change, film
+from engine.loading.model import load, pick_device, pick_dtype
+from engine.wire.messages import (
     ChunkReady,
     EngineSettings,
     Failed,
@@ -36,9 +38,7 @@ from engine.messages import (
     Shown,
     Stop,
 )
-from engine.model import load, pick_device, pick_dtype
-from engine.offline import Change, film
-from streaming.ring import RingConfig, RingReader
+from engine.wire.ring import RingConfig, RingReader
 
 SETTINGS = EngineSettings("tiny", None, "cpu", "main", "a red ball", 3, 0, 0, 20)
 LIMIT_S = 100.0

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tolerances import DEVICE
 
-from kernels import bench, cases
+from kernels import bench
+from kernels.tools import cases
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="there is a device to measure here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kv_cache import KVCache
+from engine.runtime.kv_cache import KVCache
 
 
 def cache() -> KVCache:

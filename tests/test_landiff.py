@@ -14,18 +14,18 @@ import pytest
 import torch
 from checkpoint import PROMPT, TINY
 
-from engine import generator as generating
 from engine.config import EngineConfig, preset
-from engine.generator import ChannelState, Generator
-from engine.memory import weight_bytes
-from engine.model import Model, assemble, build, load, weights_folder
-from engine.noise import normal
-from engine.offline import Change, film
+from engine.live import generator as generating
+from engine.live.generator import ChannelState, Generator
+from engine.live.noise import normal
+from engine.live.offline import Change, film
+from engine.loading.memory import weight_bytes
+from engine.loading.model import Model, assemble, build, load, weights_folder
+from engine.loading.weights import text_folders
 from engine.perceptual.frames import to_host
 from engine.perceptual.solver import DiffusionSolver, SolverState, guide
-from engine.published_text import text_bytes
-from engine.records import FeatureFrames, TextEmbedding
-from engine.weights import text_folders
+from engine.text.published import text_bytes
+from engine.wire.frames import FeatureFrames, TextEmbedding
 
 CPU = torch.device("cpu")
 FIRST, HOP = 49, 24  # frames of the first hop and of every other
@@ -227,8 +227,8 @@ def test_memory_for_the_text_encoders_is_asked_for(folder: Path, monkeypatch: py
     class Host:
         available = modules + encoders
 
-    monkeypatch.setattr("engine.memory.psutil.virtual_memory", lambda: Host)
-    monkeypatch.setattr("engine.model.load_weights", lambda *rest: pytest.fail("nothing is loaded"))
+    monkeypatch.setattr("engine.loading.memory.psutil.virtual_memory", lambda: Host)
+    monkeypatch.setattr("engine.loading.model.load_weights", lambda *rest: pytest.fail("nothing is loaded"))
     with pytest.raises(ValueError, match=r"the weights need 0\.0 GB, but cpu has only 0\.0 GB free"):
         load(TINY, folder, CPU, torch.float32)
     monkeypatch.setattr(Host, "available", round(1.06 * Host.available))

@@ -10,7 +10,8 @@ import torch
 from tolerances import DEVICE, normal
 from triton.runtime.errors import OutOfResources
 
-from kernels import launch, rmsnorm
+from kernels import rmsnorm
+from kernels.tools import launch
 
 
 def plain(x: torch.Tensor) -> str:
@@ -55,7 +56,7 @@ def test_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture, monkeypat
     """A shape that no kernel covers runs the reference, and the reason is logged once."""
     monkeypatch.setattr(launch, "obstacle", lambda device: None)
     launch._warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
         for _ in range(3):
             assert launch.dispatch("auto", uncovered, plain, torch.zeros(1, device="meta")) == "plain"
     assert [record.getMessage() for record in caplog.records] == ["plain runs its reference, slower: too wide"]
@@ -73,7 +74,7 @@ def test_too_little_shared_memory_falls_back(caplog: pytest.LogCaptureFixture, m
     monkeypatch.setattr(launch, "obstacle", lambda device: None)
     launch._warn_once.cache_clear()
     meta = torch.zeros(1, device="meta")
-    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
         assert launch.dispatch("auto", too_large, plain, meta) == "plain"
     assert "out of resource: shared memory, Required: 300000" in caplog.text
     with pytest.raises(RuntimeError, match="illegal address"):
@@ -88,7 +89,7 @@ def test_a_device_without_kernels_falls_back_with_a_warning(caplog: pytest.LogCa
 
     launch._warn_once.cache_clear()
     meta = torch.zeros(1, device="meta")
-    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
         assert launch.dispatch("auto", fused, plain, meta) == "plain"
         assert launch.dispatch("auto", fused, other, meta) == "other"
     reason = "every operation runs its reference, slower: there are no kernels for device type 'meta'"
@@ -142,7 +143,7 @@ def test_a_device_that_should_have_kernels_warns_once(
     launch.obstacle.cache_clear()
     launch._warn_once.cache_clear()
     x = OnCuda()
-    with caplog.at_level(logging.WARNING, logger="kernels.launch"):
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
         assert [launch.fuses(x) for _ in range(3)] == [False] * 3  # type: ignore[arg-type]
     with launch.preferring("triton"), pytest.raises(ValueError, match="LANDIFF_KERNELS=triton cannot run.*sm_190"):
         launch.fuses(x)  # type: ignore[arg-type]
@@ -155,7 +156,7 @@ def test_an_old_device_is_named() -> None:
     """Below the lowest capability the reason says both numbers."""
     code = """
 import sys, torch
-from kernels import launch
+from kernels.tools import launch
 torch.cuda.get_device_capability = lambda device: (7, 5)
 sys.stdout.write(launch.obstacle(torch.device("cuda", 0)))
 """
@@ -187,7 +188,7 @@ def test_without_triton_everything_imports_and_runs() -> None:
     code = """
 import sys; sys.modules["triton"] = None
 import torch
-from kernels import cases
+from kernels.tools import cases
 for case in cases.CASES:
     operands = case.make(case.small, torch.device("cpu"), torch.float32)
     case.run(*operands)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tolerances import DEVICE, normal
 
-from engine import layers
-from kernels import launch
+from engine.runtime import layers
+from kernels.tools import launch
 
 
 def _both(function: object, *operands: torch.Tensor) -> tuple[object, object]:

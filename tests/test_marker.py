@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.hub import Encoder, Geometry
-from streaming.marker import CLOCK_WRAP_MS, Mark, draw, fits, read
+from streaming.media.hub import Encoder, Geometry
+from streaming.media.marker import CLOCK_WRAP_MS, Mark, draw, fits, read
 
 
 def noisy(height: int, width: int, seed: int = 0) -> np.ndarray:

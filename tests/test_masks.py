@@ -10,7 +10,7 @@ import torch
 from golden import load
 from tolerances import DEVICE
 
-from engine.attention import Rule, attend, blocks, masked
+from engine.runtime.attention import Rule, attend, blocks, masked
 from engine.semantic.masks import decoder_mask, decoder_rule, encoder_mask, encoder_rule, group_tokens
 
 

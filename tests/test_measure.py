@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.marker import CLOCK_WRAP_MS, Mark
-from streaming.measure import (
+from streaming.bench.measure import (
     Arrival,
     Change,
     Recording,
@@ -23,6 +22,7 @@ from streaming.measure import (
     spread,
     thin,
 )
+from streaming.media.marker import CLOCK_WRAP_MS, Mark
 
 FPS = 8.0
 

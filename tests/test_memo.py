@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import memo
+from kernels.tools import memo
 
 CPU = torch.device("cpu")
 

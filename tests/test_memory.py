@@ -10,15 +10,25 @@ from tiny import tiny_config, write_weights
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from engine import memory
 from engine.config import preset
-from engine.fp8 import FP8, Fp8Linear
-from engine.generator import Generator
-from engine.memory import TEXTS, MemoryPlan, Needs, Part, Visitor, check_memory, plan_memory, visiting, weight_bytes
-from engine.model import build, load, products
-from engine.offline import film
-from engine.perceptual.tiny_vae import TinyVAE
-from engine.published_text import PublishedTextConfig
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading import memory
+from engine.loading.memory import (
+    TEXTS,
+    MemoryPlan,
+    Needs,
+    Part,
+    Visitor,
+    check_memory,
+    plan_memory,
+    visiting,
+    weight_bytes,
+)
+from engine.loading.model import build, load, products
+from engine.perceptual.mini.vae import TinyVAE
+from engine.runtime.fp8 import FP8, Fp8Linear
+from engine.text.published import PublishedTextConfig
 
 GB = 1_000_000_000
 CPU = torch.device("cpu")
@@ -102,7 +112,7 @@ def test_weights_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     class Host:
         available = 8 * GB
 
-    monkeypatch.setattr("engine.memory.psutil.virtual_memory", lambda: Host)
+    monkeypatch.setattr("engine.loading.memory.psutil.virtual_memory", lambda: Host)
     with pytest.raises(ValueError, match=r"need 21\.\d GB, but cpu has only 8\.0 GB free"):
         check_memory(build(preset("landiff")), CPU)
     check_memory({"part": nn.Linear(3, 3)}, CPU)

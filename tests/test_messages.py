@@ -4,8 +4,8 @@ import typing
 
 import pytest
 
-from engine import messages
-from engine.messages import SEED_LIMIT, EngineSettings
+from engine.wire import messages
+from engine.wire.messages import SEED_LIMIT, EngineSettings
 
 SETTINGS = EngineSettings("mini", None, "cpu", "main", "p", 0, 0, 0, 16)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import tiny_config, tiny_model, write_weights
 
-from engine.generator import Generator
-from engine.model import COMPONENTS, load, pick_device, pick_dtype
-from engine.offline import film
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading.model import COMPONENTS, load, pick_device, pick_dtype
 
 
 def test_loaded_model_computes_what_was_saved(tmp_path: Path) -> None:

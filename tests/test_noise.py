@@ -1,6 +1,6 @@
 import torch
 
-from engine.noise import normal, uniform
+from engine.live.noise import normal, uniform
 
 
 def test_noise_belongs_to_its_key() -> None:

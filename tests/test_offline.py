@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from tiny import tiny_model
 
-from engine.generator import Generator
-from engine.offline import Change, film
+from engine.live.generator import Generator
+from engine.live.offline import Change, film
 
 
 @pytest.mark.parametrize("frames", [1, 9, 10, 25, 26, 50])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.pacer import MEDIA_CLOCK_HZ, Action, Pacer
+from streaming.media.pacer import MEDIA_CLOCK_HZ, Action, Pacer
 
 
 def running(fps: float = 8.0, now_s: float = 100.0) -> Pacer:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from golden import TOLERANCE, Golden, load, relative_error
 from torch import Tensor
 
-from engine import attention
-from engine.kv_cache import KVCache
-from engine.layers import sinusoid
-from engine.reference import case_models
+from engine.published import case_models
+from engine.runtime import attention
+from engine.runtime.kv_cache import KVCache
+from engine.runtime.layers import sinusoid
 from engine.semantic.planner import Planner, PlannerConfig
-from kernels import launch
+from kernels.tools import launch
 
 SMALL = PlannerConfig(
     hidden=32,

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from engine.config import preset
-from engine.model import assemble, build
+from engine.loading.model import assemble, build
+from engine.loading.weights import SHIPPED, load_component
 from engine.semantic.theia import Theia
-from engine.text import SmallT5, TextConfig, load_tokenizer
-from engine.training import plans, world
-from engine.training.captions import random_label
-from engine.weights import SHIPPED, load_component
+from engine.text.small_t5 import SmallT5, TextConfig, load_tokenizer
+from engine.training import plans
+from engine.training.world import drawing as world
+from engine.training.world.captions import random_label
 
 MINI = SHIPPED / "mini"
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from engine.prompt import LONGEST_PROMPT, check_prompt
+from engine.wire.prompt import LONGEST_PROMPT, check_prompt
 
 
 @pytest.mark.parametrize(

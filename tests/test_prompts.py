@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from engine.messages import PromptSet, Refused
-from streaming.events import PromptShown, Unavailable
-from streaming.prompts import MOST_REQUESTS, PROMPTS_KEPT, PromptBook, PromptRefused
+from engine.wire.messages import PromptSet, Refused
+from streaming.channels.events import PromptShown, Unavailable
+from streaming.channels.prompts import MOST_REQUESTS, PROMPTS_KEPT, PromptBook, PromptRefused
 
 
 async def test_answer_reaches_who_asked() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoints.published_names_semantic import PLANNER, THEIA, TOKENIZER, Rules, to_ours, to_published
+from engine.loading.published_names_semantic import PLANNER, THEIA, TOKENIZER, Rules, to_ours, to_published
 from engine.semantic.planner import Planner, PlannerConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.semantic.quantizer import Metric, QuantizerConfig, VectorQuantizer
-from kernels import launch
+from kernels.tools import launch
 
 
 def quantizer(metric: Metric, **changes: Any) -> VectorQuantizer:

@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from engine.training import reading, teacher, world
-from engine.training.captions import random_label
+from engine.training.world import drawing as world
+from engine.training.world import reading, teacher
+from engine.training.world.captions import random_label
 
 
 def test_true_features_are_read_rightly() -> None:

@@ -14,13 +14,13 @@ from tiny import tiny_config, tiny_model, write_weights
 
 from engine import config as presets
 from engine.__main__ import main
-from engine.generator import ChannelState, Generator
-from engine.model import Model, load
-from engine.offline import film as film_plan
+from engine.live.generator import ChannelState, Generator
+from engine.live.offline import film as film_plan
+from engine.loading.model import Model, load
 from engine.perceptual.frames import to_host
 from engine.semantic.theia import Theia
-from engine.training import world
-from engine.training.captions import Label
+from engine.training.world import drawing as world
+from engine.training.world.captions import Label
 from engine.video import tokenize_video
 from engine.video.reconstruct import FeatureReader, film, load_without_text
 from engine.video.token_file import TokenFile, TokenGroup, TokenHeader, TokenWriter

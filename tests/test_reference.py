@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import DEVICE, normal, relative_rms
 
-from engine import layers
+from engine.runtime import layers
 from kernels import reference
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.reference.reference_case import Case, relative_error
+from engine.published.reference_case import Case, relative_error
 
 
 def case(**tensors: torch.Tensor) -> Case:

@@ -10,10 +10,10 @@ import torch
 from checkpoint import PROMPT, TINY
 from tiny import tiny_model
 
-from engine.model import Model, load
+from engine.loading.model import Model, load
 from engine.perceptual.frames import to_host
 from engine.perceptual.solver import DiffusionSolver, guide
-from engine.reference.release import film_release, release_units
+from engine.published.release import film_release, release_units
 from engine.semantic.sampling import SamplingConfig, generate_reference
 
 CPU = torch.device("cpu")

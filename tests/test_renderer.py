@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.layers import sinusoid
 from engine.perceptual.dit import PROMPT_TIME, DiTConfig, Trunk
-from engine.perceptual.head import Frames
+from engine.perceptual.mini.head import Frames
 from engine.perceptual.renderer import Renderer, RendererConfig
-from engine.perceptual.times import Moment
+from engine.perceptual.timesteps import Moment
 from engine.perceptual.upsampler import ConditionConfig
-from engine.reference.case_models import renderer
-from engine.trees import leaves
+from engine.published.case_models import renderer
+from engine.runtime.layers import sinusoid
+from engine.runtime.pytree import leaves
 from tests import golden, tiny
 
 PROMPT, NEW = 2, 3  # latent frames

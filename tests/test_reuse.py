@@ -11,12 +11,12 @@ from test_denoiser import _guided
 from tiny import tiny_model
 
 from engine.bench.curve import relative_error
-from engine.denoiser import Denoiser
-from engine.graphs import Graphs
-from engine.model import Model
+from engine.live.denoiser import Denoiser
+from engine.loading.model import Model
 from engine.perceptual.dit import DiT
 from engine.perceptual.reuse import reused_steps
 from engine.perceptual.schedule import FlowSchedule
+from engine.runtime.graphs import Graphs
 
 STEPS = 12
 NEAR, FAR = 2.0, 1e6  # random embeddings move far

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.records import FrameChunk
-from streaming.ring import ChunkQueue, RingConfig, RingReader, RingWriter
+from engine.wire.frames import FrameChunk
+from engine.wire.ring import ChunkQueue, RingConfig, RingReader, RingWriter
 
 SMALL = RingConfig(slots=3, slot_bytes=2 * 12 * 8)
 

@@ -6,8 +6,8 @@ import aiortc
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 
-from streaming import rtp_hooks
-from streaming.rtp_hooks import SenderHooks, end_consent_with_connection, self_check, use_addresses
+from streaming.media import rtp_hooks
+from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, self_check, use_addresses
 
 
 class Transport:

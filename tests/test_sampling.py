@@ -9,7 +9,7 @@ import torch
 from golden import TOLERANCE, load, relative_error
 from test_planner import prompt
 
-from engine.reference import case_models
+from engine.published import case_models
 from engine.semantic.sampling import (
     SamplingConfig,
     generate_reference,
@@ -20,7 +20,7 @@ from engine.semantic.sampling import (
     sample_code,
     warp,
 )
-from kernels import launch
+from kernels.tools import launch
 
 RUNS = ("greedy_cfg", "greedy_nocfg", "cfg_equal_1", "sampled_cfg", "sampled_topp", "sampled_topk")
 

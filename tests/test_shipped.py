@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from engine.config import preset
-from engine.generator import Generator
-from engine.model import Model, load, pick_dtype
-from engine.offline import Change, film
+from engine.live.generator import Generator
+from engine.live.offline import Change, film
+from engine.loading.model import Model, load, pick_dtype
+from engine.loading.weights import SHIPPED, load_component
 from engine.semantic.theia import Theia
-from engine.training import judging
-from engine.training.captions import Label
-from engine.weights import SHIPPED, load_component
+from engine.training.world import judge as judging
+from engine.training.world.captions import Label
 
 FOLDER = SHIPPED / "mini"
 FILE_BYTES, ALL_BYTES = 15 << 20, 60 << 20

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.perceptual.sketch import Sketch, SketchConfig
-from engine.training import teacher
+from engine.perceptual.mini.sketch import Sketch, SketchConfig
+from engine.training.world import teacher
 from tests.tiny import SKETCH as CONFIG
 
 

@@ -19,7 +19,7 @@ from engine.perceptual.solver import (
     sample_reference,
     solver_of,
 )
-from engine.reference.case_models import renderer
+from engine.published.case_models import renderer
 from kernels.guidance import guided_step
 from tests import golden
 

@@ -1,7 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.messages import HopDone
-from streaming.stats import HOPS_KEPT, HopStats, Metrics
+from engine.wire.messages import HopDone
+from streaming.channels.stats import HOPS_KEPT, HopStats, Metrics
 
 
 def hop(index: int, compute_s: float) -> HopDone:

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 import pytest
 from fakes import BREAK, CRASH, HANG, MISSING, fake_engine
 
-from engine.messages import EngineSettings, Stop
-from streaming.channel import Channel
-from streaming.events import Unavailable
-from streaming.stats import Metrics
-from streaming.supervisor import EngineError, EngineTarget, Supervisor, SupervisorConfig
+from engine.wire.messages import EngineSettings, Stop
+from streaming.channels.channel import Channel
+from streaming.channels.events import Unavailable
+from streaming.channels.stats import Metrics
+from streaming.engines.supervisor import EngineError, EngineTarget, Supervisor, SupervisorConfig
 
 QUICK = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, outbox=4)
 

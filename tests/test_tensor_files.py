@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoints.tensor_files import is_finite, open_tensors, write_safetensors
+from engine.loading.tensor_files import is_finite, open_tensors, write_safetensors
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 

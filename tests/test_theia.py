@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden import TOLERANCE, load, relative_error
 
-from engine.reference import case_models
+from engine.published import case_models
 from engine.semantic.theia import Theia, TheiaConfig
 
 SMALL: dict[str, Any] = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import DEVICE
 
-from kernels import launch, tiles
+from kernels.tools import launch, tiles
 
 
 @given(st.integers(1, tiles.LARGEST_BLOCK), st.integers(1, 10**6))

@@ -10,10 +10,10 @@ from tiny import randomize, tiny_config, tiny_model, write_weights
 
 from engine.__main__ import main
 from engine.config import PRESETS
+from engine.loading.weights import save_component
 from engine.semantic.theia import Theia
 from engine.video.token_file import TokenFile, TokenGroup
 from engine.video.tokenize_video import Grouping, VideoTokenizer
-from engine.weights import save_component
 
 
 @pytest.fixture(scope="module")

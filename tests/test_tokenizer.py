@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden import TOLERANCE, load, relative_error
 
-from engine.reference import case_models
+from engine.published import case_models
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
 

@@ -14,32 +14,27 @@ import torch.nn.functional as nnf
 from engine import arguments
 from engine.bench import curve
 from engine.config import EngineConfig, preset
+from engine.loading.weights import SHIPPED, load_component, save_component
+from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig, TinyVAEState
 from engine.perceptual.renderer import Renderer
-from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig, TinyVAEState
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text import SmallT5, load_tokenizer
+from engine.text.small_t5 import SmallT5, load_tokenizer
 from engine.training import __main__ as command
-from engine.training import (
-    autoencoder,
-    decoder,
-    extractor,
-    latents,
-    planning,
-    reading,
-    render,
-    run,
-    sketching,
-    stages,
-    teacher,
-    texts,
-    tokens,
-    world,
-)
-from engine.training.captions import Label, hardest_label, random_label
+from engine.training import build as stages
+from engine.training import latent_pool as latents
+from engine.training import run
 from engine.training.run import Stage
-from engine.training.words import make_tokenizer
-from engine.weights import SHIPPED, load_component, save_component
+from engine.training.stages import autoencoder, decoder, extractor
+from engine.training.stages import planner as planning
+from engine.training.stages import renderer as render
+from engine.training.stages import sketch as sketching
+from engine.training.stages import text as texts
+from engine.training.stages import tokenizer as tokens
+from engine.training.world import drawing as world
+from engine.training.world import reading, teacher
+from engine.training.world.captions import Label, hardest_label, random_label
+from engine.training.world.vocabulary import make_tokenizer
 
 
 def narrow() -> EngineConfig:

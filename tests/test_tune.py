@@ -12,7 +12,8 @@ import pytest
 import torch
 from tolerances import DEVICE, normal
 
-from kernels import cases, memo, rmsnorm, tiles, tune
+from kernels import rmsnorm, tune
+from kernels.tools import cases, memo, tiles
 
 BY_NAME = {case.name: case for case in cases.CASES}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.reference import case_models
+from engine.published import case_models
 from tests import golden
 
 

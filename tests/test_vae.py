@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.checkpoints.published_names_perceptual import VAE as VAE_RULES
-from engine.checkpoints.published_names_semantic import to_ours, to_published
-from engine.perceptual.causal import CausalState
-from engine.perceptual.vae import VAE, VAEConfig, slice_lengths
+from engine.loading.published_names_perceptual import VAE as VAE_RULES
+from engine.loading.published_names_semantic import to_ours, to_published
+from engine.perceptual.cogvideox.causal import CausalState
+from engine.perceptual.cogvideox.vae import VAE, VAEConfig, slice_lengths
 from tests import golden
 
 SMALL = VAEConfig(latent_channels=4, width=32, multipliers=(1, 1, 1), blocks=0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.perceptual import vae_decoder
-from engine.perceptual.causal import CausalState
-from engine.reference import case_models
-from kernels import launch
+from engine.perceptual.cogvideox import vae_decoder
+from engine.perceptual.cogvideox.causal import CausalState
+from engine.published import case_models
+from kernels.tools import launch
 from tests import golden
 
 

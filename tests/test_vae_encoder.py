@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor
 
-from engine.perceptual.causal import CausalState
-from engine.perceptual.vae import VAE, VAEConfig
+from engine.perceptual.cogvideox.causal import CausalState
+from engine.perceptual.cogvideox.vae import VAE, VAEConfig
 from tests import golden
 
 SIZES = VAEConfig(latent_channels=4, width=32, multipliers=(1, 2, 2, 1), blocks=1, latent_scale=1.5)

@@ -9,7 +9,7 @@ from tiny import tiny_config, tiny_model, write_weights
 
 from engine.__main__ import main
 from engine.config import PRESETS
-from engine.generator import Generator
+from engine.live.generator import Generator
 from engine.training import vbench
 
 

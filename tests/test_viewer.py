@@ -7,10 +7,10 @@ import av
 import pytest
 from fakes import FPS, Watcher, sample_offer, serving, watching
 
-from streaming import marker
-from streaming.hub import Hub
-from streaming.stats import Metrics
-from streaming.viewer import Feed, ViewerConfig
+from streaming.channels.stats import Metrics
+from streaming.media import marker
+from streaming.media.hub import Hub
+from streaming.media.viewer import Feed, ViewerConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
@@ -167,7 +167,7 @@ async def test_sessions_leave_nothing_behind() -> None:
 async def test_unconnected_viewer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session whose peer never connects ends after the limit, and its place is free for the next."""
     limits = ViewerConfig(most=1, connect_s=0.3, check_s=0.05)
-    monkeypatch.setattr("streaming.viewer.ViewerConfig", lambda: limits)
+    monkeypatch.setattr("streaming.media.viewer.ViewerConfig", lambda: limits)
     async with serving() as running:
         offer, headers = await sample_offer(running), {"content-type": "application/sdp"}
         assert (await running.http.post("/whep/main", content=offer, headers=headers)).status_code == 201
@@ -182,7 +182,7 @@ async def test_unconnected_viewer_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 async def test_killed_viewer_is_noticed_by_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A viewer that dies without a word is closed after the silence limit, and its place is free again."""
     limits = ViewerConfig(silence_s=2.0, check_s=0.1)
-    monkeypatch.setattr("streaming.viewer.ViewerConfig", lambda: limits)
+    monkeypatch.setattr("streaming.media.viewer.ViewerConfig", lambda: limits)
     async with serving() as running:
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CLIENT, running.url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from engine.loading.weights import load_component, load_weights, save_component, text_folders, write_description
 from engine.training import __main__ as command
-from engine.weights import load_component, load_weights, save_component, text_folders, write_description
 
 
 def module() -> nn.Module:

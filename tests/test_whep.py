@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.whep import Policy, WhepError, check_fragment, check_offer
+from streaming.http.whep import Policy, WhepError, check_fragment, check_offer
 
 PUBLIC, LOCAL = Policy(loopback=False), Policy(loopback=True)
 FINGERPRINT = "sha-256 " + ":".join(["AB"] * 32)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from engine.config import preset
-from engine.training import teacher, world
-from engine.training.captions import SPEEDS, SUBJECTS, Label, random_label
-from engine.training.spec import HOP_FRAMES, HOP_PX, Spec
+from engine.training.world import drawing as world
+from engine.training.world import teacher
+from engine.training.world.captions import SPEEDS, SUBJECTS, Label, random_label
+from engine.training.world.spec import HOP_FRAMES, HOP_PX, Spec
 
 PAIR = {"relation": "above", "subject2": "car", "colour2": "blue"}
 

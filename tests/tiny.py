@@ -10,22 +10,22 @@ from torch import nn
 from transformers import T5Tokenizer
 
 from engine.config import EngineConfig
-from engine.model import COMPONENTS, Model, assemble, build
-from engine.perceptual.details import DetailsConfig
+from engine.loading.model import COMPONENTS, Model, assemble, build
+from engine.loading.weights import save_component, write_description
 from engine.perceptual.dit import DiTConfig
+from engine.perceptual.mini.details import DetailsConfig
+from engine.perceptual.mini.sketch import SketchConfig
+from engine.perceptual.mini.vae import TinyVAEConfig
+from engine.perceptual.mini.waves import WavesConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import FlowSchedule
-from engine.perceptual.sketch import SketchConfig
-from engine.perceptual.tiny_vae import TinyVAEConfig
 from engine.perceptual.upsampler import ConditionConfig
-from engine.perceptual.waves import WavesConfig
 from engine.semantic.planner import PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
-from engine.text import TOKENIZER_FOLDER, SmallT5, TextConfig
-from engine.weights import save_component, write_description
+from engine.text.small_t5 import TOKENIZER_FOLDER, SmallT5, TextConfig
 
 WAVES = WavesConfig(count=8, width=8)
 SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)

@@ -25,9 +25,9 @@ from engine.bench.plan_cost import OwnPlanning, TheirPlanning, codes_per_round
 from engine.bench.proofs import checks
 from engine.bench.rounds import TOTAL, Clock, Contender, Spread, copy_gb_s, matrix_gflop_s, quartiles, race
 from engine.config import EngineConfig, preset
-from engine.costs import stages
-from engine.generator import Generator
-from engine.model import Model, build, pick_device, pick_dtype, use_cores
+from engine.live.generator import Generator
+from engine.loading.costs import stages
+from engine.loading.model import Model, build, pick_device, pick_dtype, use_cores
 from engine.perceptual.solver import solver_of
 from engine.training.run import write_atomically
 

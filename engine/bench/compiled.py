@@ -16,15 +16,15 @@ from torch import Tensor
 from engine.bench.hop_cost import guided_rows
 from engine.bench.proofs import relative
 from engine.bench.rounds import TOTAL, Clock, Contender, Spread, race
-from engine.graphs import Graphs
-from engine.kv_cache import KVCache
-from engine.model import Model, build
-from engine.noise import normal
+from engine.live.noise import normal
+from engine.loading.model import Model, build
 from engine.perceptual.renderer import Renderer, WindowCache
 from engine.perceptual.solver import solver_of
-from engine.perceptual.times import Moment
+from engine.perceptual.timesteps import Moment
+from engine.runtime.graphs import Graphs
+from engine.runtime.kv_cache import KVCache
 from engine.semantic.planner import Planner
-from kernels.launch import preferring
+from kernels.tools.launch import preferring
 
 TOKENS = 32  # of the planner, a turn
 _ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 3e-2}  # relative; a compiler adds up in another order

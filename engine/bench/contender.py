@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from engine.backends import choose as choose_attention
 from engine.config import EngineConfig
-from engine.costs import PROMPT_TOKENS
-from engine.model import Model, assemble, build, load, longest_attention, products
-from engine.noise import normal
-from engine.records import TextEmbedding
-from engine.weights import SHIPPED
+from engine.live.noise import normal
+from engine.loading.costs import PROMPT_TOKENS
+from engine.loading.model import Model, assemble, build, load, longest_attention, products
+from engine.loading.weights import SHIPPED
+from engine.runtime.backends import choose as choose_attention
+from engine.wire.frames import TextEmbedding
 
 _PACKAGES = ("torch", "diffusers", "transformers", "triton", "xformers", "numpy")
 _SEED = 0

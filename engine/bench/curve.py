@@ -26,11 +26,11 @@ from tqdm import tqdm
 from engine.arguments import checked, picture
 from engine.bench.contender import conditions
 from engine.config import preset
-from engine.generator import ChannelState, Generator
-from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
+from engine.live.generator import ChannelState, Generator
+from engine.loading.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
 from engine.perceptual.schedule import FlowSchedule
-from engine.training.captions import caption, random_label
 from engine.training.run import write_atomically
+from engine.training.world.captions import caption, random_label
 
 _SIZE_IN, _DPI = (7.0, 3.6), 120
 _Run = tuple[int, float, int]  # order, shift, steps

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config import preset
-from engine.fp8_products import layer_errors
-from engine.generator import Generator
-from engine.graphs import Graphs
-from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
-from engine.offline import film
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
+from engine.runtime.fp8_products import layer_errors
+from engine.runtime.graphs import Graphs
 from engine.training.run import write_atomically
 
 

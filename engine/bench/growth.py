@@ -16,7 +16,7 @@ from tqdm import tqdm
 from engine.bench.hop_cost import CAPTION, LEAD_IN, SEED, advance
 from engine.bench.rounds import TOTAL, Clock, Parts, Spread, quartiles, race
 from engine.config import EngineConfig
-from engine.generator import ChannelState, Generator
+from engine.live.generator import ChannelState, Generator
 
 _CYCLES = 2  # of groups against hops, compared at each end
 _SLACK = 0.02  # a median ratio this near to 1 is no difference, however quiet the machine

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from engine.bench import peers
 from engine.bench.rounds import TOTAL, Clock, Parts, watched
-from engine.generator import ChannelState, Generator
-from engine.model import Model
-from engine.noise import normal
+from engine.live.generator import ChannelState, Generator
+from engine.live.noise import normal
+from engine.loading.model import Model
 from engine.perceptual.solver import Solver, SolverState, guide, solver_of
 
 CAPTION = "a red car drives slowly to the right through the desert"

@@ -27,14 +27,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.bench.contender import commit, processor
-from engine.checkpoints.convert import convert
-from engine.checkpoints.filling import shapes_of
-from engine.checkpoints.published import FILES
-from engine.checkpoints.tensor_files import write_safetensors
 from engine.config import EngineConfig, preset
-from engine.model import build, products
+from engine.loading.convert import convert
+from engine.loading.filling import shapes_of
+from engine.loading.model import build, products
+from engine.loading.published_files import FILES
+from engine.loading.tensor_files import write_safetensors
+from engine.loading.weights import load_weights
 from engine.training.run import write_atomically
-from engine.weights import load_weights
 
 BAR = 0.6  # of the rate of copying
 _NUMBER_BYTES = 4  # the release's modules are float32

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.config import FRAMES_PER_LATENT
+from engine.perceptual.cogvideox.vae import VAEConfig
 from engine.perceptual.dit import DiT, DiTConfig
-from engine.perceptual.tiny_vae import TinyVAE, TinyVAEConfig
-from engine.perceptual.vae import VAEConfig
+from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
 from engine.semantic.planner import Planner, PlannerConfig
 
 _WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)  # of the finest level of a peer of `TinyVAE`, multiples of its norm groups

@@ -15,9 +15,9 @@ from transformers import StaticCache
 from engine.bench import peers
 from engine.bench.hop_cost import CAPTION, SEED
 from engine.bench.rounds import TOTAL, Clock, Parts
-from engine.generator import CODES_PER_UNIT, Generator
-from engine.model import Model
-from engine.noise import normal, uniform
+from engine.live.generator import CODES_PER_UNIT, Generator
+from engine.live.noise import normal, uniform
+from engine.loading.model import Model
 from engine.semantic.sampling import gumbel, sample_code
 
 

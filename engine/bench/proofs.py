@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.bench import peers
-from engine.kv_cache import KVCache
-from engine.model import Model
-from engine.noise import normal
+from engine.live.noise import normal
+from engine.loading.model import Model
 from engine.perceptual.renderer import Renderer
+from engine.runtime.kv_cache import KVCache
 from engine.semantic.planner import Planner
 
 _LAYERS = 2  # show that one follows the other rightly; more show nothing new

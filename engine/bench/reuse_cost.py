@@ -25,11 +25,11 @@ from engine.bench import tables
 from engine.bench.contender import conditions
 from engine.bench.curve import relative_error, render
 from engine.config import preset
-from engine.generator import Generator
-from engine.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
+from engine.live.generator import Generator
+from engine.loading.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
 from engine.perceptual.schedule import FlowSchedule
-from engine.training.captions import caption, random_label
 from engine.training.run import write_atomically
+from engine.training.world.captions import caption, random_label
 
 COMMAND = "engine.bench.reuse_cost"
 _Run = tuple[int, float]  # steps, reach

@@ -23,16 +23,16 @@ from tqdm import tqdm
 from engine.bench.contender import RandomText, conditions_of
 from engine.bench.rounds import WARM_UPS, Clock, Spread
 from engine.config import EngineConfig, preset
-from engine.model import build, pick_device, pick_dtype
-from engine.perceptual.tiny_vae import TinyVAE
-from engine.perceptual.vae import VAE
+from engine.loading.model import build, pick_device, pick_dtype
+from engine.perceptual.cogvideox.vae import VAE
+from engine.perceptual.mini.vae import TinyVAE
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.training.filming import FootageRenderer, choose_part, start_control
-from engine.training.footage import Footage
-from engine.training.footage_planning import FootagePlanner
-from engine.training.footage_tokens import FootageTokenizer
+from engine.training.folder import Footage
 from engine.training.run import Run, RunConfig, Stage, write_atomically
+from engine.training.stages.planner_folder import FootagePlanner
+from engine.training.stages.renderer_folder import FootageRenderer, choose_part, start_control
+from engine.training.stages.tokenizer_folder import FootageTokenizer
 
 log = logging.getLogger(__name__)
 

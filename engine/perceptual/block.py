@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attend
-from engine.layers import product_dtype
-from engine.packing import gelu_of
-from engine.perceptual.times import Times
+from engine.perceptual.timesteps import Times
+from engine.runtime.attention import attend
+from engine.runtime.layers import product_dtype
+from engine.runtime.packed_weights import gelu_of
 from kernels.headnorm import head_norm
-from kernels.launch import fuses
 from kernels.modulation import gated_residual, layernorm_modulate
+from kernels.tools.launch import fuses
 
 _NORM_EPS = 1e-5  # of the layer norms over the width
 _HEAD_NORM_EPS = 1e-6  # of the norms over a head's queries and keys

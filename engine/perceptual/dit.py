@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.layers import sinusoid
 from engine.perceptual.block import Block, KeysValues, Layout, Segment
-from engine.perceptual.head import ConvHead, Frames, LinearHead
-from engine.perceptual.times import Moment, Times
+from engine.perceptual.mini.head import ConvHead, Frames, LinearHead
+from engine.perceptual.timesteps import Moment, Times
+from engine.runtime.layers import sinusoid
 
 PROMPT_TIME = 0.999  # the time condition of frames that are given, clean = 1 (PAPER 2.3)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from engine.perceptual.block import KeysValues, Layout
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import PROMPT_TIME, DiT, DiTConfig, patches_of
-from engine.perceptual.head import Frames, Known
-from engine.perceptual.times import Moment
+from engine.perceptual.mini.head import Frames, Known
+from engine.perceptual.timesteps import Moment
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.trees import leaves, planted
+from engine.runtime.pytree import leaves, planted
 
 
 @dataclass(frozen=True, slots=True)

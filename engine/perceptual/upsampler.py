@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.perceptual.details import Details, DetailsConfig
+from engine.perceptual.mini.details import Details, DetailsConfig
 
 _EPS = 1e-6  # of every group norm in the up-sampler
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.attention import Rule, dense
+from engine.runtime.attention import Rule, dense
 
 
 def encoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Rule:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attend
-from engine.kv_cache import KVCache
-from engine.layers import RMSNorm, gated_gelu, rotate_both, rotation_table, rotations, sinusoid
-from engine.packing import both_of
-from kernels.launch import fuses
+from engine.runtime.attention import attend
+from engine.runtime.kv_cache import KVCache
+from engine.runtime.layers import RMSNorm, gated_gelu, rotate_both, rotation_table, rotations, sinusoid
+from engine.runtime.packed_weights import both_of
+from kernels.tools.launch import fuses
 
 _SPECIALS = 7
 _MICRO_VECTORS = 2  # frame count and motion score

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.codebook import lookup_project, nearest_code
-from kernels.launch import fuses
+from kernels.tools.launch import fuses
 
 Metric = Literal["euclidean", "cosine"]
 

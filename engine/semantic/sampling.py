@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.kv_cache import KVCache
+from engine.runtime.kv_cache import KVCache
 from engine.semantic.planner import Planner, PlannerConfig
 from kernels.draw import draw_code
-from kernels.launch import fuses
+from kernels.tools.launch import fuses
 
 
 @dataclass(frozen=True, slots=True)

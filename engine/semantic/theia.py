@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attend
+from engine.runtime.attention import attend
 
 _NORM_EPS = 1e-12
 _PAD_GREY = 127  # of the canvas below or beside the picture

@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from engine.attention import masked
-from engine.layers import rotary_angles
+from engine.runtime.attention import masked
+from engine.runtime.layers import rotary_angles
 from engine.semantic.masks import decoder_rule, encoder_rule, group_tokens
 from engine.semantic.quantizer import QuantizerConfig, VectorQuantizer
 from engine.semantic.transformer import Block, Geometry

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.attention import attend
-from engine.layers import rotate
+from engine.runtime.attention import attend
+from engine.runtime.layers import rotate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from engine.config import preset
+from engine.loading.weights import write_description
 from engine.training import sharding
-from engine.training.filming import PARTS
+from engine.training.build import build
 from engine.training.run import RunConfig, read_checkpoint, train
-from engine.training.stages import build
-from engine.weights import write_description
+from engine.training.stages.renderer_folder import PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ STAGES = {
 }
 # Commands that train nothing, by the module that has their `main`.
 MODULES = {
-    "dataset": "engine.training.dataset",
+    "dataset": "engine.training.video_folder",
     "compare": "engine.training.compare",
     "curves": "engine.training.curves",
     "plans": "engine.training.plans",

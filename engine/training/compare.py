@@ -19,14 +19,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import EngineConfig, preset
-from engine.generator import Generator
-from engine.model import Model, load, pick_device, pick_dtype, use_cores
-from engine.offline import film
+from engine.evaluation import drift, report
+from engine.live.generator import Generator
+from engine.live.offline import film
+from engine.loading.model import Model, load, pick_device, pick_dtype, use_cores
+from engine.loading.weights import load_component
 from engine.semantic.theia import Theia
-from engine.training import drift, judging, reading, report
-from engine.training.captions import Label, caption, random_label
 from engine.training.run import write_atomically
-from engine.weights import load_component
+from engine.training.world import judge as judging
+from engine.training.world import reading
+from engine.training.world.captions import Label, caption, random_label
 
 log = logging.getLogger(__name__)
 

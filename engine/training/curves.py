@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.training import report
-from engine.training.drift import WORDS
+from engine.evaluation import report
+from engine.evaluation.drift import WORDS
 from engine.training.run import write_atomically
 
 log = logging.getLogger(__name__)

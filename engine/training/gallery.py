@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import preset
-from engine.generator import Generator
-from engine.model import load, pick_device, pick_dtype, use_cores, weights_folder
-from engine.offline import Change, film
-from engine.training import judging
-from engine.training.captions import caption, random_label
+from engine.live.generator import Generator
+from engine.live.offline import Change, film
+from engine.loading.model import load, pick_device, pick_dtype, use_cores, weights_folder
 from engine.training.run import write_atomically
+from engine.training.world import judge as judging
+from engine.training.world.captions import caption, random_label
 
 log = logging.getLogger(__name__)
 

@@ -22,16 +22,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig, preset
-from engine.graphs import Graphs
-from engine.model import Model, assemble, build, pick_dtype, use_cores, weights_folder
-from engine.plan import PlanWriter
+from engine.evaluation.evaluate import conditions, write_figures
+from engine.live.plan_writer import PlanWriter
+from engine.loading.model import Model, assemble, build, pick_dtype, use_cores, weights_folder
+from engine.loading.weights import load_component
+from engine.runtime.graphs import Graphs
 from engine.semantic.theia import Theia
-from engine.text import SmallT5, TextConfig, load_tokenizer
-from engine.training import judging, reading, teacher, world
-from engine.training.autoencoder import pixels
-from engine.training.captions import caption, random_label
-from engine.training.evaluate import conditions, write_figures
-from engine.weights import load_component
+from engine.text.small_t5 import SmallT5, TextConfig, load_tokenizer
+from engine.training.stages.autoencoder import pixels
+from engine.training.world import drawing as world
+from engine.training.world import judge as judging
+from engine.training.world import reading, teacher
+from engine.training.world.captions import caption, random_label
 
 log = logging.getLogger(__name__)
 

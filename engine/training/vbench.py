@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.generator import Generator
-from engine.offline import film
-from engine.prompt import check_prompt
+from engine.live.generator import Generator
+from engine.live.offline import film
 from engine.video.video_file import VideoFile
+from engine.wire.prompt import check_prompt
 
 FRAMES = 49  # of every video, about 6 s
 SAMPLES = 5  # of every prompt, as the tool's instructions say

@@ -21,15 +21,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import EngineConfig, preset
-from engine.generator import Generator
-from engine.memory import check_memory
-from engine.messages import SEED_LIMIT
-from engine.model import Model, assemble, build, load, pick_device, pick_dtype, products, use_cores, weights_folder
-from engine.prompt import check_prompt
-from engine.records import FeatureFrames, FrameChunk, TextEmbedding
+from engine.live.generator import Generator
+from engine.loading.memory import check_memory
+from engine.loading.model import (
+    Model,
+    assemble,
+    build,
+    load,
+    pick_device,
+    pick_dtype,
+    products,
+    use_cores,
+    weights_folder,
+)
+from engine.loading.weights import load_weights
 from engine.video.token_file import TokenFile, TokenGroup, TokenHeader
 from engine.video.video_file import VideoFile
-from engine.weights import load_weights
+from engine.wire.frames import FeatureFrames, FrameChunk, TextEmbedding
+from engine.wire.messages import SEED_LIMIT
+from engine.wire.prompt import check_prompt
 
 STAGES = ("tokenizer", "renderer", "vae")  # all that a video without a prompt takes
 

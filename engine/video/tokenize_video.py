@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, PRESETS, EngineConfig, preset
-from engine.memory import check_memory
-from engine.model import pick_device, pick_dtype, use_cores, weights_folder
+from engine.loading.memory import check_memory
+from engine.loading.model import pick_device, pick_dtype, use_cores, weights_folder
+from engine.loading.weights import load_weights
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.video.clip import Clip
 from engine.video.token_file import TokenGroup, TokenHeader, TokenWriter
-from engine.weights import load_weights
 
 OVERLAP_SHARE = 0.2  # of a group (appendix A.1 of the paper)
 

@@ -1,1 +1,0 @@
-"""Weights files: the published layout and names, conversion to our own, downloads, and filling of modules."""

@@ -1,0 +1,202 @@
+"""Weights on disk: our own layout, and which layout a folder has.
+
+Our own layout is a folder with one safetensors file a component, or several numbered ones, and a `config.json` that
+says the format, the preset and what made it. `convert` writes the published model so, training writes `mini` so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.loading.download import HUB_ID
+from engine.loading.filling import check, fill, raise_faults
+from engine.loading.published_files import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
+from engine.loading.tensor_files import Source, not_finite, open_tensors, write_safetensors
+
+SHIPPED = Path(__file__).parent.parent / "data"  # one folder a preset
+DESCRIPTION = "config.json"
+FORMAT = 1
+_PUBLISHED_PRESET = "landiff"
+_PUBLISHED_NAMES = (*(file.name for file in FILES), EXTRACTOR)
+_OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
+
+
+def save_component(folder: Path, name: str, module: nn.Module) -> None:
+    """Write `module` as `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = {key for key, _ in module.named_parameters()}
+    tensors = {
+        key: value.detach().to("cpu", torch.bfloat16 if key in parameters else value.dtype).contiguous()
+        for key, value in module.state_dict().items()
+    }
+    partial = folder / f"{name}.safetensors.{os.getpid()}.part"
+    partial.unlink(missing_ok=True)
+    try:
+        write_safetensors(partial, tensors)
+        os.replace(partial, folder / f"{name}.safetensors")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_component(folder: Path, name: str, module: nn.Module) -> None:
+    """Copy a component from a folder of either layout into a module that has memory, casting to its types.
+
+    Raises:
+        ValueError: naming the file and every missing, surplus, mis-shaped or non-finite tensor, with nothing loaded.
+    """
+    components = {name: module}
+    sources = (open_published if is_published(folder) else open_own)(folder, components)
+    check(components, sources)
+    raise_faults(not_finite(sources))
+    module.load_state_dict({key: source.file.read(key) for source in sources for key in source.targets().values()})
+
+
+def has_component(folder: Path, name: str) -> bool:
+    """Whether a folder of our own layout holds any of a component."""
+    return any(path.is_file() for path in _shards(folder, name))
+
+
+def write_description(folder: Path, preset: str, made_by: str) -> None:
+    """Write `folder/config.json`.
+
+    Args:
+        preset: whose sizes the weights have.
+        made_by: the command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"format": FORMAT, "preset": preset, "made_by": made_by}
+    (folder / DESCRIPTION).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def load_weights(
+    folder: Path,
+    components: Mapping[str, nn.Module],
+    preset: str,
+    device: torch.device,
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fills modules, which may be on the meta device, from a folder of either layout.
+
+    Args:
+        components: name -> module; those that the caller needs.
+        preset: whose weights they must be.
+        dtypes: as `filling.fill` takes them.
+        progress: told bytes done and bytes in all.
+
+    Raises:
+        ValueError: for any fault in the files, before anything runs.
+    """
+    fill(components, open_folder(folder, components, preset), device, dtypes, progress)
+
+
+def open_folder(folder: Path, components: Mapping[str, nn.Module], preset: str) -> list[Source]:
+    """Opens a folder of weights, as published or in our own layout, which has a `config.json`.
+
+    Raises:
+        ValueError: as `check_folder` does, or naming every file that is missing, cut short or refused.
+    """
+    check_folder(folder, preset)
+    return (open_own if is_own(folder) else open_published)(folder, components)
+
+
+def check_folder(folder: Path, preset: str) -> None:
+    """Raises ValueError if this is no folder, or one without weights, or with those of another preset."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give one that holds the weights")
+    if is_own(folder):
+        _check_description(folder / DESCRIPTION, preset)
+    elif not any((folder / Path(name).parts[0]).exists() for name in _PUBLISHED_NAMES):
+        raise ValueError(
+            f"{folder} holds no weights: give the folder of the published files, a download of {HUB_ID}, or one that "
+            "`convert` or training wrote"
+        )
+    elif preset != _PUBLISHED_PRESET:
+        raise ValueError(
+            f"{folder} holds published files, which are of preset {_PUBLISHED_PRESET!r}, not {preset!r}: use that "
+            "preset or other weights"
+        )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder has our own layout; else it is taken for a published one."""
+    return (folder / DESCRIPTION).is_file() or any(folder.glob("*.safetensors"))
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder holds a published file."""
+    return any((folder / name).is_file() for name in _PUBLISHED_NAMES)
+
+
+def text_folders(folder: Path) -> tuple[Path, Path]:
+    """Where the published text encoders lie in a folder of either layout: the planner's, the renderer's."""
+    if is_own(folder):
+        return text_places(folder)
+    return folder / PLANNER_TEXT, folder / RENDERER_TEXT
+
+
+def text_places(folder: Path) -> tuple[Path, Path]:
+    """The same in our own layout, whether they are there or not."""
+    return folder / _OWN_PLANNER_TEXT, folder / _OWN_RENDERER_TEXT
+
+
+def open_own(folder: Path, components: Mapping[str, nn.Module]) -> list[Source]:
+    """Opens the files of our own layout, whatever the preset.
+
+    Raises:
+        ValueError: naming every file that is missing, cut short or refused.
+    """
+    sources, faults = [], []
+    for component, module in components.items():
+        try:
+            files = [open_tensors(path) for path in _shards(folder, component)]
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        names = {name: f"{component}.{name}" for name in module.state_dict()}
+        held = {key for file in files for key in file.shapes}
+        for number, file in enumerate(files):
+            # A tensor that no shard has is missed from the first.
+            own = {key: names[key] for key in names if key in file.shapes or (number == 0 and key not in held)}
+            sources.append(Source(file, own, {}))
+    if faults:
+        raise ValueError("weights cannot be read:\n" + "\n".join(faults))
+    return sources
+
+
+def _check_description(path: Path, preset: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, which says what the weights are of: convert or train them again")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        form, own = facts["format"], facts["preset"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or not of this engine ({error}): convert the weights again") from error
+    if form != FORMAT:
+        raise ValueError(f"{path} has format {form}, this engine reads {FORMAT}: convert the weights again")
+    if own != preset:
+        raise ValueError(
+            f"{path} says the weights are of preset {own!r}, not {preset!r}: use that preset or other weights"
+        )
+
+
+def _shards(folder: Path, component: str) -> list[Path]:
+    """The files of a component that must be there."""
+    pattern = re.compile(rf"{re.escape(component)}-(\d+)-of-(\d+)\.safetensors")
+    numbered = {
+        int(match[1]): (path, int(match[2])) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))
+    }
+    if not numbered:
+        return [folder / f"{component}.safetensors"]
+    count = next(iter(numbered.values()))[1]
+    return [
+        numbered[number][0] if number in numbered else folder / f"{component}-{number:05d}-of-{count:05d}.safetensors"
+        for number in range(1, count + 1)
+    ]

@@ -1,0 +1,1 @@
+"""The parts that preset `mini` alone has."""

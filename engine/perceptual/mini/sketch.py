@@ -1,0 +1,88 @@
+"""What subjects look like in latents, drawn from the plan alone, cell by cell.
+
+The published model has none of it. A small renderer spends itself on what stands still; here a network of each cell
+sees little but how far away a subject is, and answers with a piece of it.
+Shapes: `B` batch, `T` new frames, `P` frames before them, `D` feature width, `H` x `W` latent size, `I` inputs of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.perceptual.mini.waves import Waves, WavesConfig
+from engine.runtime.layers import Gated
+
+
+@dataclass(frozen=True, slots=True)
+class SketchConfig:
+    """Sizes of `Sketch`: it looks `back` and `ahead` so many frames, within the window, through `sight` channels, keeps
+    `hints` of what it saw beside the mended way, and draws with `waves`."""
+
+    channels: int = 24
+    back: int = 4
+    ahead: int = 3
+    sight: int = 160
+    hints: int = 16
+    waves: WavesConfig = field(default_factory=lambda: WavesConfig(count=208))
+
+    def __post_init__(self) -> None:
+        if self.back < 1 or self.ahead < 0:
+            raise ValueError(
+                f"back {self.back} must be at least 1, for the frame before, ahead {self.ahead} at least 0"
+            )
+
+
+class Sketch(nn.Module):
+    """Features -> latents of subjects, and how opaque they are.
+
+    A plan says to one or two pixels where a subject is, so that from one frame to the next a slow one may seem to go
+    backwards. Over some frames its way is plain, and so is whether it faces left. Whether its wings are up is told by
+    the frame's number in the window: a beat is two latents, and windows begin at even ones (`EngineConfig`).
+    """
+
+    def __init__(self, config: SketchConfig, feature_dim: int) -> None:
+        super().__init__()
+        self.config, self.features = config, feature_dim
+        self.seen = config.back + 1 + config.ahead
+        self.sight = Gated(self.seen * (feature_dim + 1) + 1, config.sight)
+        self.mend = nn.Conv2d(config.sight, 2 * feature_dim + config.hints, 1)
+        assert self.mend.bias is not None
+        nn.init.zeros_(self.mend.weight)
+        nn.init.zeros_(self.mend.bias)
+        self.strokes = Waves(config.waves, feature_dim, config.channels, config.hints)
+        self.opacity = nn.Conv2d(feature_dim, 1, 1, bias=False)
+
+    def forward(self, path: Tensor, given: int) -> Tensor:
+        """Frames of a window from its first one on, [B, P + T, D, H, W] in latent cells, of which the first P = `given`
+        ones are drawn already -> [B, T, channels + 1, H, W]."""
+        inputs = self.look(path, given)
+        drawn = torch.unflatten(self.draw(inputs.flatten(0, 1)), 0, inputs.shape[:2])
+        opacity = self.opacity(path[:, given:].flatten(0, 1)).clamp(0, 1).unflatten(0, inputs.shape[:2])
+        return torch.cat([drawn, opacity], dim=2)
+
+    def look(self, path: Tensor, given: int) -> Tensor:
+        """What each cell sees, [B, T, I, H, W]: the frames around, each with a mark that it is in the window, and
+        whether its own number is odd. Arguments as for `forward`."""
+        back, ahead = self.config.back, self.config.ahead
+        new = path.shape[1] - given
+        known = min(given, back)
+        frames = torch.cat([path, torch.ones_like(path[:, :, :1])], dim=2)[:, given - known :]
+        frames = F.pad(frames, (0, 0) * 3 + (back - known, ahead))
+        odd = torch.arange(given, given + new, device=path.device).remainder(2).to(path.dtype)
+        odd = odd[:, None, None, None].expand_as(path[:, given:, :1])
+        return torch.cat([*(frames[:, start : start + new] for start in range(self.seen)), odd], dim=2)
+
+    def draw(self, inputs: Tensor) -> Tensor:
+        """[N, I, H, W] of `look` -> [N, channels, H, W]."""
+        frames = inputs[:, :-1].unflatten(1, (self.seen, -1))
+        before, now = frames[:, self.config.back - 1, :-1], frames[:, self.config.back, :-1]
+        # With none before, a frame is taken to stand still.
+        before = torch.where(frames[:, self.config.back - 1, -1:] > 0, before, now)
+        ways, hints = self.mend(self.sight(inputs)).tensor_split([2 * self.features], dim=1)
+        before, now = torch.cat([before, now], dim=1).add(ways).chunk(2, dim=1)
+        drawn: Tensor = self.strokes(now, before, hints)
+        return drawn

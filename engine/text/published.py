@@ -1,0 +1,176 @@
+"""Prompts to text embeddings as the release makes them: two T5 encoders (FACTS 2.2, 3.4).
+
+The release uses the slow T5 tokenizer, which is sentencepiece plus an end of sentence; so does this. Names of special
+tokens in a prompt are text like any other.
+
+Shapes: `L` tokens of a prompt, `N` tokens that the renderer reads, `K` text width.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from engine.loading.tensor_files import is_finite, lots
+from engine.wire.frames import TextEmbedding
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedTextConfig:
+    """How prompts are cut and kept."""
+
+    planner_tokens: int = 512  # longest prompt for the planner; longer ones are cut
+    renderer_tokens: int = 226  # every prompt for the renderer, filled up or cut
+    cached_prompts: int = 16  # the least recently used embedding goes first
+    reserve_bytes: int = 12 << 30  # of the device that must stay free beside an encoder, or it leaves after use
+
+    def __post_init__(self) -> None:
+        if min(self.planner_tokens, self.renderer_tokens, self.cached_prompts) < 1:
+            raise ValueError(
+                f"planner_tokens {self.planner_tokens}, renderer_tokens {self.renderer_tokens} and cached_prompts "
+                f"{self.cached_prompts} must be positive"
+            )
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Free memory of a device; None where encoders and everything else share the host's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """An encoder and its vocabulary."""
+
+    encoder: T5EncoderModel
+    words: SentencePieceProcessor
+
+    def ids(self, prompt: str, most: int) -> list[int]:
+        """At most so many pieces of a prompt, the last of them the end of sentence."""
+        return [*self.words.encode(prompt)[: most - 1], self.words.eos_id()]
+
+
+class PublishedText:
+    """Flan-T5-XXL for the planner and T5-v1.1-XXL for the renderer, or smaller models of the same family."""
+
+    def __init__(
+        self,
+        config: PublishedTextConfig,
+        planner: TextModel,
+        renderer: TextModel,
+        device: torch.device,
+        free_bytes: Callable[[torch.device], int | None] = _free_bytes,
+    ) -> None:
+        """The encoders stay where they are until a prompt comes."""
+        self.config = config
+        self.device = device
+        self.planner = planner
+        self.renderer = renderer
+        self._free_bytes = free_bytes
+        self._cache: OrderedDict[str, TextEmbedding] = OrderedDict()
+
+    def embed(self, prompt: str) -> TextEmbedding:
+        """A prompt as planner [1, L, K], without padding, and renderer [1, N, K] read it, float32; cached."""
+        if prompt in self._cache:
+            self._cache.move_to_end(prompt)
+            return self._cache[prompt]
+        embedding = TextEmbedding(planner=self._for_planner(prompt), renderer=self._for_renderer(prompt))
+        self._cache[prompt] = embedding
+        if len(self._cache) > self.config.cached_prompts:
+            self._cache.popitem(last=False)
+        return embedding
+
+    def _for_planner(self, prompt: str) -> Tensor:
+        return self._run(self.planner, self.planner.ids(prompt, self.config.planner_tokens))
+
+    def _for_renderer(self, prompt: str) -> Tensor:
+        length, model = self.config.renderer_tokens, self.renderer
+        ids = model.ids(prompt, length)
+        # The release masks nothing: padding is attended to like any word.
+        return self._run(model, ids + [model.words.pad_id()] * (length - len(ids)))
+
+    @torch.inference_mode()
+    def _run(self, model: TextModel, ids: list[int]) -> Tensor:
+        encoder = model.encoder.to(self.device)
+        numbers = torch.tensor([ids], device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            hidden: Tensor = encoder(input_ids=numbers, attention_mask=torch.ones_like(numbers)).last_hidden_state
+        free = self._free_bytes(self.device)
+        if free is not None and free < self.config.reserve_bytes:
+            logger.info("moving a text encoder off %s, which has %.1f GB free", self.device, free / 1e9)
+            encoder.to("cpu")
+        return hidden.float()
+
+
+def t5_xxl() -> T5EncoderModel:
+    """The encoder of T5-v1.1-XXL, which has Flan-T5-XXL's sizes, on the meta device."""
+    sizes = T5Config(
+        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+    )
+    with torch.device("meta"):
+        return T5EncoderModel(sizes)
+
+
+def text_bytes(folder: Path, width: int) -> int:
+    """Bytes that an encoder takes in bfloat16; nothing but its `config.json` is read.
+
+    Args:
+        width: of the embeddings that are read.
+
+    Raises:
+        ValueError: if there is no such file, or it is of an encoder of another width.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder / 'config.json'} is missing: download the text encoder's folder anew")
+    try:
+        sizes = T5Config.from_pretrained(str(folder))
+        with torch.device("meta"):
+            encoder = T5EncoderModel(sizes)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
+    if sizes.d_model != width:
+        raise ValueError(f"{folder} holds a text encoder of width {sizes.d_model}, expected {width}: download it anew")
+    count: int = sum(value.numel() for value in encoder.parameters())
+    return count * torch.bfloat16.itemsize
+
+
+def load_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextModel:
+    """Reads an encoder with its vocabulary, onto the host.
+
+    Args:
+        folder: holds `config.json`, weights and `spiece.model`.
+        dtype: bfloat16 in the release.
+
+    Raises:
+        ValueError: naming what the folder lacks, or which tensors are not finite.
+    """
+    vocabulary = folder / "spiece.model"
+    if not vocabulary.is_file():
+        raise ValueError(f"{vocabulary} is missing: download the text encoder's folder anew")
+    try:
+        words = SentencePieceProcessor(model_file=str(vocabulary))
+        # Pickles may hold code, and `convert` leaves them behind.
+        encoder, report = T5EncoderModel.from_pretrained(
+            str(folder), dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
+    # What is missing would be left at random numbers.
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))}: download it anew")
+    bad = [name for name, value in encoder.named_parameters() if not all(is_finite(lot) for lot in lots(value.data))]
+    if bad:
+        raise ValueError(f"{folder} holds NaN or infinite numbers in {', '.join(bad)}: download it anew")
+    return TextModel(encoder.eval(), words)

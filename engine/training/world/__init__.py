@@ -1,0 +1,1 @@
+"""The drawn world that preset `mini` learns, its captions and its judge."""

@@ -1,0 +1,1 @@
+"""What every kernel shares: dispatch, tiles, choices kept on disk, cases."""

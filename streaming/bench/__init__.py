@@ -1,0 +1,1 @@
+"""Latency figures, as a viewer sees them."""

@@ -1,0 +1,1 @@
+"""Channels on air, their prompts, events and figures."""

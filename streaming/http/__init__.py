@@ -1,0 +1,1 @@
+"""Routes, request checks and WHEP texts."""

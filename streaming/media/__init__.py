@@ -1,0 +1,1 @@
+"""Frames to packets: clock, encoders, viewers."""

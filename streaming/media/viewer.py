@@ -1,0 +1,260 @@
+"""Viewers: one peer connection each, from its offer to one idempotent close.
+
+A viewer's own task watches it and tears it down; everything that ends a viewer only asks that task. `Viewers` owns all
+of them. No SDP and no token reaches the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import av
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError
+from aiortc.sdp import candidate_from_sdp
+
+from streaming.channels.channel import Channel
+from streaming.channels.events import Unavailable
+from streaming.channels.stats import Metrics
+from streaming.http.whep import MOST_CANDIDATES, Fragment, Offer, WhepError
+from streaming.media.hub import Hub
+from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewerConfig:
+    """Limits of viewers; times in seconds."""
+
+    most: int = 64
+    negotiate_s: float = 5.0
+    connect_s: float = 10.0
+    silence_s: float = 8.0  # without RTCP from a viewer that is sent video
+    check_s: float = 0.5
+    close_s: float = 1.0
+    queue: int = 16  # packets that wait for one viewer
+    tombstones: int = 256  # ended sessions that are remembered, so that a late DELETE finds them
+
+    def __post_init__(self) -> None:
+        if min(self.most, self.queue, self.tombstones) < 1:
+            raise ValueError(f"most {self.most}, queue {self.queue} and tombstones {self.tombstones} must be positive")
+        if min(self.negotiate_s, self.connect_s, self.silence_s, self.check_s, self.close_s) <= 0:
+            raise ValueError("times of a viewer must be positive")
+
+
+class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
+    """A viewer's bounded queue of packets. It joins its channel when aiortc asks for the first one: media can flow."""
+
+    kind = "video"
+
+    def __init__(self, size: int, join: Callable[[Feed], Hub], metrics: Metrics) -> None:
+        super().__init__()
+        self._queue: asyncio.Queue[av.Packet | None] = asyncio.Queue(size)
+        self._join = join
+        self._metrics = metrics
+        self._hub: Hub | None = None
+        self._waits_for_key = True
+        self.sent = 0
+
+    def offer(self, packet: av.Packet) -> None:
+        """Queues a packet. A full queue is emptied and waits for a key frame: a hole would corrupt the picture."""
+        if self._queue.full():
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._waits_for_key = True
+            self._metrics.overflows.inc()
+        if self._waits_for_key and not packet.is_keyframe:
+            self.request_keyframe()
+            return
+        self._waits_for_key = False
+        self._queue.put_nowait(packet)
+
+    def request_keyframe(self) -> None:
+        """Asks the hub for a key frame."""
+        if self._hub is not None:
+            self._hub.request_keyframe()
+
+    async def recv(self) -> av.Packet:
+        """The next packet. Raises MediaStreamError once the feed ended."""
+        if self.readyState != "live":
+            raise MediaStreamError
+        if self._hub is None:
+            self._hub = self._join(self)
+        packet = await self._queue.get()
+        if packet is None:
+            raise MediaStreamError
+        self.sent += 1
+        return packet
+
+    def end(self) -> None:
+        """Ends the feed and wakes its reader; idempotent."""
+        self.stop()
+        if self._queue.full():
+            self._queue.get_nowait()
+        self._queue.put_nowait(None)
+
+
+class Viewer:
+    """One peer connection of one channel. `ended` is called once, after everything was freed."""
+
+    def __init__(
+        self, channel: Channel, config: ViewerConfig, metrics: Metrics, ended: Callable[[Viewer, str], None]
+    ) -> None:
+        self.id = secrets.token_urlsafe(16)
+        # Enough to tell viewers apart in the log, not enough to end their sessions.
+        self._name = self.id[:6]
+        self.etag = f'"{secrets.token_hex(8)}"'
+        self.ufrag = ""
+        self._channel = channel
+        self._config = config
+        self._metrics = metrics
+        self._ended = ended
+        self._mid = "0"
+        self._candidates = 0
+        self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._feed: Feed | None = None
+        self._hooks: SenderHooks | None = None
+        self._opened_s = time.monotonic()
+        self._connected_s: float | None = None
+        self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._peer.on("connectionstatechange", self._on_state)
+        self._task = asyncio.create_task(self._live(), name=f"viewer {self._name}")
+
+    async def answer(self, offer: Offer, marked: bool) -> str:
+        """Negotiates and returns the answer. Raises WhepError for an offer that aiortc cannot take."""
+        self.ufrag, self._mid = offer.ufrag, offer.mid
+        feed = self._feed = Feed(
+            self._config.queue, lambda feed: self._channel.join(feed, offer.codec, marked), self._metrics
+        )
+        try:
+            async with asyncio.timeout(self._config.negotiate_s):
+                transceiver = self._peer.addTransceiver(feed, direction="sendonly")
+                transceiver.setCodecPreferences(_capabilities(offer.codec))
+                await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+                end_consent_with_connection(transceiver.sender.transport)
+                self._hooks = SenderHooks(transceiver.sender, feed.request_keyframe, self._channel.rate_bps)
+                await self._peer.setLocalDescription(await self._peer.createAnswer())
+        except TimeoutError as error:
+            raise WhepError(400, "The offer could not be answered in time.") from error
+        except Exception as error:
+            # aiortc has no error of its own for bad SDP: anything from ValueError to RuntimeError comes out of it.
+            log.info("viewer %s: offer refused: %s", self._name, type(error).__name__)
+            raise WhepError(400, "The offer could not be understood.") from error
+        sdp: str = self._peer.localDescription.sdp
+        if "a=sendonly" not in sdp:
+            raise WhepError(400, "The offer does not let this server send video.")
+        return sdp
+
+    async def add(self, fragment: Fragment) -> None:
+        """Adds trickled candidates. Raises WhepError when there are too many or one cannot be used."""
+        self._candidates += len(fragment.candidates)
+        if self._candidates > MOST_CANDIDATES:
+            raise WhepError(400, f"The session has more than {MOST_CANDIDATES} candidates.")
+        try:
+            for text in fragment.candidates:
+                candidate = candidate_from_sdp(text)
+                candidate.sdpMid = self._mid
+                await self._peer.addIceCandidate(candidate)
+            if fragment.complete:
+                await self._peer.addIceCandidate(None)
+        except Exception as error:
+            raise WhepError(400, "A candidate could not be used.") from error
+
+    async def close(self, reason: str) -> None:
+        """Ends the viewer and returns when everything is freed; idempotent."""
+        self._ask_to_end(reason)
+        await asyncio.shield(self._task)
+
+    def _ask_to_end(self, reason: str) -> None:
+        if not self._reason.done():
+            self._reason.set_result(reason)
+
+    def _on_state(self) -> None:
+        state = self._peer.connectionState
+        if state == "connected":
+            self._connected_s = time.monotonic()
+        elif state in ("failed", "closed"):
+            self._ask_to_end("connection lost")
+
+    async def _live(self) -> None:
+        """The viewer's life: watches until something ends it, then frees everything in order."""
+        while not self._reason.done():
+            await asyncio.wait([self._reason], timeout=self._config.check_s)
+            overdue = self._overdue(time.monotonic())
+            if overdue is not None:
+                self._ask_to_end(overdue)
+        reason = self._reason.result()
+        # First off the air, so that nothing is queued for a connection that is closing.
+        if self._feed is not None:
+            self._channel.leave(self._feed)
+            self._feed.end()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.close_s):
+                await self._peer.close()
+        log.info("viewer %s: closed, %s", self._name, reason)
+        self._ended(self, reason)
+
+    def _overdue(self, now_s: float) -> str | None:
+        if self._connected_s is None:
+            return "not connected in time" if now_s - self._opened_s > self._config.connect_s else None
+        if self._hooks is None or self._feed is None or not self._feed.sent:
+            return None
+        heard_s = max(self._connected_s, self._hooks.last_heard_s or 0.0)
+        return "silent" if now_s - heard_s > self._config.silence_s else None
+
+
+class Viewers:
+    """All viewers of the server, within the limit of how many."""
+
+    def __init__(self, metrics: Metrics, config: ViewerConfig | None = None) -> None:
+        self._config = config or ViewerConfig()
+        self._metrics = metrics
+        self._viewers: dict[str, Viewer] = {}
+        self._gone: deque[str] = deque(maxlen=self._config.tombstones)
+
+    def __len__(self) -> int:
+        return len(self._viewers)
+
+    async def open(self, channel: Channel, offer: Offer, marked: bool) -> tuple[Viewer, str]:
+        """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
+        if len(self._viewers) >= self._config.most:
+            raise Unavailable(f"{self._config.most} viewers are connected, which is the limit; try again later.")
+        viewer = Viewer(channel, self._config, self._metrics, self._forget)
+        self._viewers[viewer.id] = viewer
+        try:
+            return viewer, await viewer.answer(offer, marked)
+        except BaseException:
+            await viewer.close("not negotiated")
+            raise
+
+    def find(self, viewer_id: str) -> Viewer | None:
+        """The viewer of a session that is open."""
+        return self._viewers.get(viewer_id)
+
+    def ended(self, viewer_id: str) -> bool:
+        """Whether a session of this id ended lately."""
+        return viewer_id in self._gone
+
+    async def close(self) -> None:
+        """Ends every viewer and returns when everything is freed."""
+        await asyncio.gather(*(viewer.close("server stops") for viewer in tuple(self._viewers.values())))
+
+    def _forget(self, viewer: Viewer, reason: str) -> None:
+        self._viewers.pop(viewer.id, None)
+        self._gone.append(viewer.id)
+        self._metrics.viewers_closed.labels(reason).inc()
+
+
+def _capabilities(codec: str) -> list[Any]:
+    """The codec and its retransmissions, as aiortc wants to be told."""
+    known = RTCRtpSender.getCapabilities("video").codecs
+    return [entry for entry in known if entry.mimeType.lower() in (f"video/{codec}", "video/rtx")]

@@ -1,0 +1,66 @@
+"""The small text encoder, its tokenizer, and the tokenizer's making."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import preset
+from engine.text.small_t5 import SmallT5, load_tokenizer
+from engine.training.world.captions import caption, random_label
+from engine.training.world.vocabulary import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> SmallT5:
+    folder = tmp_path_factory.mktemp("weights")
+    make_tokenizer(folder)
+    torch.manual_seed(0)
+    return SmallT5(preset("mini").text, load_tokenizer(folder)).eval()
+
+
+def test_every_caption_fits_and_every_word_is_known(encoder: SmallT5) -> None:
+    """No caption of the grammar is cut, and none holds an unknown piece."""
+    rng = random.Random(0)
+    for _ in range(500):
+        ids = encoder.tokenizer(caption(random_label(rng), rng))["input_ids"]
+        assert len(ids) <= encoder.config.max_length
+        assert encoder.tokenizer.unk_token_id not in ids
+
+
+@torch.no_grad()
+def test_what_is_padding_is_zero(encoder: SmallT5) -> None:
+    """A prompt's embedding does not depend on the prompts beside it, and ends in zeros."""
+    short, long = "a red ball", "a blue little fish swims gently upwards under the night sky"
+    alone, beside = encoder.encode([short])[0], encoder.encode([long, short])[1]
+    torch.testing.assert_close(alone, beside)
+    assert alone[0].abs().sum() > 0 and alone[-1].abs().sum() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", ["a zebra dances", "KÄFER 🚗 喵", "word " * 500, "a", "%s {} \\n <pad>"])
+def test_other_words_do_no_harm(encoder: SmallT5, prompt: str) -> None:
+    """Anything is encoded to finite numbers of the usual shape."""
+    embedding = encoder.encode([prompt])
+    assert embedding.shape == (1, 24, 128)
+    assert torch.isfinite(embedding).all()
+
+
+@torch.no_grad()
+def test_case_does_not_matter(encoder: SmallT5) -> None:
+    """A shouted prompt is the same prompt."""
+    assert torch.equal(encoder.encode(["A RED Ball"]), encoder.encode(["a red ball"]))
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
+    with pytest.raises(ValueError, match=r"holds no tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_too_large_is_refused(encoder: SmallT5) -> None:
+    """Both numbers are named."""
+    config = preset("mini").text
+    with pytest.raises(ValueError, match="pieces, the encoder only 10"):
+        SmallT5(type(config)(config.hidden, 1, 4, 16, 10, 24), encoder.tokenizer)

@@ -1,0 +1,170 @@
+"""Folders of captioned videos: written, read, and refused when something is wrong with them."""
+
+import json
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from engine.training import __main__ as command
+from engine.training import video_folder as dataset
+from engine.training.video_folder import VideoFolder, read_entries
+from engine.training.world import drawing as world
+from engine.training.world.captions import random_label
+from engine.video.video_file import VideoFile
+
+
+def grey(path: Path, levels: list[int], height: int = 32, width: int = 48, fps: float = 8.0) -> None:
+    """A video of even grey pictures."""
+    with VideoFile(path, width, height, fps) as file:
+        for level in levels:
+            frame = np.full((1, height * 3 // 2, width), 128, np.uint8)
+            frame[:, :height] = level
+            file.write(frame)
+
+
+def sound(path: Path) -> None:
+    """A file with sound and no pictures."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        frame.planes[0].update(bytes(4096))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_the_world_is_written_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos show what is drawn, captions are the grammar's, and the same seed draws the same again."""
+    written: list[bytes] = []
+    encode = VideoFile.write
+
+    def noting(file: VideoFile, i420: npt.NDArray[np.uint8]) -> None:
+        written.append(i420.tobytes())
+        encode(file, i420)
+
+    # Not the files: x264 codes the same frames a little differently from call to call.
+    monkeypatch.setattr(VideoFile, "write", noting)
+    for name in ("a", "b"):
+        words = ["dataset", "--out", str(tmp_path / name), "--clips", "2", "--frames", "9", "--seed", "3"]
+        assert command.main(words) == 0
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "000000.mp4", "000000.txt", "000001.mp4", "000001.txt"
+    ]  # fmt: skip
+    first, second = (VideoFolder(tmp_path / name, 128, 192, 8.0, 9) for name in ("a", "b"))
+    assert [entry.caption for entry in first.entries] == [entry.caption for entry in second.entries]
+    assert written[:2] == written[2:] and written[0] != written[1]
+    rng = random.Random("dataset 3 1")
+    label = random_label(rng)
+    drawn = world.draw(world.sample([label], rng), torch.arange(9)[None])[0]
+    read, caption = first.cut(1, 0, 9), first.entries[1].caption
+    assert label.colour in caption and not label.held_out
+    assert read.dtype == torch.uint8 and read.shape == drawn.shape
+    assert (read.float() - drawn.float()).abs().mean() < 4
+
+
+def test_stretches_are_anywhere_and_repeatable(tmp_path: Path) -> None:
+    """The place says which pictures; they are scaled, cut and resampled to what is asked for."""
+    grey(tmp_path / "a.mp4", list(range(40, 200, 4)), 50, 70, fps=16.0)
+    (tmp_path / "a.txt").write_text("a grey\n  ramp\n")
+    videos = VideoFolder(tmp_path, 16, 24, 8.0, 5)
+    assert videos.lengths == [20]
+    first, again, other = (videos.cut(0, start, 5) for start in (3, 3, 11))
+    assert videos.entries[0].caption == "a grey ramp"
+    assert first.shape == (5, 3, 16, 24)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    steps = first.float().mean((1, 2, 3)).diff()
+    assert steps.min() > 6 and steps.max() < 13  # two frames of the file, 4 levels of luma each, over 219/255
+
+
+def test_captions_may_stand_in_one_list(tmp_path: Path) -> None:
+    """`captions.jsonl` names files; a caption there is taken before a text file."""
+    grey(tmp_path / "a.mp4", [90, 90])
+    grey(tmp_path / "b.mp4", [90, 90])
+    (tmp_path / "a.txt").write_text("not this")
+    lines = [{"file": "a.mp4", "caption": "una pelota roja"}, {"file": "b.mp4", "caption": "ein blaues Boot ümläut"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    assert [entry.caption for entry in read_entries(tmp_path)] == ["una pelota roja", "ein blaues Boot ümläut"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", None, "a.mp4 has no caption"),
+        ("a.txt", b"", "caption of a.mp4 cannot be used: the prompt is empty"),
+        ("a.txt", b"  \n ", "caption of a.mp4 cannot be used: the prompt is empty"),
+        ("a.txt", b"caf\xe9", "a.txt is not UTF-8"),
+        ("a.txt", b"a\x00b", "control characters"),
+        ("captions.jsonl", b'{"file": "a.mp4"}', "captions.jsonl line 1 is not"),
+        ("captions.jsonl", b'{"file": "a.mp4", "caption": 3}', "must be texts"),
+        ("captions.jsonl", b"\n[", "captions.jsonl line 2 is not"),
+        ("captions.jsonl", b'{"file": "a.mp4", "caption": "caf\xe9"}', "captions.jsonl line 1 is not UTF-8"),
+        ("captions.jsonl", b'{"file": "z.mp4", "caption": "z"}', "names z.mp4, which is not there"),
+    ],
+)
+def test_bad_captions_are_named(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
+    """Missing, empty, undecodable and misplaced captions, with the file they belong to."""
+    grey(tmp_path / "a.mp4", [90, 90])
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint):
+        read_entries(tmp_path)
+
+
+def test_bad_videos_are_named_all_at_once(tmp_path: Path) -> None:
+    """Broken, empty, silent, too short: one error lists them; odd sizes and missing sound are no fault."""
+    grey(tmp_path / "good.mp4", [90] * 8)
+    grey(tmp_path / "single.mp4", [90])
+    sound(tmp_path / "sound.mp4")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "good.mp4").read_bytes()[:300])
+    (tmp_path / "noise.mkv").write_bytes(random.Random(0).randbytes(3000))
+    for path in list(tmp_path.iterdir()):
+        path.with_suffix(".txt").write_text("a video")
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        VideoFolder(tmp_path, 32, 48, 8.0, 5)
+    for name in ("single.mp4 has 1 frames", "sound.mp4 has no video", "empty.mp4 is empty", "broken.mp4", "noise.mkv"):
+        assert name in str(caught.value)
+    assert "good.mp4" not in str(caught.value)
+
+
+def test_odd_sizes_are_fitted(tmp_path: Path) -> None:
+    """A picture of odd width and height, taller than wide, is cut in the middle."""
+    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 33, 51, "bgr0"
+        for _ in range(6):
+            frame = av.VideoFrame.from_ndarray(np.full((51, 33, 3), 80, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (tmp_path / "odd.txt").write_text("odd")
+    clip = VideoFolder(tmp_path, 16, 24, 8.0, 5).cut(0, 0, 5)
+    assert clip.shape == (5, 3, 16, 24) and abs(int(clip.float().mean()) - 80) < 4
+
+
+def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
+    """Nothing to learn from, or no folder at all."""
+    with pytest.raises(ValueError, match="has no videos"):
+        read_entries(tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        read_entries(tmp_path / "none")
+
+
+def test_many_faults_are_cut_short(tmp_path: Path) -> None:
+    """An error stays readable."""
+    for number in range(dataset.SHOWN_FAULTS + 5):
+        (tmp_path / f"{number:03d}.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"and 5 more") as caught:
+        read_entries(tmp_path)
+    assert len(str(caught.value).splitlines()) == dataset.SHOWN_FAULTS + 2
+
+
+def test_a_dataset_of_nothing_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Zero clips are a mistake."""
+    assert command.main(["dataset", "--out", str(tmp_path), "--clips", "0"]) == 2
+    assert "must be at least 1" in caplog.text
