@@ -15,29 +15,57 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_rendering, checked, seed
-from engine.wire.messages import EngineSettings, FrameRing
 from engine.wire.prompt import check_prompt
+from engine.wire.ring import RingWriter
+from engine.wire.settings import ChannelSettings, EngineSettings
 
 if TYPE_CHECKING:
     from streaming.engines.supervisor import EngineTarget, Supervisor
 
+# Words after `landiff-live` and the module whose command line they begin; others are commands of `python -m engine`.
+COMMANDS = {
+    "train": "engine.training.__main__",
+    "bench": "engine.bench.__main__",
+    "bench-stream": "streaming.bench.__main__",
+    "bench-kernels": "kernels.bench",
+}
 CHANNEL = "main"
-LOW_MARK_FRAMES = 20  # 2.5 s at 8 frames a second: time to render a hop before the buffer is dry
+LOG_LEVELS = ("debug", "info", "warning", "error")
 PROMPT = "a red ball moves slowly to the right over green hills by day"
 
 log = logging.getLogger("server")
 
 
-def run_engine(settings: EngineSettings, ring: FrameRing, control: connection.Connection) -> None:
+def console(argv: Sequence[str] | None = None) -> int:
+    """`landiff-live`: the server, or the command that the first word names; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0].startswith("-"):
+        return main(words)
+    module = COMMANDS[words.pop(0)] if words[0] in COMMANDS else "engine.__main__"
+    return int(import_module(module).main(words))
+
+
+def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.Connection) -> None:
     """Runs in the engine process."""
     _follow_parent()
-    from engine.live.interleave import serve
+    log_from(settings.log_level)
+    from engine.live.process import serve
 
     serve(settings, ring, control)
+
+
+def log_from(level: str) -> None:
+    """Logs to stderr what is at least as serious as `level`, one of LOG_LEVELS."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if level != "debug":
+        # These tell every candidate pair, every start and stop.
+        for chatty in ("aioice", "aiortc", "uvicorn"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _follow_parent() -> None:
@@ -55,10 +83,7 @@ def _follow_parent() -> None:
 def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
     """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # These tell every candidate pair, every start and stop.
-    for chatty in ("aioice", "aiortc", "uvicorn"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    log_from(arguments.log_level)
     try:
         listener = listen(arguments.host, arguments.port)
     except OSError as error:
@@ -80,11 +105,13 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
     from streaming.channels.channel import Channel
     from streaming.channels.events import StateChanged
-    from streaming.channels.stats import Metrics
+    from streaming.engines.link import EngineLink
     from streaming.engines.supervisor import Supervisor
-    from streaming.http.app import AppConfig, HttpServer, Server, create_app
+    from streaming.http.app import AppConfig, HttpServer, create_app
+    from streaming.http.state import ServerState
     from streaming.http.whep import Policy
     from streaming.media import rtp_hooks
+    from streaming.media.metrics import Metrics
     from streaming.media.viewer import Viewers
 
     await rtp_hooks.self_check()
@@ -92,25 +119,33 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
         rtp_hooks.use_addresses(arguments.ice_address)
     policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
     metrics = Metrics()
-    channel = Channel(_engine_settings(arguments), metrics)
+    engine = EngineLink(engine_settings(arguments), metrics)
     viewers = Viewers(metrics)
-    http = HttpServer(create_app(Server(channel, viewers, metrics, stop), AppConfig(policy, arguments.token)))
+    channels = {
+        name: Channel(name, settings, engine, metrics.channel(name))
+        for name, settings in channel_settings(arguments).items()
+    }
+    for channel in channels.values():
+        engine.open(channel)
+    state = ServerState(engine, channels, viewers, metrics, stop)
+    http = HttpServer(create_app(state, AppConfig(policy, arguments.token)))
     async with asyncio.TaskGroup() as group:
-        engine = group.create_task(_supervise(Supervisor(target, channel, metrics), stop), name="engine")
-        air = group.create_task(channel.run(), name="air")
+        supervision = group.create_task(_supervise(Supervisor(target, engine, metrics), stop), name="engine")
+        air = [group.create_task(channel.run(), name=f"channel {name}") for name, channel in channels.items()]
         group.create_task(http.serve([listener]), name="http")
         log.info("http://%s:%d/", *listener.getsockname()[:2])
         try:
             await stop.wait()
         finally:
             # Wakes the event streams, which end then.
-            channel.events.publish(StateChanged())
+            for channel in channels.values():
+                channel.events.publish(StateChanged())
             # Viewers before the rest: each says goodbye while its connection still works.
             await viewers.close()
-            air.cancel()
-            engine.cancel()
+            for task in (*air, supervision):
+                task.cancel()
             http.should_exit = True
-    return 0 if engine.cancelled() else engine.result()
+    return 0 if supervision.cancelled() else supervision.result()
 
 
 async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
@@ -126,21 +161,14 @@ async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
     return 0
 
 
-def _engine_settings(arguments: argparse.Namespace) -> EngineSettings:
-    return EngineSettings(
-        preset=arguments.preset,
-        weights=arguments.weights,
-        device=arguments.device,
-        channel=CHANNEL,
-        prompt=arguments.prompt,
-        seed=arguments.seed,
-        first_frame=0,
-        first_hop=0,
-        low_mark_frames=LOW_MARK_FRAMES,
-        memory_gb=arguments.memory,
-        steps=arguments.steps,
-        reuse=arguments.reuse,
-    )
+def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
+    """Settings of the engine process from the command line."""
+    return EngineSettings(arguments.preset, arguments.weights, arguments.device, arguments.memory, arguments.log_level)
+
+
+def channel_settings(arguments: argparse.Namespace) -> dict[str, ChannelSettings]:
+    """Settings of each channel from the command line, by its id."""
+    return {CHANNEL: ChannelSettings(arguments.prompt, arguments.seed, arguments.steps)}
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -178,6 +206,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--prompt", type=checked(check_prompt), default=PROMPT, help="what the video begins with")
     options.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")
+    options.add_argument(
+        "--log-level", choices=LOG_LEVELS, default="info", help="least serious messages to log (default: info)"
+    )
     options.add_argument(
         "--token", metavar="SECRET", type=checked(_token), help="ask for this bearer token on every change"
     )

@@ -1,1 +1,22 @@
-"""The engine process: torch lives here; no network and no codec."""
+"""The engine: prompts to video. Importing the package imports nothing else; `load` imports torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def load(preset: str, weights: str | None = None, device: str = "auto", steps: int | None = None) -> Any:
+    """A generator of endless videos: `load("mini").stream("a red ball", seed=0)` yields RGB frames [H, W, 3] uint8.
+
+    The stream's `change(prompt)` gives it a new prompt at any time, from the next chunk on.
+
+    Args:
+        weights: folder or hub id; the preset's own if None.
+        device: "auto", "cpu" or "cuda".
+        steps: denoising steps a chunk; the preset's own if None.
+
+    Raises:
+        ValueError: if there is no such preset, device or folder, or a file of weights is damaged.
+    """
+    return import_module("engine.video.stream").VideoGenerator.load(preset, weights, device, steps)

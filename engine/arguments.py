@@ -1,15 +1,13 @@
-"""What words of a command line must be, for every command; nothing heavy is imported for it."""
+"""Options that several commands share, and checks of their values. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TypeVar
 
-from engine.wire.messages import SEED_LIMIT
+from engine.wire.settings import SEED_LIMIT
 
 T = TypeVar("T")
 
@@ -28,13 +26,6 @@ def checked(check: Callable[[str], T]) -> Callable[[str], T]:
     return convert
 
 
-def picture(text: str) -> Path:
-    """Where a picture of figures goes. Raises ValueError without matplotlib, which only those need."""
-    if find_spec("matplotlib") is None:
-        raise ValueError(f"{text} cannot be drawn without matplotlib: pip install -e '.[train]'")
-    return Path(text)
-
-
 def seconds(text: str) -> float:
     """Raises ValueError unless above 0."""
     return _above(text, "seconds")
@@ -45,14 +36,6 @@ def gigabytes(text: str) -> float:
     return _above(text, "gigabytes")
 
 
-def reach(text: str) -> float:
-    """Of reused layers (`EngineConfig.reuse`). Raises ValueError unless 0 or above."""
-    number = _number(text)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{text!r} is not a number from 0 on")
-    return number
-
-
 def seed(text: str) -> int:
     """Raises ValueError unless it is one that messages can carry."""
     if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
@@ -61,34 +44,35 @@ def seed(text: str) -> int:
 
 
 def steps(text: str) -> int:
-    """Denoising steps of a hop. Raises ValueError unless 1 to MOST_STEPS."""
+    """Denoising steps of a chunk. Raises ValueError unless 1 to MOST_STEPS."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_STEPS:
         raise ValueError(f"{text!r} is not a number of steps, 1 to {MOST_STEPS}")
     return int(text)
 
 
+def add_model(options: argparse.ArgumentParser) -> None:
+    """Options that choose the model: `--preset`, and those of `add_weights`."""
+    options.add_argument("--preset", default="mini", help="which model (default: mini)")
+    add_weights(options)
+
+
+def add_weights(options: argparse.ArgumentParser) -> None:
+    """Options that say where weights are and where to compute: `--weights` and `--device`."""
+    options.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+
+
 def add_rendering(options: argparse.ArgumentParser) -> None:
-    """How a hop is rendered: `--steps`, `--reuse` and `--memory`."""
-    options.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps a hop (the preset's own)")
-    options.add_argument(
-        "--reuse",
-        type=checked(reach),
-        default=0.0,
-        metavar="REACH",
-        help="spare layers of a long run, approximately: how far the time embedding may move meanwhile, such as 0.4",
-    )
+    """Options of rendering: `--steps` and `--memory`."""
+    options.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (the preset's own)")
     options.add_argument("--memory", type=checked(gigabytes), metavar="GB", help="most of the device's memory to use")
 
 
 def _above(text: str, unit: str) -> float:
-    number = _number(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"{text!r} is not a number of {unit} above 0")
     return number
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

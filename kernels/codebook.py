@@ -1,14 +1,22 @@
-"""Nearest code of the semantic tokenizer's codebook, and codes back to features (FACTS 1.7).
+"""Nearest code of the semantic tokenizer's codebook, and codes back to features (REFERENCE 1.7).
 
 Shapes: `N` tokens, `K` codes, `d` width of a code, `D` width of a feature.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
+from kernels.tools.tiles import (
+    dense_rows,
+    expect_dtype,
+    expect_floats,
+    expect_rank,
+    expect_shape,
+    expect_together,
+    power_of_two,
+)
 
 ROWS = 16  # the smallest tile of tl.dot: a group has few tokens, and more programs hide more latency
 CODES = 64
@@ -44,13 +52,13 @@ def nearest_kernel(
         known = (column[:, None] < width) & (code[None, :] < codes)
         source = codebook + code[None, :].to(tl.int64) * width + column[:, None]
         entries = tl.load(source, mask=known, other=0.0).to(tl.float32)
-        square = tl.sum(entries * entries, axis=0)
         product = tl.dot(values, entries, input_precision="ieee")
         if COSINE:
-            # The row's own length does not change the order.
-            score = -product / tl.maximum(tl.sqrt(square), 1e-12)[None, :]
+            # Codes have length one, and the row's own length does not change the order.
+            score = -product
         else:
             # The root rounds near-ties together, as the published numerics do: the lower index then wins.
+            square = tl.sum(entries * entries, axis=0)
             score = tl.sqrt_rn(tl.maximum(length[:, None] + square[None, :] - 2.0 * product, 0.0))
         score = tl.where(code[None, :] < codes, score, float("inf"))
         low = tl.min(score, axis=1)
@@ -71,7 +79,6 @@ def lookup_kernel(
     codes: operand,
     width: operand,
     features: operand,
-    COSINE: constexpr,
     ROWS: constexpr,
     COLUMNS: constexpr,
     BLOCK: constexpr,
@@ -83,8 +90,6 @@ def lookup_kernel(
     valid = (code >= 0) & (code < codes)
     known = valid[:, None] & (column[None, :] < width)
     entries = tl.load(codebook + code[:, None] * width + column[None, :], mask=known, other=0.0).to(tl.float32)
-    if COSINE:
-        entries = entries / tl.maximum(tl.sqrt(tl.sum(entries * entries, axis=1)), 1e-12)[:, None]
     used = (column[:, None] < width) & (feature[None, :] < features)
     matrix = tl.load(weight + feature[None, :] * width + column[:, None], mask=used, other=0.0).to(tl.float32)
     result = tl.dot(entries, matrix, input_precision="ieee")
@@ -100,24 +105,33 @@ def nearest_code(x: Tensor, codebook: Tensor, cosine: bool, backend: Backend = "
 
     Args:
         x: [N, d] float.
-        codebook: [K, d] float, dense.
-        cosine: nearest by angle instead of by Euclidean distance.
+        codebook: [K, d] float.
+        cosine: nearest by angle instead of by Euclidean distance; codes are then of length one.
 
     Returns:
         [N] int64; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
     expect_rank("x", x, 2)
-    _check_codebook(codebook)
+    expect_rank("codebook", codebook, 2)
     expect_shape("x", x, (x.shape[0], codebook.shape[1]))
-    expect_dtype("x", x)
-    expect_together(x=x, codebook=codebook)
-    return dispatch(backend, _nearest_code, reference.nearest_code, x, codebook, cosine)
+    expect_floats(x=x, codebook=codebook)
+    return dispatch(backend, _nearest_code, nearest_code_reference, x, codebook, cosine)
+
+
+def nearest_code_reference(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
+    product = x @ codebook.T
+    if cosine:
+        return product.argmax(dim=-1)
+    squared = x.pow(2).sum(-1)[:, None] + codebook.pow(2).sum(-1)[None, :] - 2.0 * product
+    # The root rounds near-ties together, which decides some of them: it belongs to the published numerics.
+    return squared.clamp(min=0.0).sqrt().argmin(dim=-1)
 
 
 def _nearest_code(x: Tensor, codebook: Tensor, cosine: bool) -> Tensor:
+    x, codebook = dense_rows(x), codebook.contiguous()
     out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
     start(
         nearest_kernel,
@@ -138,46 +152,45 @@ def nearest_code_bound(x: Tensor, codebook: Tensor, cosine: bool) -> Bound:
 
 
 def lookup_project(
-    weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool, backend: Backend = "auto"
+    indices: Tensor, codebook: Tensor, weight: Tensor, bias: Tensor, backend: Backend = "auto"
 ) -> Tensor:
     """Rows of the codebook through a linear layer.
 
     Args:
-        weight: [D, d] float, dense.
+        indices: [...] int64 in 0..K-1. Outside, the kernel writes NaN rows, since it cannot raise.
+        codebook: [K, d] float.
+        weight: [D, d] float.
         bias: [D] float.
-        codebook: [K, d] float, dense.
-        indices: [N] int64 in 0..K-1. Outside, the kernel writes NaN rows, since it cannot raise.
-        cosine: codes are scaled to unit length first.
 
     Returns:
-        [N, D], the dtype of `weight`; new memory.
+        [..., D], the dtype of `weight`; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    _check_codebook(codebook)
+    expect_rank("codebook", codebook, 2)
     expect_rank("weight", weight, 2)
     expect_shape("weight", weight, (weight.shape[0], codebook.shape[1]))
     expect_shape("bias", bias, weight.shape[:1])
-    expect_rank("indices", indices, 1)
     expect_dtype("indices", indices, (torch.int64,))
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        expect_dtype(name, tensor)
-    if not weight.is_contiguous():
-        raise ValueError(f"weight must be dense, not of strides {weight.stride()}")
-    expect_together(weight=weight, bias=bias, codebook=codebook, indices=indices)
-    return dispatch(backend, _lookup_project, reference.lookup_project, weight, bias, codebook, indices, cosine)
+    expect_floats(weight=weight, bias=bias, codebook=codebook)
+    expect_together(indices=indices, codebook=codebook)
+    return dispatch(backend, _lookup_project, lookup_project_reference, indices, codebook, weight, bias)
 
 
-def _lookup_project(weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool) -> Tensor:
-    rows, features = indices.shape[0], weight.shape[0]
-    out = torch.empty(rows, features, dtype=weight.dtype, device=weight.device)
+def lookup_project_reference(indices: Tensor, codebook: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(F.embedding(indices, codebook.to(weight.dtype)), weight, bias)
+
+
+def _lookup_project(indices: Tensor, codebook: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    codebook, weight, rows = codebook.contiguous(), weight.contiguous(), indices.numel()
+    features = weight.shape[0]
+    out = torch.empty(*indices.shape, features, dtype=weight.dtype, device=weight.device)
     start(
         lookup_kernel,
         (-(-rows // ROWS), -(-features // COLUMNS)),
-        *(weight, bias, codebook, indices, out, rows, codebook.shape[0], codebook.shape[1], features),
+        *(weight, bias, codebook, indices.contiguous(), out, rows, codebook.shape[0], codebook.shape[1], features),
         warps=WARPS,
-        COSINE=cosine,
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         BLOCK=_code_block(codebook.shape[1]),
@@ -185,19 +198,12 @@ def _lookup_project(weight: Tensor, bias: Tensor, codebook: Tensor, indices: Ten
     return out
 
 
-def lookup_project_bound(weight: Tensor, bias: Tensor, codebook: Tensor, indices: Tensor, cosine: bool) -> Bound:
+def lookup_project_bound(indices: Tensor, codebook: Tensor, weight: Tensor, bias: Tensor) -> Bound:
     """Indices, the rows they name and the layer read once, features written once."""
-    rows, (features, width) = indices.shape[0], weight.shape
+    rows, (features, width) = indices.numel(), weight.shape
     gathered = min(rows, codebook.shape[0]) * width * codebook.element_size()
     written = rows * features * weight.element_size()
     return Bound(indices.nbytes + gathered + weight.nbytes + bias.nbytes + written, 2 * rows * features * width)
-
-
-def _check_codebook(codebook: Tensor) -> None:
-    expect_rank("codebook", codebook, 2)
-    expect_dtype("codebook", codebook)
-    if not codebook.is_contiguous():
-        raise ValueError(f"codebook must be dense, not of strides {codebook.stride()}")
 
 
 def _code_block(width: int) -> int:

@@ -1,18 +1,42 @@
-"""Attention of one new token over the planner's static cache (FACTS 2.5).
+"""Attention of one new token over the planner's static cache (REFERENCE 2.5).
 
 One query a head cannot fill a device, so the cache is cut into parts, each program attends to one, and a second kernel
 joins the parts. Shapes: `B` batch, `H` heads, `L` cache length, `D` head width, `S` parts.
 """
 
+import functools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
+from kernels.tools.tiles import (
+    Tile,
+    dense_rows,
+    expect_dtype,
+    expect_floats,
+    expect_rank,
+    expect_shape,
+    expect_together,
+    power_of_two,
+)
 
 PROGRAMS = 512  # aimed at: about four for each processor of a large device
-USUAL = Tile(4096, 4)  # elements of keys and as many of values in a program's hands
+TILE = Tile(4096, 4)  # elements of keys and as many of values in a program's hands
+
+
+class FilledLength:
+    """The filled positions of a cache as an attention mask: a length for the kernel, a bool mask for torch."""
+
+    def __init__(self, length: Tensor, capacity: int) -> None:
+        """`length`: int64 [1] or one for each row [B], in 1..L, on the device; `capacity`: L."""
+        self.length, self._capacity = length, capacity
+
+    @functools.cached_property
+    def mask(self) -> Tensor:
+        """[1 or B, 1, 1, L], True = filled; made once, for all layers."""
+        return torch.arange(self._capacity, device=self.length.device) < self.length[:, None, None, None]
 
 
 @jit
@@ -95,38 +119,45 @@ def join_parts_kernel(
     tl.store(out + pair * width + column, (total / mass).to(out.dtype.element_ty), mask=column < width)
 
 
-def decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, backend: Backend = "auto") -> Tensor:
-    """Softmax attention, scale 1/sqrt(D), of one query a head over the first `length` positions of the cache.
+def decode_attention(
+    q: Tensor, keys: Tensor, values: Tensor, filled: FilledLength, backend: Backend = "auto"
+) -> Tensor:
+    """Softmax attention, scale 1/sqrt(D), of one query a head over the filled positions of the cache.
 
     Args:
-        q: [B, H, D] float.
-        keys, values: [B, H, L, D] float, any strides but the last; positions past the length may hold anything.
-        length: [1] int64 in 1..L, or one for each row [B]; on the device, so that the host need not know it.
+        q: [B, H, 1, D] float.
+        keys, values: [B, H, L, D] float; what lies behind the filled positions is finite (the kernel does not read it).
+        filled: its length is on the device, so that the host need not know it.
 
     Returns:
-        [B, H, D], dense, the dtype of `q`; new memory.
+        [B, H, 1, D], the dtype of `q`; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    expect_rank("q", q, 3)
+    expect_rank("q", q, 4)
     expect_rank("keys", keys, 4)
-    expect_shape("keys", keys, (*q.shape[:2], keys.shape[2], q.shape[2]))
+    expect_shape("q", q, (*q.shape[:2], 1, q.shape[3]))
+    expect_shape("keys", keys, (*q.shape[:2], keys.shape[2], q.shape[3]))
     expect_shape("values", values, keys.shape)
+    length = filled.length
     expect_shape("length", length, (q.shape[0] if length.numel() > 1 else 1,))
     expect_dtype("length", length, (torch.int64,))
-    for name, tensor in (("q", q), ("keys", keys), ("values", values)):
-        expect_dtype(name, tensor)
-    expect_together(q=q, keys=keys, values=values, length=length)
-    return dispatch(backend, _decode_attention, reference.decode_attention, q, keys, values, length)
+    expect_floats(q=q, keys=keys, values=values)
+    expect_together(q=q, length=length)
+    return dispatch(backend, _decode_attention, decode_attention_reference, q, keys, values, filled)
 
 
-def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Tensor:
-    batch, heads, width = q.shape
+def decode_attention_reference(q: Tensor, keys: Tensor, values: Tensor, filled: FilledLength) -> Tensor:
+    return F.scaled_dot_product_attention(q, keys, values, attn_mask=filled.mask)
+
+
+def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, filled: FilledLength) -> Tensor:
+    q, keys, values, length = dense_rows(q), dense_rows(keys), dense_rows(values), filled.length
+    batch, heads, _, width = q.shape
     pairs, capacity = batch * heads, keys.shape[2]
     block = max(power_of_two(width), 16)
-    part = tile("attend_part", capacity, q.device, USUAL)
-    rows = max(part.elements // block, 16)
+    rows = max(TILE.elements // block, 16)
     wanted = max(-(-PROGRAMS // pairs), 1)
     part_rows = -(-capacity // (wanted * rows)) * rows
     parts = -(-capacity // part_rows)
@@ -138,7 +169,7 @@ def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -
         (pairs, parts),
         *(q, keys, values, length, int(length.numel() > 1), mixed, peaks, masses, heads, width, part_rows, parts),
         *(q.stride(0), q.stride(1), *keys.stride()[:3], *values.stride()[:3], width**-0.5),
-        warps=part.warps,
+        warps=TILE.warps,
         ROWS=rows,
         BLOCK=block,
     )
@@ -146,13 +177,13 @@ def _decode_attention(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -
         join_parts_kernel,
         (pairs,),
         *(mixed, peaks, masses, out, parts, width),
-        warps=USUAL.warps,
+        warps=TILE.warps,
         PARTS=power_of_two(parts),
         BLOCK=block,
     )
     return out
 
 
-def decode_attention_bound(q: Tensor, keys: Tensor, values: Tensor, length: Tensor) -> Bound:
+def decode_attention_bound(q: Tensor, keys: Tensor, values: Tensor, filled: FilledLength) -> Bound:
     """The whole cache read once, as when it is full; four operations for each of its keys' elements."""
     return Bound(2 * q.nbytes + keys.nbytes + values.nbytes, 4 * keys.numel())

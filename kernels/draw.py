@@ -1,13 +1,12 @@
-"""Drawing a code from the planner's logits without the host: guidance, temperature, top-k or top-p (FACTS 2.6).
+"""Drawing a token from the planner's logits without the host: guidance, temperature, top-k or top-p (REFERENCE 2.6).
 
-Noise is given, so that a draw depends on its key alone. Shapes: `B` batch, `V` vocabulary, `K` codes, `G` guidance
+Noise is given, so that a draw depends on its key alone. Shapes: `B` batch, `V` vocabulary, `K` tokens, `G` guidance
 rows.
 """
 
 import torch
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
 from kernels.tools.tiles import LARGEST_BLOCK, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two
 
@@ -21,7 +20,7 @@ def draw_kernel(
     out: operand,
     batch: operand,
     vocabulary: operand,
-    codes: operand,
+    tokens: operand,
     guidance: operand,
     temperature: operand,
     top_k: operand,
@@ -33,7 +32,7 @@ def draw_kernel(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    allowed = column < codes
+    allowed = column < tokens
     values = tl.load(logits + row * vocabulary + column, mask=allowed, other=0.0).to(tl.float32)
     if GUIDED:
         plain = tl.load(logits + (batch + row) * vocabulary + column, mask=allowed, other=0.0).to(tl.float32)
@@ -60,12 +59,12 @@ def draw_kernel(
                 fits = tl.sum(tl.where(order > middle, weight, 0.0), axis=0) < most
                 low, high = tl.where(fits, low, middle + 1), tl.where(fits, middle, high)
         kept = allowed & (order >= low)
-    noise = tl.load(gumbel + row * codes + column, mask=allowed, other=0.0).to(tl.float32)
+    noise = tl.load(gumbel + row * tokens + column, mask=allowed, other=0.0).to(tl.float32)
     drawn = tl.argmax(tl.where(kept, values + noise, -float("inf")), axis=0)
     tl.store(out + row, drawn.to(tl.int64))
 
 
-def draw_code(
+def draw_token(
     logits: Tensor,
     gumbel: Tensor,
     guidance: float,
@@ -74,22 +73,23 @@ def draw_code(
     top_p: float,
     backend: Backend = "auto",
 ) -> Tensor:
-    """One code a row: the arg max of the kept logits plus Gumbel noise, which is a draw from their softmax.
+    """One token a row: the arg max of the kept logits plus Gumbel noise, which is a draw from their softmax.
 
     Args:
-        logits: [G, B, V] float32, dense: with the prompt, then without it; only with it if G is 1.
-        gumbel: [B, K] float32, dense: -log(-log(u)) of uniform u; zeros take the likeliest. Only the first K <= V ids
-            may be drawn, so special tokens cannot be.
+        logits: [G, B, V] float32: with the text, then without it; only with it if G is 1.
+        gumbel: [B, K] float32: -log(-log(u)) of uniform u; zeros take the likeliest. Only the first K <= V ids may be
+            drawn, so special tokens cannot be.
         guidance: factor of (with - without); not read if G is 1.
         temperature: divides the logits, > 0.
         top_k: keep logits not below the k-th; 0 keeps all.
-        top_p: drop tokens once more likely ones hold this mass, in (0, 1]; 1 keeps all. Equal logits stay together.
+        top_p: drop tokens once more likely ones hold this mass, in (0, 1]; 1 keeps all. Of equal logits at the border
+            the kernel keeps all, torch some.
 
     Returns:
         [B] int64; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout, device or setting does not fit.
+        ValueError: a shape, dtype, device or setting does not fit.
     """
     expect_rank("logits", logits, 3)
     rows, batch, vocabulary = logits.shape
@@ -102,26 +102,55 @@ def draw_code(
     expect_together(logits=logits, gumbel=gumbel)
     for name, tensor in (("logits", logits), ("gumbel", gumbel)):
         expect_dtype(name, tensor, (torch.float32,))
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
     if temperature <= 0 or not 0 < top_p <= 1 or top_k < 0 or (top_k and top_p < 1):
         raise ValueError(
             "temperature must be > 0, top_p in (0, 1], top_k >= 0, and one of top_k, top_p off, "
             f"not {temperature}, {top_p}, {top_k}"
         )
-    return dispatch(backend, _draw_code, reference.draw_code, logits, gumbel, guidance, temperature, top_k, top_p)
+    return dispatch(backend, _draw_token, draw_token_reference, logits, gumbel, guidance, temperature, top_k, top_p)
 
 
-def _draw_code(logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float) -> Tensor:
+def draw_token_reference(
+    logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    mixed = guide_logits(logits, guidance)[:, : gumbel.shape[-1]]
+    return (filter_logits(mixed, temperature, top_k, top_p) + gumbel).argmax(dim=-1)
+
+
+def guide_logits(logits: Tensor, guidance: float) -> Tensor:
+    """[G, B, V], with the text and without it, or with it alone -> [B, V]."""
+    if len(logits) == 1:
+        return logits[0]
+    with_text, without = logits.unbind()
+    return without + guidance * (with_text - without)
+
+
+def filter_logits(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits [..., V] of the distribution to draw from: -inf for tokens that top-k or top-p drops."""
+    logits = logits / temperature
+    if top_k:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p < 1:
+        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        late = ordered.cumsum(dim=-1) - ordered >= top_p
+        logits = logits.masked_fill(torch.zeros_like(late).scatter(-1, order, late), float("-inf"))
+    return logits
+
+
+def _draw_token(
+    logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    logits, gumbel = logits.contiguous(), gumbel.contiguous()
     rows, batch, vocabulary = logits.shape
-    codes = gumbel.shape[1]
+    tokens = gumbel.shape[1]
     if vocabulary > LARGEST_BLOCK:
         raise Uncovered(f"a program holds a vocabulary of at most {LARGEST_BLOCK}, not {vocabulary}")
     out = torch.empty(batch, dtype=torch.int64, device=logits.device)
     start(
         draw_kernel,
         (batch,),
-        *(logits, gumbel, out, batch, vocabulary, codes, float(guidance), float(temperature), top_k, float(top_p)),
+        *(logits, gumbel, out, batch, vocabulary, tokens, float(guidance), float(temperature), top_k, float(top_p)),
         warps=WARPS,
         GUIDED=rows == 2,
         BY_COUNT=top_k > 0,
@@ -131,7 +160,7 @@ def _draw_code(logits: Tensor, gumbel: Tensor, guidance: float, temperature: flo
     return out
 
 
-def draw_code_bound(
+def draw_token_bound(
     logits: Tensor, gumbel: Tensor, guidance: float, temperature: float, top_k: int, top_p: float
 ) -> Bound:
     """Logits and noise read once; some five operations a logit, the thresholds' passes not counted."""

@@ -1,16 +1,16 @@
-"""Gated GELU of the planner's feed-forward layer, tanh form (FACTS 2.5).
+"""Gated GELU of the planner's feed-forward layer, tanh form (REFERENCE 2.5).
 
 Shapes: `D` width; leading dimensions are rows.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
+from kernels.tools.tiles import Tile, dense_rows, expect_floats, expect_shape, power_of_two
 
-USUAL = Tile(2048, 4)
+TILE = Tile(2048, 4)
 
 
 @jit
@@ -31,32 +31,34 @@ def gated_gelu(gate: Tensor, up: Tensor, backend: Backend = "auto") -> Tensor:
     """gelu_tanh(gate) up.
 
     Args:
-        gate, up: [N, D] float, rows of any stride, so halves of a packed projection need no copy.
+        gate, up: [..., D] float.
 
     Returns:
-        [N, D], dense, the dtype of `gate`; new memory.
+        [..., D], the dtype of `gate`; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    expect_rank("gate", gate, 2)
     expect_shape("up", up, gate.shape)
-    expect_dtype("gate", gate)
-    expect_dtype("up", up)
-    expect_together(gate=gate, up=up)
-    return dispatch(backend, _gated_gelu, reference.gated_gelu, gate, up)
+    expect_floats(gate=gate, up=up)
+    return dispatch(backend, _gated_gelu, gated_gelu_reference, gate, up)
+
+
+def gated_gelu_reference(gate: Tensor, up: Tensor) -> Tensor:
+    return F.gelu(gate, approximate="tanh") * up
 
 
 def _gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
-    rows, width = gate.shape
-    part = tile("gated_gelu", width, gate.device, USUAL)
-    block = min(power_of_two(width), part.elements)
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    # Rows of any stride, so that halves of a packed projection need no copy.
+    gate, up = (dense_rows(x).flatten(0, -2) for x in (gate, up))
+    rows, width = gate.shape
+    block = min(power_of_two(width), TILE.elements)
     start(
         gated_gelu_kernel,
         (rows, -(-width // block)),
         *(gate, up, out, width, gate.stride(0), up.stride(0)),
-        warps=part.warps,
+        warps=TILE.warps,
         BLOCK=block,
     )
     return out

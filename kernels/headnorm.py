@@ -1,14 +1,14 @@
-"""LayerNorm over each head of the renderer's queries and keys (FACTS 3.2).
+"""LayerNorm over each head of the renderer's queries and keys (REFERENCE 3.2).
 
 Shapes: `B` batch, `H` heads, `N` tokens, `D` head width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import expect_dtype, expect_rank, expect_shape, expect_together, row_tile
+from kernels.tools.tiles import dense_rows, expect_floats, expect_rank, expect_shape, row_tile
 
 
 @jit
@@ -90,32 +90,41 @@ def head_norm(
     """LayerNorm over each head of queries and keys, both in one start.
 
     Args:
-        q, k: [B, H, N, D] float, any strides but the last, so views of a packed projection need no copy.
+        q, k: [B, H, N, D] float.
         q_weight, q_bias, k_weight, k_bias: [D] float.
 
     Returns:
-        (q, k), each [B, H, N, D], dense, dtypes as given; new memory.
+        (q, k), each [B, H, N, D], dtypes as given; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
     expect_rank("q", q, 4)
     expect_shape("k", k, q.shape)
     vectors = {"q_weight": q_weight, "q_bias": q_bias, "k_weight": k_weight, "k_bias": k_bias}
     for name, vector in vectors.items():
         expect_shape(name, vector, q.shape[-1:])
-    for name, tensor in (vectors | {"q": q, "k": k}).items():
-        expect_dtype(name, tensor)
-    expect_together(q=q, k=k, **vectors)
-    return dispatch(backend, _head_norm, reference.head_norm, q, k, q_weight, q_bias, k_weight, k_bias, eps)
+    expect_floats(q=q, k=k, **vectors)
+    return dispatch(backend, _head_norm, head_norm_reference, q, k, q_weight, q_bias, k_weight, k_bias, eps)
+
+
+def head_norm_reference(
+    q: Tensor, k: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    # Under autocast the norms may answer in float32.
+    normed_q = F.layer_norm(q, q_weight.shape, q_weight, q_bias, eps).to(q.dtype)
+    normed_k = F.layer_norm(k, k_weight.shape, k_weight, k_bias, eps).to(k.dtype)
+    return normed_q, normed_k
 
 
 def _head_norm(
     q: Tensor, k: Tensor, q_weight: Tensor, q_bias: Tensor, k_weight: Tensor, k_bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    # Rows of any stride, so that views of a packed projection need no copy.
+    q, k = dense_rows(q), dense_rows(k)
     batch, heads, tokens, width = q.shape
     rows = batch * heads * tokens
-    tile = row_tile("head_norm", width, q.device)
+    tile = row_tile(width)
     q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     start(

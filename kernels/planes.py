@@ -4,13 +4,13 @@ BT.601, limited range, chroma averaged over 2x2 pixels. Shapes: `T` frames, `H` 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, tile
+from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape
 
-USUAL = Tile(512, 4)  # elements are squares of 2x2 pixels
+TILE = Tile(512, 4)  # elements are squares of 2x2 pixels
 
 
 @jit
@@ -81,19 +81,29 @@ def rgb_to_i420(rgb: Tensor, backend: Backend = "auto") -> Tensor:
     expect_dtype("rgb", rgb)
     if height % 2 or width % 2:
         raise ValueError(f"I420 needs an even height and width, not {height}x{width}")
-    return dispatch(backend, _rgb_to_i420, reference.rgb_to_i420, rgb)
+    return dispatch(backend, _rgb_to_i420, rgb_to_i420_reference, rgb)
+
+
+def rgb_to_i420_reference(rgb: Tensor) -> Tensor:
+    red, green, blue = ((rgb.float() + 1) / 2).clamp(0, 1).unbind(0)
+    luma = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    red, green, blue = F.avg_pool2d(torch.stack([red, green, blue]), 2).unbind(0)
+    cb = 128 - 37.797 * red - 74.203 * green + 112.0 * blue
+    cr = 128 + 112.0 * red - 93.786 * green - 18.214 * blue
+    planes = torch.cat([luma.flatten(1), cb.flatten(1), cr.flatten(1)], dim=1)
+    frames, height, width = luma.shape
+    return (planes + 0.5).floor().to(torch.uint8).view(frames, height * 3 // 2, width)
 
 
 def _rgb_to_i420(rgb: Tensor) -> Tensor:
     frames, height, width = rgb.shape[1:]
     out = torch.empty(frames, height * 3 // 2, width, dtype=torch.uint8, device=rgb.device)
-    part = tile("i420", height * width, rgb.device, USUAL)
     start(
         i420_kernel,
-        (frames, -(-(height * width // 4) // part.elements)),
+        (frames, -(-(height * width // 4) // TILE.elements)),
         *(rgb, out, height, width, rgb.stride(0), rgb.stride(1), rgb.stride(2), rgb.stride(3)),
-        warps=part.warps,
-        BLOCK=part.elements,
+        warps=TILE.warps,
+        BLOCK=TILE.elements,
     )
     return out
 

@@ -1,14 +1,14 @@
-"""RMSNorm of the planner, alone or together with the residual add before it (FACTS 2.5).
+"""RMSNorm of the planner, alone or together with the residual add before it (REFERENCE 2.5).
 
 Shapes: `D` width; leading dimensions are rows.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import expect_dtype, expect_shape, expect_together, row_tile
+from kernels.tools.tiles import expect_floats, expect_shape, row_tile
 
 
 @jit
@@ -47,7 +47,7 @@ def rms_norm(
     """RMSNorm, scaled in float32 and cast last.
 
     Args:
-        x: [..., D] float, dense.
+        x: [..., D] float.
         weight: [D] float.
         dtype: of the result, that of `x` if None.
 
@@ -55,13 +55,19 @@ def rms_norm(
         [..., D]; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    _check(weight, x)
-    return dispatch(backend, _rms_norm, reference.rms_norm, x, weight, eps, dtype)
+    expect_shape("weight", weight, x.shape[-1:])
+    expect_floats(x=x, weight=weight)
+    return dispatch(backend, _rms_norm, rms_norm_reference, x, weight, eps, dtype)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(dtype or x.dtype)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
+    x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
     _start(x, None, weight, None, out, eps)
     return out
@@ -73,33 +79,39 @@ def rms_norm_bound(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | N
 
 
 def add_rms_norm(
-    x: Tensor,
-    update: Tensor,
-    weight: Tensor,
-    eps: float,
-    dtype: torch.dtype | None = None,
-    backend: Backend = "auto",
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The residual stream x + update and its RMSNorm, in one pass.
+    """RMSNorm of a residual stream after an update.
 
     Args:
-        x, update: [..., D] float, dense.
+        x, update: [..., D] float.
         weight: [D] float.
-        dtype: of what is normed, that of `x` if None.
+        dtype: of the norm, that of `x` if None.
 
     Returns:
-        (normed, total), each [..., D], the total in the dtype of `x`; new memory.
+        (normed, total): the norm of total, and total = x + update as the stream keeps it, in the dtype of `x`; each
+        [..., D], new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    _check(weight, x, update)
-    return dispatch(backend, _add_rms_norm, reference.add_rms_norm, x, update, weight, eps, dtype)
+    expect_shape("weight", weight, x.shape[-1:])
+    expect_shape("update", update, x.shape)
+    expect_floats(x=x, update=update, weight=weight)
+    return dispatch(backend, _add_rms_norm, add_rms_norm_reference, x, update, weight, eps, dtype)
+
+
+def add_rms_norm_reference(
+    x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    total = x + update
+    return rms_norm_reference(total, weight, eps, dtype), total
 
 
 def _add_rms_norm(
     x: Tensor, update: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
+    x, update = x.contiguous(), update.contiguous()
     out, total = torch.empty_like(x, dtype=dtype), torch.empty_like(x)
     _start(x, update, weight, total, out, eps)
     return out, total
@@ -113,24 +125,10 @@ def add_rms_norm_bound(
     return Bound(x.nbytes + update.nbytes + written + weight.nbytes, 5 * x.numel())
 
 
-def _check(weight: Tensor, x: Tensor, update: Tensor | None = None) -> None:
-    if x.ndim < 1 or x.numel() == 0:
-        raise ValueError(f"x must have rows and elements, not shape {tuple(x.shape)}")
-    expect_shape("weight", weight, x.shape[-1:])
-    expect_dtype("weight", weight)
-    streams = {"x": x} | ({} if update is None else {"update": update})
-    for name, tensor in streams.items():
-        expect_shape(name, tensor, x.shape)
-        expect_dtype(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
-    expect_together(weight=weight, **streams)
-
-
 def _start(x: Tensor, update: Tensor | None, weight: Tensor, total: Tensor | None, out: Tensor, eps: float) -> None:
     width = x.shape[-1]
     rows = x.numel() // width
-    tile = row_tile("rms", width, x.device)
+    tile = row_tile(width)
     start(
         rms_kernel,
         (tile.programs(rows),),

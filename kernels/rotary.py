@@ -1,15 +1,14 @@
-"""Rotary embedding of interleaved pairs (x0, x1), (x2, x3), ... from tables of angles (FACTS 1.5, 2.5).
+"""Rotary embedding of interleaved pairs (x0, x1), (x2, x3), ... from tables of angles (REFERENCE 1.5, 2.5).
 
 One kernel serves lines and grids: they differ in the table alone. Computing angles in the kernel would cost more
-arithmetic than a row's memory traffic hides. Shapes: `B` batch, `H` heads, `N` tokens, `P` pairs, `M` table rows.
+arithmetic than a row's memory traffic hides. Shapes: `B` batch, `H` heads, `N` tokens, `P` pairs.
 """
 
 import torch
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, row_tile
+from kernels.tools.tiles import dense_rows, expect_dtype, expect_floats, expect_shape, power_of_two, row_tile
 
 HEADS = 4  # heads a program turns with one read of its angles
 
@@ -19,12 +18,10 @@ def rotate_kernel(
     x: operand,
     cos: operand,
     sin: operand,
-    positions: operand,
     out: operand,
     tokens: operand,
     heads: operand,
     pairs: operand,
-    entries: operand,
     x_batch: operand,
     x_head: operand,
     x_token: operand,
@@ -35,13 +32,9 @@ def rotate_kernel(
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     batch = tl.program_id(2).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
-    entry = token
-    if positions is not None:
-        entry = tl.load(positions + token, mask=token < tokens, other=0)
-    known = (token < tokens) & (pair < pairs) & (entry >= 0) & (entry < entries)
-    # A position outside the table cannot be reported from here; it must not pass for a rotation.
-    cosine = tl.load(cos + entry * pairs + pair, mask=known, other=float("nan"))
-    sine = tl.load(sin + entry * pairs + pair, mask=known, other=float("nan"))
+    known = (token < tokens) & (pair < pairs)
+    cosine = tl.load(cos + token * pairs + pair, mask=known, other=0.0)
+    sine = tl.load(sin + token * pairs + pair, mask=known, other=0.0)
     # Whole rows are loaded and split in registers: two strided loads would halve the bandwidth.
     column = tl.arange(0, 2 * PAIRS)[None, :]
     for turn in tl.static_range(HEADS):
@@ -57,58 +50,55 @@ def rotate_kernel(
         tl.store(out + ((batch * heads + head) * tokens + token) * (2 * pairs) + column, result, mask=mask)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None, backend: Backend = "auto") -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "auto") -> Tensor:
     """Turns each pair of each token by the angle that the tables hold for it.
 
     Args:
-        x: [B, H, N, 2P] float, any strides but the last.
-        cos, sin: [M, P] float32, dense.
-        positions: [N] int64, the table row of each token, on the device; None where token n has row n, with M = N.
-            Outside 0..M-1 the kernel writes NaN rows, since it cannot raise.
+        x: [..., H, N, 2P] float.
+        cos, sin: [N, P] float32; or [B, 1, N, P] where batch rows differ, for which there is no kernel.
 
     Returns:
-        [B, H, N, 2P], dense, the dtype of `x`; new memory.
+        [..., H, N, 2P], the dtype of `x`; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
-    expect_rank("x", x, 4)
-    expect_dtype("x", x)
+    expect_dtype("cos", cos, (torch.float32,))
+    expect_dtype("sin", sin, (torch.float32,))
+    expect_floats(x=x, cos=cos, sin=sin)
     if x.shape[-1] % 2:
         raise ValueError(f"x must have an even last dimension, not {x.shape[-1]}")
-    operands = {"x": x, "cos": cos, "sin": sin}
-    if positions is not None:
-        expect_shape("positions", positions, x.shape[2:3])
-        expect_dtype("positions", positions, (torch.int64,))
-        operands["positions"] = positions
-    entries = x.shape[2] if positions is None else cos.shape[0]
     for name, table in (("cos", cos), ("sin", sin)):
-        expect_shape(name, table, (entries, x.shape[-1] // 2))
-        expect_dtype(name, table, (torch.float32,))
-        if not table.is_contiguous():
-            raise ValueError(f"{name} must be dense, not of strides {table.stride()}")
-    expect_together(**operands)
-    return dispatch(backend, _rotate, reference.rotate, x, cos, sin, positions)
+        expect_shape(name, table, (*table.shape[:-2], x.shape[-2], x.shape[-1] // 2))
+    return dispatch("reference" if cos.ndim > 2 else backend, _rotate, rotate_reference, x, cos, sin)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None) -> Tensor:
-    batch, heads, tokens, width = x.shape
-    tile = row_tile("rotate", width, x.device)
-    rows = min(tile.rows, power_of_two(tokens))
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    start(
-        rotate_kernel,
-        (-(-tokens // rows), -(-heads // HEADS), batch),
-        *(x, cos, sin, positions, out, tokens, heads, width // 2, cos.shape[0], x.stride(0), x.stride(1), x.stride(2)),
-        warps=tile.warps,
-        ROWS=rows,
-        PAIRS=tile.block // 2,
-        HEADS=HEADS,
-    )
+    x, cos, sin = dense_rows(x), cos.contiguous(), sin.contiguous()
+    tokens, width = x.shape[-2:]
+    tile = row_tile(width)
+    rows = min(tile.rows, power_of_two(tokens))
+    # Queries and keys of a packed projection lie apart: one start each.
+    for part, turned in zip(x, out, strict=True) if x.ndim == 5 else ((x, out),):
+        batch, heads = part.shape[:2]
+        start(
+            rotate_kernel,
+            (-(-tokens // rows), -(-heads // HEADS), batch),
+            *(part, cos, sin, turned, tokens, heads, width // 2, *part.stride()[:3]),
+            warps=tile.warps,
+            ROWS=rows,
+            PAIRS=tile.block // 2,
+            HEADS=HEADS,
+        )
     return out
 
 
-def rotate_bound(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None) -> Bound:
-    """x read and written once, the tables' used rows read once; three operations an element."""
-    rows = 2 * x.shape[2] * cos.shape[1] * cos.element_size()
-    return Bound(2 * x.nbytes + rows + (0 if positions is None else positions.nbytes), 3 * x.numel())
+def rotate_bound(x: Tensor, cos: Tensor, sin: Tensor) -> Bound:
+    """x read and written once, the tables read once; three operations an element."""
+    return Bound(2 * x.nbytes + cos.nbytes + sin.nbytes, 3 * x.numel())

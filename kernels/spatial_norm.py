@@ -1,4 +1,4 @@
-"""GroupNorm conditioned on latents, with SiLU, of the published VAE's decoder (FACTS 4).
+"""GroupNorm conditioned on latents, with SiLU, of the published VAE's decoder (REFERENCE 4.3).
 
 The condition's 1x1 convolutions commute with nearest-neighbour resizing, so they are made at the latents' size and read
 here where they are needed; the resized tensors never exist. Statistics come from one pass that keeps mean and squared
@@ -7,13 +7,13 @@ for the latents', `S` parts.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
 from kernels.tools.launch import Backend, Bound, Uncovered, constexpr, dispatch, jit, operand, start, tl
-from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape, expect_together, power_of_two, tile
+from kernels.tools.tiles import Tile, expect_floats, expect_rank, expect_shape, power_of_two
 
-USUAL = Tile(2048, 4)
+TILE = Tile(2048, 4)
 PROGRAMS = 1024  # aimed at by the statistics: some eight for each processor of a large device
 LARGEST_INT32 = 2**31 - 1
 MOST_PARTS = 256  # each program of the second pass reads all parts of its group
@@ -115,17 +115,17 @@ def spatial_norm_silu(
     """GroupNorm, times scale plus shift read at the nearest latent, SiLU.
 
     Args:
-        x: [B, C, T, H, W] float, dense.
+        x: [B, C, T, H, W] float.
         weight, bias: [C] float.
-        scale, shift: [B, C, t, h, w] float, dense: the condition's convolutions at the latents' size. Of an odd T > 1,
-            frame 0 belongs to latent 0 and the other frames to the other latents.
+        scale, shift: [B, C, t, h, w] float: the condition's convolutions at the latents' size. Of an odd T > 1, frame 0
+            belongs to latent 0 and the other frames to the other latents.
         groups: divides C.
 
     Returns:
         [B, C, T, H, W], the dtype of `x`; new memory.
 
     Raises:
-        ValueError: a shape, dtype, layout or device does not fit.
+        ValueError: a shape, dtype or device does not fit.
     """
     expect_rank("x", x, 5)
     expect_rank("scale", scale, 5)
@@ -138,28 +138,41 @@ def spatial_norm_silu(
         raise ValueError(f"{frames} frames, an odd number, need at least 2 latents, not {scale.shape[2]}")
     for name, vector in (("weight", weight), ("bias", bias)):
         expect_shape(name, vector, (channels,))
-    operands = {"x": x, "weight": weight, "bias": bias, "scale": scale, "shift": shift}
-    for name, tensor in operands.items():
-        expect_dtype(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be dense, not of strides {tensor.stride()}")
-    expect_together(**operands)
-    return dispatch(
-        backend, _spatial_norm_silu, reference.spatial_norm_silu, x, weight, bias, scale, shift, groups, eps
-    )
+    expect_floats(x=x, weight=weight, bias=bias, scale=scale, shift=shift)
+    operands = x, weight, bias, scale, shift
+    return dispatch(backend, _spatial_norm_silu, spatial_norm_silu_reference, *operands, groups, eps)
+
+
+def spatial_norm_silu_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
+) -> Tensor:
+    scale, shift = resize_nearest(scale, *x.shape[2:]), resize_nearest(shift, *x.shape[2:])
+    return F.silu(F.group_norm(x, groups, weight, bias, eps) * scale + shift)
+
+
+def resize_nearest(x: Tensor, frames: int, height: int, width: int) -> Tensor:
+    """[B, C, T, H, W] in another size; an odd number of frames keeps its first apart, as the first latent is one frame.
+
+    Returns:
+        [B, C, frames, height, width].
+    """
+    if frames > 1 and frames % 2:
+        first = F.interpolate(x[:, :, :1], (1, height, width))
+        return torch.cat([first, F.interpolate(x[:, :, 1:], (frames - 1, height, width))], dim=2)
+    return F.interpolate(x, (frames, height, width))
 
 
 def _spatial_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
 ) -> Tensor:
+    x, scale, shift = x.contiguous(), scale.contiguous(), shift.contiguous()
     batch, channels, frames, height, width = x.shape
     group_channels, size = channels // groups, frames * height * width
-    part = tile("spatial_norm", size, x.device, USUAL)
-    if size > LARGEST_INT32 - part.elements:
+    if size > LARGEST_INT32 - TILE.elements:
         raise Uncovered(f"a channel's volume is counted in int32, {size} is more")
     total = group_channels * size
     wanted = min(max(PROGRAMS // (batch * groups), 1), MOST_PARTS)
-    part_size = -(-total // (wanted * part.elements)) * part.elements
+    part_size = -(-total // (wanted * TILE.elements)) * TILE.elements
     parts = -(-total // part_size)
     means, deviations = (torch.empty(batch * groups, parts, device=x.device) for _ in range(2))
     out = torch.empty_like(x)
@@ -167,18 +180,18 @@ def _spatial_norm_silu(
         group_statistics_kernel,
         (batch * groups, parts),
         *(x, means, deviations, total, part_size, parts),
-        warps=part.warps,
-        BLOCK=part.elements,
+        warps=TILE.warps,
+        BLOCK=TILE.elements,
     )
     start(
         spatial_norm_kernel,
-        (batch * channels, -(-size // part.elements)),
+        (batch * channels, -(-size // TILE.elements)),
         *(x, weight, bias, scale, shift, means, deviations, out, channels, group_channels, size, part_size, parts),
         *(frames, height, width, *scale.shape[2:], eps),
-        warps=part.warps,
+        warps=TILE.warps,
         APART=frames > 1 and frames % 2 == 1,
         PARTS=power_of_two(parts),
-        BLOCK=part.elements,
+        BLOCK=TILE.elements,
     )
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import sentencepiece
@@ -12,7 +13,7 @@ from transformers import T5Config, T5EncoderModel
 
 from engine.config import EngineConfig
 from engine.loading.filling import shapes_of
-from engine.loading.model import build
+from engine.loading.modules import build
 from engine.loading.published_files import EXTRACTOR, FILES, PublishedFile
 from engine.loading.published_names_semantic import THEIA_SPELLINGS, to_published
 from engine.loading.weights import load_weights, text_folders
@@ -47,7 +48,7 @@ TINY = EngineConfig(
     ),
     planner=PlannerConfig(
         hidden=32, layers=2, heads=2, mlp=48, codebook_size=20, text_dim=16, micro_freq=8, micro_hidden=16, i_tokens=4,
-        p_tokens=2, context_groups=1,
+        p_tokens=2, context_gops=1,
     ),
     sampling=SamplingConfig(guidance=2.0),
     renderer=RendererConfig(
@@ -63,7 +64,7 @@ TINY = EngineConfig(
     vae=VAEConfig(latent_channels=4, width=32, multipliers=(1, 1, 1), blocks=0),
     motion_score=0.1,
     plan_frames=26,
-    first_latents=13,
+    first_chunk_length=13,
 )  # fmt: skip
 
 MODULES = build(TINY)  # on the meta device
@@ -77,15 +78,20 @@ def read(folder: Path) -> dict[str, Tensor]:
     return {f"{part}.{name}": value for part, module in modules.items() for name, value in module.state_dict().items()}
 
 
-def published_tensors(file: PublishedFile, seed: int, required: bool = True) -> dict[str, Tensor]:
+def published_file(name: str) -> PublishedFile:
+    """The file of that name."""
+    return next(file for file in FILES if file.name == name)
+
+
+def published_tensors(name: str, seed: int, required: bool = True) -> dict[str, Tensor]:
     """Random numbers for every tensor of a file, or for every one that it may hold beside."""
     generator = torch.Generator().manual_seed(seed)
-    names = file.keys(MODULES, required)
+    names = published_file(name).keys(MODULES, required)
     return {key: _numbers(SHAPES[target], generator) for key, target in names.items()}
 
 
 def _numbers(shape: list[int], generator: torch.Generator) -> Tensor:
-    """Of a size that lets every input reach the pictures without driving them out of range."""
+    """Random numbers, scaled so that every input reaches the pictures without driving them out of range."""
     scale = torch.Size(shape[1:]).numel() ** -0.5 if len(shape) > 1 else 0.5
     return scale * torch.randn(shape, generator=generator)
 
@@ -94,7 +100,7 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
     """Writes one file of the release."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    inner = next(file.inner for file in FILES if file.name == name)
+    inner = published_file(name).inner
     if inner is None:
         save_file(tensors, path)
     else:
@@ -103,16 +109,23 @@ def write(folder: Path, name: str, tensors: dict[str, Tensor]) -> None:
 
 def stored(folder: Path, name: str) -> dict[str, Tensor]:
     """The tensors that a file of the release holds."""
-    inner = next(file.inner for file in FILES if file.name == name)
+    inner = published_file(name).inner
     if inner is None:
         return load_file(folder / name)
     tensors: dict[str, Tensor] = torch.load(folder / name, weights_only=True)[inner]
     return tensors
 
 
+def edit(folder: Path, name: str, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Changes the tensors that a file of the release holds."""
+    tensors = stored(folder, name)
+    change(tensors)
+    write(folder, name, tensors)
+
+
 def make_folder(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Writes the whole release; returns the tensors of each file."""
-    contents = {file.name: published_tensors(file, seed) for seed, file in enumerate(FILES)}
+    contents = {file.name: published_tensors(file.name, seed) for seed, file in enumerate(FILES)}
     for name, tensors in contents.items():
         write(folder, name, tensors)
     (folder / "CogVideoX-2b-sat/transformer/latest").write_text("1000\n")

@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import aioice.ice
 import pytest
@@ -14,3 +15,14 @@ def loopback() -> Iterator[None]:
     aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"] if use_ipv4 else []
     yield
     aioice.ice.get_host_addresses = original
+
+
+@pytest.fixture(scope="session")
+def published_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release at tiny size, with its text encoders. Not to be changed."""
+    import checkpoint
+
+    folder = tmp_path_factory.mktemp("published")
+    checkpoint.make_folder(folder)
+    checkpoint.make_texts(folder)
+    return folder

@@ -28,11 +28,10 @@ from aiortc.mediastreams import MediaStreamError
 
 import server
 from engine.wire.messages import (
-    ChunkReady,
-    EngineSettings,
+    ChunkDone,
     Failed,
-    FrameRing,
-    HopDone,
+    FramesReady,
+    OpenChannel,
     Progress,
     PromptSet,
     Ready,
@@ -41,12 +40,15 @@ from engine.wire.messages import (
     Shown,
     Stop,
 )
+from engine.wire.ring import RingWriter
+from engine.wire.settings import EngineSettings
 from streaming.engines.supervisor import EngineTarget
 from streaming.media.rtp_hooks import end_consent_with_connection
 
 WIDTH, HEIGHT, FPS = 192, 128, 16.0
-HOP_CHUNKS = (8, 8, 8)
-FIRST_HOP_CHUNKS = (9, 8, 8)
+CHUNK_SLICES = (8, 8, 8)
+FIRST_CHUNK_SLICES = (9, 8, 8)
+LOW_MARK = 20  # frames
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
 MISSING = "missing"  # weights that cannot be found
 
@@ -65,7 +67,7 @@ def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDAr
 test_frame.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it
 
 
-def fake_engine(settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
+def fake_engine(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
     """An engine process as the server expects it, fast and without torch."""
     server._follow_parent()
     if settings.weights == MISSING:
@@ -75,34 +77,38 @@ def fake_engine(settings: EngineSettings, ring: FrameRing, control: Connection) 
 
 
 class _FakeEngine:
-    def __init__(self, settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
-        self._settings = settings
+    """One channel, `name`, which the server opens before anything else."""
+
+    def __init__(self, settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
         self._ring = ring
         self._control = control
-        self._prompt = settings.prompt
-        self._index = self._shown = settings.first_frame
-        self._hop = settings.first_hop
+        self._name, self._index, self._shown, self._chunk = "", 0, 0, 0
         self._stopped = False
+        self._read(control.recv())
+        self._control.send(Progress("warm-up", 0.5))
+        self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, settings.preset, 4))
 
     def run(self) -> None:
-        self._control.send(Progress("warm-up", 0.5))
-        self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, self._settings.preset, 4))
-        chunks = FIRST_HOP_CHUNKS
+        slices = FIRST_CHUNK_SLICES
         try:
             while not self._stopped:
-                wait = self._index - self._shown > self._settings.low_mark_frames
+                wait = self._index - self._shown > LOW_MARK
                 while self._control.poll(None if wait else 0) and not self._stopped:
-                    self._hear(self._control.recv())
+                    self._read(self._control.recv())
                     wait = False
-                if self._index - self._shown <= self._settings.low_mark_frames:
-                    self._render(chunks)
-                    chunks = HOP_CHUNKS
+                if self._index - self._shown <= LOW_MARK:
+                    self._render(slices)
+                    slices = CHUNK_SLICES
         except (EOFError, OSError):
             # The server is gone; so is the reason to run.
             return
 
-    def _hear(self, message: Any) -> None:
+    def _read(self, message: Any) -> None:
         match message:
+            case OpenChannel():
+                self._name, start = message.channel, message.settings.start
+                self._index = self._shown = start.frame
+                self._chunk = start.chunk
             case Shown():
                 self._shown = message.frame
                 self._ring.release(message.freed_slots)
@@ -111,32 +117,28 @@ class _FakeEngine:
             case SetPrompt(prompt=prompt) if prompt == HANG:
                 time.sleep(3600)
             case SetPrompt(prompt=prompt) if prompt == REFUSE:
-                self._control.send(Refused(message.request, "this prompt is refused for the test"))
+                self._control.send(Refused(message.request, self._name, "this prompt is refused for the test"))
             case SetPrompt(prompt=prompt) if prompt == BREAK:
-                self._control.send(ChunkReady("main", 0, 10**6, 0, 1, 0.0, prompt))
+                self._control.send(FramesReady(self._name, 0, 10**6, 0, 1))
             case SetPrompt():
-                self._prompt = message.prompt
                 self._control.send(PromptSet(message.request, message.channel, message.prompt, self._index))
             case Stop():
                 self._stopped = True
 
-    def _render(self, chunks: tuple[int, ...]) -> None:
+    def _render(self, slices: tuple[int, ...]) -> None:
         began_s = time.monotonic()
-        for frames in chunks:
+        for frames in slices:
             while (slot := self._ring.acquire()) is None:
-                self._hear(self._control.recv())
+                self._read(self._control.recv())
                 if self._stopped:
                     return
             self._ring.write(slot, np.stack([test_frame(self._index + step) for step in range(frames)]))
-            created_s = time.monotonic()
-            self._control.send(
-                ChunkReady(self._settings.channel, slot, self._index, self._hop, frames, created_s, self._prompt)
-            )
+            self._control.send(FramesReady(self._name, slot, self._index, self._chunk, frames))
             self._index += frames
         compute_s = time.monotonic() - began_s
         stage_ms = {"plan": 1.0, "render": compute_s * 1000, "vae": 1.0}
-        self._control.send(HopDone(self._settings.channel, self._hop, 4, sum(chunks) / FPS, compute_s, stage_ms))
-        self._hop += 1
+        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms))
+        self._chunk += 1
 
 
 @dataclass

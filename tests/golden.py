@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.published.reference_case import TOLERANCE, Case, load_case, relative_error
+from engine.published.case import TOLERANCE, Case, load_case, relative_error
 
 __all__ = ["FOLDER", "TOLERANCE", "Golden", "load", "relative_error"]
 
@@ -14,4 +14,4 @@ Golden = Case
 
 def load(name: str) -> Golden:
     """Reads a case of the folder by its name without ending."""
-    return load_case(FOLDER / f"{name}.json")
+    return load_case(FOLDER / name)

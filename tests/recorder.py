@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.runtime.graphs import PlacesRecorder
+from engine.runtime.graphs import GraphRecorder
 from engine.runtime.pytree import leaves
 
 
-class FakeRecorder(PlacesRecorder):
+class FakeRecorder(GraphRecorder):
     """Counts what a graph would do. Work runs more than once before it counts, as for a warm-up."""
 
     def __init__(self) -> None:

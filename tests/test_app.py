@@ -25,12 +25,12 @@ def refused(reply: httpx.Response, status: int) -> bool:
 
 async def test_channel_report_is_complete(running: Serving) -> None:
     """The report of a warm, unwatched channel has its sizes, an idle state and a filled buffer; the list has it too."""
-    report = await running.until(lambda report: report["hop"] is not None)
+    report = await running.until(lambda report: report["chunk"] is not None)
     assert (report["id"], report["preset"], report["state"], report["error"]) == ("main", "mini", "idle", None)
     assert (report["width"], report["height"], report["fps"]) == (WIDTH, HEIGHT, 16.0)
     assert report["buffered_s"] > 1
     assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
-    assert set(report["hop"]["ms"]) == {"plan", "render", "vae"}
+    assert set(report["chunk"]["ms"]) == {"plan", "render", "vae"}
     assert report["prompts"] == [{"prompt": report["prompt"], "frame": 0, "shown": False}]
     channels = (await running.http.get("/channels")).json()
     assert [entry["id"] for entry in channels] == ["main"]

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.training.world import backdrop, landmarks, scenery, teacher
-from engine.training.world import drawing as world
+from engine.training.world import backdrop, drawing, landmarks, scenery, teacher
 from engine.training.world.captions import CAMERAS, SCENES, Label
 from engine.training.world.spec import PAN_PX, Spec
 
 
 def spec(scene: str, camera: str = "fixed", seed: int = 0) -> Spec:
-    return world.sample([Label("ball", "red", scene, "still", "slow", camera)], random.Random(seed))
+    return drawing.sample([Label("ball", "red", scene, "still", "slow", camera)], random.Random(seed))
 
 
 def drawn(one: Spec, frames: torch.Tensor) -> torch.Tensor:
@@ -83,7 +82,7 @@ def test_a_place_is_the_same_in_every_video(scene: str) -> None:
     """Videos of a scene differ in where the camera starts and in nothing else, and there are four such places."""
     worlds = [spec(scene, seed=seed) for seed in range(24)]
     starts = {float(one.pan): drawn(one, torch.zeros(1)) for one in worlds}
-    assert len(starts) == world.PAN_STARTS
+    assert len(starts) == drawing.PAN_STARTS
     assert all(torch.equal(drawn(one, torch.zeros(1)), starts[float(one.pan)]) for one in worlds)
     angles = torch.stack([backdrop.scroll(one, torch.zeros(1, 1), torch.zeros(1)) for one in worlds]).unique()
     assert angles.diff().min() > 1.4

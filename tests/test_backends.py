@@ -38,7 +38,7 @@ def _operands(tokens: int, keys: int | None = None) -> list[torch.Tensor]:
 def _pretend(monkeypatch: pytest.MonkeyPatch, able: dict[str, float]) -> list[str]:
     """Only some backends can run, at given times; lists those that were timed."""
     timed: list[str] = []
-    monkeypatch.setattr(backends, "obstacle", lambda name, *rest: None if name in able else "no such kernel")
+    monkeypatch.setattr(backends, "unsupported_reason", lambda name, *rest: None if name in able else "no such kernel")
     monkeypatch.setattr(backends, "BACKENDS", tuple(backends._RUNS))
     monkeypatch.setattr(
         backends, "_RUNS", {name: (lambda *operands, name=name: timed.append(name)) for name in backends._RUNS}
@@ -50,7 +50,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, able: dict[str, float]) -> list[st
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_every_backend_that_runs_agrees_with_float32(name: str, causal: bool) -> None:
     """Forced to one backend, attention of an odd length equals the float32 reference."""
-    reason = backends.obstacle(name, DEVICE, DTYPE, 32)
+    reason = backends.unsupported_reason(name, DEVICE, DTYPE, 32)
     if reason is not None:
         pytest.skip(f"{name} cannot run here: {reason}")
     choice = backends.choose(DEVICE, DTYPE, SHAPE, name)
@@ -60,14 +60,14 @@ def test_every_backend_that_runs_agrees_with_float32(name: str, causal: bool) ->
         # Not compiled, FlexAttention warns that it is slow.
         warnings.simplefilter("ignore")
         result = attention.attend(q, k, v, causal=causal)
-    truth = backends.written_out(q.float(), k.float(), v.float(), None, causal)
+    truth = backends.attention_reference(q.float(), k.float(), v.float(), None, causal)
     torch.testing.assert_close(result.float(), truth, atol=2e-2 if DTYPE == torch.bfloat16 else 1e-5, rtol=0)
 
 
 def test_torch_math_and_flex_run_everywhere() -> None:
     """The test above cannot skip everything."""
-    assert backends.obstacle("math", DEVICE, DTYPE, 32) is None
-    assert backends.obstacle("flex", DEVICE, DTYPE, 32) is None
+    assert backends.unsupported_reason("math", DEVICE, DTYPE, 32) is None
+    assert backends.unsupported_reason("flex", DEVICE, DTYPE, 32) is None
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="it runs there")
@@ -131,10 +131,10 @@ def test_a_library_that_cannot_load_is_one_warning(
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "xformers"]:
         monkeypatch.delitem(sys.modules, name)
-    backends.obstacle.cache_clear()
+    backends.unsupported_reason.cache_clear()
     with caplog.at_level(logging.INFO):
         choice = backends._fastest(DEVICE, DTYPE, SHAPE, lambda call: 1.0)
-    backends.obstacle.cache_clear()
+    backends.unsupported_reason.cache_clear()
     assert choice.name != "xformers"
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
@@ -148,9 +148,9 @@ def test_a_wrong_backend_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     library.memory_efficient_attention = lambda q, k, v, attn_bias: q  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "xformers.ops", library)
     monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
-    backends.obstacle.cache_clear()
-    reason = backends.obstacle("xformers", DEVICE, DTYPE, 32)
-    backends.obstacle.cache_clear()
+    backends.unsupported_reason.cache_clear()
+    reason = backends.unsupported_reason("xformers", DEVICE, DTYPE, 32)
+    backends.unsupported_reason.cache_clear()
     assert reason is not None and "its results are off by" in reason
 
 
@@ -170,5 +170,5 @@ def test_a_call_that_a_torch_backend_does_not_cover_goes_to_another() -> None:
     q, k, v = _operands(1, 70)
     run = backends.chosen(q)
     assert run is not None
-    truth = backends.written_out(q.float(), k.float(), v.float(), None, False)
+    truth = backends.attention_reference(q.float(), k.float(), v.float(), None, False)
     torch.testing.assert_close(run(q, k, v, False).float(), truth, atol=2e-2, rtol=0)

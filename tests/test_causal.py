@@ -13,7 +13,7 @@ VIDEO = torch.randn(2, 3, 7, 4, 5, generator=torch.Generator().manual_seed(0))
 @torch.inference_mode()
 @pytest.mark.parametrize("lengths", [[1] * 7, [3, 2, 2], [1, 6]])
 def test_chunks_equal_whole_and_later_never_changes_earlier(lengths: list[int]) -> None:
-    """Frames in any chunks give what they give at once; the past does not depend on the future."""
+    """Frames in any batches give what they give at once; the past does not depend on the future."""
     conv, state = CausalConv(3, 4), CausalState()
     whole = conv(VIDEO, CausalState())
     parts = torch.cat([conv(part, state) for part in torch.split(VIDEO, lengths, dim=2)], dim=2)

@@ -13,43 +13,51 @@ from typing import Any
 
 import pytest
 import torch
+from golden import FOLDER
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine.published.check_reference import CHECKS, check, check_file
-from engine.published.reference_case import load_case
+from engine.published.check_reference import check_cases
+from engine.published.checks import CHECKS
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
 ROOT = Path(__file__).parents[1]
+Edit = Callable[[dict[str, Any], dict[str, Tensor]], object]  # of the json and the tensors
 
 
 def run(folder: Path, *more: str, **switches: str) -> tuple[int, list[str], str]:
     """Status, lines and errors of the command in a process of its own: how a processor rounds, and what computes, is
     settled once a process, in an environment that others must not inherit."""
-    program = f"import sys; from engine.reference.check_reference import main; sys.exit(main({[str(folder), *more]!r}))"
-    command, environment = [sys.executable, "-c", program], os.environ | switches
+    command, environment = [sys.executable, "-m", "engine", "check-reference", folder, *more], os.environ | switches
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
-def change(folder: Path, name: str, edit: Callable[[dict[str, Any], dict[str, Tensor]], None], new: str) -> None:
-    """A golden case, edited, as a case of another name."""
-    facts, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+def copy(folder: Path, *names: str) -> None:
+    for name in names:
+        for ending in ("json", "safetensors"):
+            shutil.copy(FOLDER / f"{name}.{ending}", folder)
+
+
+def verdict(folder: Path, name: str, edit: Edit) -> tuple[bool, str]:
+    """Whether an edited golden case passes, and the line about it."""
+    facts, tensors = json.loads((FOLDER / f"{name}.json").read_text()), load_file(FOLDER / f"{name}.safetensors")
     edit(facts, tensors)
-    (folder / f"{new}.json").write_text(json.dumps(facts))
-    save_file(tensors, folder / f"{new}.safetensors")
+    (folder / "case.json").write_text(json.dumps(facts))
+    save_file(tensors, folder / "case.safetensors")
+    (only,) = check_cases(folder, "cpu")
+    return only
 
 
 def test_every_golden_passes() -> None:
     """One line a case with its error, the count last, status 0; together they take less room than 25 MB."""
-    status, lines, _ = run(GOLDEN)
-    cases = sorted(path.stem for path in GOLDEN.glob("*.json"))
+    status, lines, _ = run(FOLDER)
+    cases = sorted(path.stem for path in FOLDER.glob("*.json"))
     assert lines[-1] == f"{len(cases)} passed, 0 failed", lines
     assert status == 0
     assert [line.split(":")[0] for line in lines[:-1]] == [f"ok     {name}" for name in cases]
     assert all(" error " in line for line in lines[:-1])
-    assert {json.loads((GOLDEN / f"{name}.json").read_text())["case"] for name in cases} == set(CHECKS)
-    assert sum(path.stat().st_size for path in GOLDEN.iterdir()) < 25e6
+    assert {json.loads((FOLDER / f"{name}.json").read_text())["case"] for name in cases} == set(CHECKS)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 25e6
 
 
 @pytest.mark.parametrize(
@@ -62,9 +70,7 @@ def test_every_golden_passes() -> None:
 )
 def test_goldens_pass_with_kernels_and_graphs_on_and_off(switches: dict[str, str], tmp_path: Path) -> None:
     """The cases that meet the most kernels in the least time pass whatever computes them."""
-    for name in ("dit_b", "tokenizer_b"):
-        for ending in ("json", "safetensors"):
-            shutil.copy(GOLDEN / f"{name}.{ending}", tmp_path)
+    copy(tmp_path, "dit_b", "tokenizer_b")
     status, lines, _ = run(tmp_path, **switches)
     assert (status, lines[-1]) == (0, "2 passed, 0 failed"), lines
 
@@ -74,22 +80,17 @@ def test_goldens_pass_with_kernels_and_graphs_on_and_off(switches: dict[str, str
 @pytest.mark.parametrize("kernels", ["triton", "reference"])
 def test_every_golden_passes_on_cuda(kernels: str) -> None:
     """In float32 the published numbers come out on a GPU too, fused kernels or not."""
-    status, lines, _ = run(GOLDEN, "--device", "cuda", LANDIFF_KERNELS=kernels)
+    status, lines, _ = run(FOLDER, "--device", "cuda", LANDIFF_KERNELS=kernels)
     assert status == 0, lines
 
 
-def moved(name: str, by: float = 1e-4) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
-    def edit(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        tensors[name].view(-1)[0] += by * tensors[name].abs().max()
-
-    return edit
+def moved(name: str) -> Edit:
+    """Adds a ten thousandth of its largest number to one entry."""
+    return lambda facts, tensors: tensors[name].view(-1)[0].add_(1e-4 * tensors[name].abs().max())
 
 
-def scaled_weight(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
-    def edit(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        tensors["sd/" + name] *= 1.01
-
-    return edit
+def scaled_bias(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    tensors["sd/control_model.diffusion_model.mixins.patch_embed.proj.bias"] *= 1.01
 
 
 def one_scale(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -99,52 +100,40 @@ def one_scale(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         del tensors[name]
 
 
-def test_wrong_cases_fail_and_the_others_do_not(tmp_path: Path) -> None:
-    """Each case that is wrong in one place fails with the place named; a good one in a subfolder passes; status 1."""
-    good = tmp_path / "deep"
-    good.mkdir()
-    for ending in ("json", "safetensors"):
-        shutil.copy(GOLDEN / f"theia_a.{ending}", good / f"any name.{ending}")
-    change(tmp_path, "vae_b", moved("decoded_sliced"), "w1")
-    change(tmp_path, "tokenizer_b", lambda facts, tensors: tensors["group/indices"].view(-1)[:2].add_(1), "w2")
-    change(tmp_path, "lm_b", lambda facts, tensors: tensors["sample/sampled_cfg/codes"].view(-1)[3:4].add_(1), "w3")
-    change(tmp_path, "sampler_b", scaled_weight("control_model.diffusion_model.mixins.patch_embed.proj.bias"), "w4")
-    change(tmp_path, "dit_b", lambda facts, tensors: tensors.update(surprise=torch.zeros(1)), "w5")
-    change(tmp_path, "dit_b", lambda facts, tensors: facts.update(case="novel"), "w6")
-    change(tmp_path, "condition_b", lambda facts, tensors: tensors.pop("sd/conv_out.bias"), "w7")
-    change(tmp_path, "fullscale_tables", one_scale, "w8")
-    (tmp_path / "w9.json").write_text("{")
-    save_file({"x": torch.zeros(1)}, tmp_path / "x1.safetensors")
+@pytest.mark.parametrize(
+    ("name", "edit", "said"),
+    [
+        ("vae_b", moved("decoded_sliced"), "decoded_sliced: error 1.0"),
+        ("tokenizer_b", lambda _, tensors: tensors["group/indices"].view(-1)[:2].add_(1), "group/indices: 2 entries"),
+        ("lm_b", lambda _, tensors: tensors["sample/sampled_cfg/codes"].view(-1)[3:4].add_(1), "codes: 1 entries"),
+        ("sampler_b", scaled_bias, "denoised_after_cfg"),
+        ("fullscale_tables", one_scale, "guidance_scale"),
+        ("dit_b", lambda _, tensors: tensors.update(surprise=torch.zeros(1)), "no check knows surprise"),
+        ("dit_b", lambda facts, _: facts.update(case="novel"), "kind 'novel' is unknown"),
+        ("dit_b", lambda _, tensors: tensors.pop("out_with_control"), "not there: out_with_control"),
+        ("dit_b", lambda _, tensors: tensors.pop("x"), "no tensor 'x'"),
+        ("dit_b", lambda facts, _: facts.pop("config"), "'config'"),
+        ("condition_b", lambda _, tensors: tensors.pop("sd/conv_out.bias"), "project.bias"),
+    ],
+)
+def test_a_wrong_case_fails(tmp_path: Path, name: str, edit: Edit, said: str) -> None:
+    """What is wrong, surplus or missing is named: results, inputs, weights, sizes, kind."""
+    passed, line = verdict(tmp_path, name, edit)
+    assert not passed and line.startswith("FAILED") and said in line
+
+
+def test_broken_files_hide_no_others(tmp_path: Path) -> None:
+    """A good case in a subfolder passes beside a json and tensors cut short and a json that is missing; status 1."""
+    (tmp_path / "deep").mkdir()
+    copy(tmp_path / "deep", "theia_a")
+    (tmp_path / "w1.json").write_text("{")
+    shutil.copy(FOLDER / "dit_b.json", tmp_path / "w2.json")
+    (tmp_path / "w2.safetensors").write_bytes((FOLDER / "dit_b.safetensors").read_bytes()[:1000])
+    save_file({"x": torch.zeros(1)}, tmp_path / "w3.safetensors")
     status, lines, _ = run(tmp_path)
-    assert (status, lines[-1]) == (1, "1 passed, 10 failed"), lines
-    assert lines[0].startswith("ok     any name: theia_extractor")
-    parts = [
-        "decoded_sliced: error 1.0", "group/indices: 2 entries", "sample/sampled_cfg/codes: 1 entries",
-        "denoised_after_cfg", "no check knows surprise", "kind 'novel' is unknown", "project.bias", "guidance_scale",
-        "JSONDecodeError", "x1.json is missing",
-    ]  # fmt: skip
-    for line, part in zip(lines[1:-1], parts, strict=True):
-        assert line.startswith("FAILED") and part in line, line
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    """Results that the json lists and the file lacks fail a case, as do missing inputs, weights and sizes."""
-    gone = ["out_with_control", "x", "sd/main_model.diffusion_model.time_embed.0.bias", "config"]
-
-    def without(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
-        def edit(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-            del (facts if name in facts else tensors)[name]
-
-        return edit
-
-    for number, name in enumerate(gone):
-        change(tmp_path, "dit_b", without(name), f"m{number}")
-    shutil.copy(GOLDEN / "dit_b.json", tmp_path / "m4.json")
-    (tmp_path / "m4.safetensors").write_bytes((GOLDEN / "dit_b.safetensors").read_bytes()[:1000])
-    texts = [str(check_file(path, "cpu")) for path in sorted(tmp_path.glob("*.json"))]
-    parts = ["not there: out_with_control", "no tensor 'x'", "time.0.bias", "'config'", "SafetensorError"]
-    for text, part in zip(texts, parts, strict=True):
-        assert text.startswith("FAILED") and part in text, text
+    assert (status, lines[-1]) == (1, "1 passed, 3 failed")
+    parts = ["ok     theia_a: theia_extractor", "JSON", "SafetensorError", "FileNotFoundError"]
+    assert all(part in line for line, part in zip(lines[:-1], parts, strict=True))
 
 
 def test_other_geometry_is_followed(tmp_path: Path) -> None:
@@ -164,11 +153,9 @@ def test_other_geometry_is_followed(tmp_path: Path) -> None:
             if name.startswith("prefix7/"):
                 tensors[name.replace("prefix7", "other")] = value
 
-    change(tmp_path, "vae_a", shorter, "vae")
-    change(tmp_path, "sampler_b", renamed, "sampler")
-    for name in ("vae", "sampler"):
-        verdict = check(load_case(tmp_path / f"{name}.json"))
-        assert verdict.passed, verdict
+    for name, edit in (("vae_a", shorter), ("sampler_b", renamed)):
+        passed, line = verdict(tmp_path, name, edit)
+        assert passed, line
 
 
 def test_folders_without_cases_fail(tmp_path: Path) -> None:

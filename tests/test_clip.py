@@ -51,10 +51,10 @@ def numbered(count: int) -> list[npt.NDArray[np.uint8]]:
     return [np.full((16, 24, 3), 20 + 3 * (number % 70), np.uint8) for number in range(count)]
 
 
-def numbers(path: Path, every: int = 1) -> dict[int, int]:
-    """Index of every picture of a clip -> number of the frame that it shows."""
+def numbers(path: Path, every: int = 1) -> list[int]:
+    """Number of the frame that every picture of a clip shows."""
     with Clip(path, 16, 24, FPS) as clip:
-        return {picture.index: round((int(picture.rgb.mean()) - 20) / 3) for picture in clip.pictures(every)}
+        return [round((int(rgb.mean()) - 20) / 3) for rgb in clip.pictures(every)]
 
 
 def spotted(height: int, width: int, at: tuple[float, float] = (0.5, 0.5), half_px: int = 6) -> npt.NDArray[np.uint8]:
@@ -68,7 +68,7 @@ def spotted(height: int, width: int, at: tuple[float, float] = (0.5, 0.5), half_
 def spot(path: Path, height: int, width: int) -> tuple[float, float, float, float]:
     """Height, width and middle (row, column) of the square in the first picture of a clip."""
     with Clip(path, height, width, FPS) as clip:
-        rgb = next(clip.pictures()).rgb
+        rgb = next(clip.pictures())
     assert rgb.shape == (height, width, 3) and rgb.dtype == np.uint8
     share = (rgb[..., 0].astype(float) - 120) / (SPOT_RGB[0] - 120)
     rows, columns = share.sum(1), share.sum(0)
@@ -91,7 +91,7 @@ def spot(path: Path, height: int, width: int) -> tuple[float, float, float, floa
 def test_any_rate_becomes_one(tmp_path: Path, rate_hz: int, count: int, shown: list[int]) -> None:
     """Picture k is what is on show after k / fps seconds, for as long as the file lasts."""
     write(tmp_path / "v.mp4", numbered(count), [n / rate_hz for n in range(count)], 1 / rate_hz)
-    assert numbers(tmp_path / "v.mp4") == dict(enumerate(shown))
+    assert numbers(tmp_path / "v.mp4") == shown
     with Clip(tmp_path / "v.mp4", 16, 24, FPS) as clip:
         assert clip.frames_stated == len(shown)
 
@@ -100,20 +100,20 @@ def test_variable_rate(tmp_path: Path) -> None:
     """Frames at uneven times, the first not at 0, show for as long as they are on show."""
     write(tmp_path / "v.mp4", numbered(6), [0.5, 0.52, 0.54, 1.0, 1.25, 1.9], 0.2)
     shown = [0, 2, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4, 5]
-    assert numbers(tmp_path / "v.mp4") == dict(enumerate(shown))
+    assert numbers(tmp_path / "v.mp4") == shown
 
 
 @pytest.mark.parametrize(("count", "indices"), [(1, [0]), (2, [0, 1]), (5, [0, 4]), (8, [0, 4, 7]), (9, [0, 4, 8])])
 def test_every_fourth_and_the_last(tmp_path: Path, count: int, indices: list[int]) -> None:
     """Of every fourth picture the right ones come, and the last one always; one frame is enough."""
     write(tmp_path / "v.mp4", numbered(count), [n / 8 for n in range(count)])
-    assert numbers(tmp_path / "v.mp4", every=4) == {index: index for index in indices}
+    assert numbers(tmp_path / "v.mp4", every=4) == indices
 
 
 def test_a_short_flash_is_one_picture(tmp_path: Path) -> None:
     """A file shorter than one picture's time still gives one."""
     write(tmp_path / "v.mp4", numbered(1), [0.0], 0.01)
-    assert numbers(tmp_path / "v.mp4") == {0: 0}
+    assert numbers(tmp_path / "v.mp4") == [0]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_equal_size_is_left_alone(tmp_path: Path) -> None:
     """A picture of the right size is neither cut nor blurred."""
     write(tmp_path / "v.mp4", [spotted(64, 96)], [0.0])
     with Clip(tmp_path / "v.mp4", 64, 96, FPS) as clip:
-        assert abs(next(clip.pictures()).rgb.astype(int) - spotted(64, 96)).max() <= 3
+        assert abs(next(clip.pictures()).astype(int) - spotted(64, 96)).max() <= 3
 
 
 def test_pictures_come_while_the_file_is_read(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_pictures_come_while_the_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "v.mp4").write_bytes(content[: len(content) // 2])
     with Clip(tmp_path / "v.mp4", 16, 24, FPS) as clip:
         pictures = clip.pictures()
-        assert [picture.index for picture in itertools.islice(pictures, 4)] == [0, 1, 2, 3]
+        assert len(list(itertools.islice(pictures, 4))) == 4
         with pytest.raises(ValueError, match=r"v\.mp4 .*cut short"):
             list(pictures)
 
@@ -202,7 +202,7 @@ def test_sound_alone_is_refused(tmp_path: Path, cover: bool) -> None:
         Clip(tmp_path / "v.mp4", 16, 24, FPS)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no file"), (b"", "empty"), (b"words" * 99, "no video")])
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"", "no video"), (b"words" * 99, "no video")])
 def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     """Missing, empty and other files are named with what is wrong."""
     if content is not None:

@@ -1,4 +1,4 @@
-"""Presets and the geometry that follows from them."""
+"""Presets and the lengths that follow from them."""
 
 import dataclasses
 
@@ -9,19 +9,16 @@ from engine.perceptual.schedule import DiffusionSchedule
 from engine.semantic.planner import PlannerConfig
 
 
-def test_the_geometry_of_a_hop() -> None:
-    """A first hop makes 25 frames, later ones 24, which are 3 s."""
-    mini = preset("mini")
-    assert (mini.first_hop_frames, mini.hop_frames, mini.hop_s) == (25, 24, 3.0)
-    assert mini.renderer.dit.frames == mini.prompt_latents + mini.new_latents
-
-
-def test_the_geometry_of_the_published_model() -> None:
-    """Its first hop is what the release renders, 49 frames of 480x720; later hops are those of `mini`."""
-    landiff = preset("landiff")
-    assert (landiff.first_hop_frames, landiff.hop_frames, landiff.hop_s) == (49, 24, 3.0)
-    assert (landiff.height_px, landiff.width_px, landiff.steps) == (480, 720, 50)
-    assert landiff.published and not preset("mini").published
+@pytest.mark.parametrize(("name", "first_frames"), [("mini", 25), ("landiff", 49)])
+def test_lengths_follow(name: str, first_frames: int) -> None:
+    """A first chunk makes 25 frames, or a whole window's 49 as the release does; later ones make 24, which are 3 s."""
+    config = preset(name)
+    assert (config.first_chunk_frames, config.chunk_frames, config.chunk_s) == (first_frames, 24, 3.0)
+    assert config.renderer.dit.frames == config.context_length + config.chunk_length
+    assert config.published == (name == "landiff")
+    dit = config.renderer.dit
+    assert (config.height_px, config.width_px) == (8 * dit.height, 8 * dit.width)
+    assert config.theia.output_shape == config.tokenizer.grid
 
 
 def test_an_unknown_preset_is_refused() -> None:
@@ -33,16 +30,14 @@ def test_an_unknown_preset_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"prompt_latents": 6}, "do not fill a window of 13"),
-        ({"prompt_latents": 8, "new_latents": 5, "first_latents": 8}, "5 new latents a hop are odd"),
-        ({"first_latents": 6}, "no 7 prompt latents"),
-        ({"first_latents": 14}, "within a window of 13"),
-        ({"prompt_half": "dirty"}, "'dirty'"),
-        ({"prompt_half": "renoised"}, "has per_half_time"),
+        ({"context_length": 6}, "do not fill a window of 13"),
+        ({"context_length": 8, "chunk_length": 5, "first_chunk_length": 8}, "chunk_length 5 is odd"),
+        ({"first_chunk_length": 6}, "at least context_length 7"),
+        ({"first_chunk_length": 14}, "fit a window of 13"),
         ({"schedule": DiffusionSchedule()}, "needs prediction 'v', not 'x0'"),
         ({"planner": PlannerConfig()}, "must be told motion_score None"),
-        ({"anchors": (0.5,)}, "6 shares"),
-        ({"anchors": (0.0,) * 5 + (2.0,)}, "from 0 to 1"),
+        ({"context_mix": (0.5,)}, "6 shares"),
+        ({"context_mix": (0.0,) * 5 + (2.0,)}, "from 0 to 1"),
     ],
 )
 def test_stages_that_do_not_fit_together_are_refused(changes: dict[str, object], word: str) -> None:

@@ -11,6 +11,7 @@ from engine.loading.published_names_perceptual import DIFFUSION
 from engine.loading.published_names_semantic import to_ours, to_published
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import DiTConfig
+from engine.perceptual.timesteps import Timestep
 from engine.perceptual.upsampler import Condition, ConditionConfig
 from engine.published.case_models import renderer
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
@@ -25,7 +26,7 @@ def test_residuals_equal_reference(name: str) -> None:
     with torch.inference_mode():
         condition = model.condition(case["semantic_feature_before_upsample"])
         tokens = model.control.embed(case["context"], case["x"] + condition)
-        residuals = model.control(tokens, model.control.layout(case["timesteps"], case["x"].shape[1], 0))
+        residuals = model.control(tokens, model.control.layout(Timestep(case["timesteps"])))
     assert golden.relative_error(condition, case["semantic_feature"]) < golden.TOLERANCE
     for index, residual in enumerate(residuals):
         assert golden.relative_error(residual, case[f"control_layer_{index}"]) < golden.TOLERANCE
@@ -37,7 +38,7 @@ def test_zero_map_cuts_the_chain() -> None:
     model = renderer(case)
     torch.nn.init.zeros_(model.control.zeros[0].weight)
     with torch.inference_mode():
-        layout = model.control.layout(case["timesteps"], case["x"].shape[1], 0)
+        layout = model.control.layout(Timestep(case["timesteps"]))
         one = model.control(model.control.embed(case["context"], case["x"]), layout)
         other = model.control(model.control.embed(case["context"], -case["x"]), layout)
     assert one[1].abs().max() > 0

@@ -1,4 +1,4 @@
-"""Tapes: what a function did on a CPU, done again with other inputs, bit for bit."""
+"""CPU traces: the operators of a function, run again with other inputs, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tiny import tiny_model
 from torch import Tensor, nn
 
 from engine.live.generator import Generator
-from engine.live.offline import Change, film
-from engine.runtime.cpu_trace import Tape
+from engine.live.offline import Change, generate_frames
+from engine.runtime.cpu_trace import CpuTrace
 from engine.runtime.graphs import Graphs
 from engine.runtime.pytree import leaves
 
@@ -23,8 +23,8 @@ class Pair:
     second: Tensor | None
 
 
-def _play(tape: Tape, *trees: object) -> object:
-    return tape.play(leaves(trees))
+def _play(trace: CpuTrace, *trees: object) -> object:
+    return trace.play(leaves(trees))
 
 
 @torch.inference_mode()
@@ -41,10 +41,10 @@ def test_other_inputs_give_the_functions_own_bits() -> None:
     def inputs() -> tuple[Pair, Tensor]:
         return Pair(torch.randn(5, 8), None), torch.randn(())
 
-    tape: Tape[Pair] = Tape(function, *inputs())
+    trace: CpuTrace[Pair] = CpuTrace(function, *inputs())
     for _ in range(3):
         given = inputs()
-        made, expected = _play(tape, *given), function(*given)
+        made, expected = _play(trace, *given), function(*given)
         assert isinstance(made, Pair)
         assert all(torch.equal(a, b) for a, b in zip(leaves(made), leaves(expected), strict=True))
         assert len(leaves(made)) == 2 and leaves(made)[1].dtype == torch.bfloat16
@@ -59,9 +59,9 @@ def test_what_is_held_is_read_and_written_where_it_is() -> None:
         cache.index_copy_(0, row, x)
         return (cache * weight.view(2, 4)[:, :2].repeat(1, 2)).sum(1)
 
-    tape: Tape[Tensor] = Tape(function, torch.ones(1, 4), torch.tensor([0]))
+    trace: CpuTrace[Tensor] = CpuTrace(function, torch.ones(1, 4), torch.tensor([0]))
     weight.fill_(3)
-    made = _play(tape, torch.full((1, 4), 2.0), torch.tensor([1]))
+    made = _play(trace, torch.full((1, 4), 2.0), torch.tensor([1]))
     assert isinstance(made, Tensor) and made.tolist() == [12.0, 24.0]
     assert cache.tolist() == [[1.0] * 4, [2.0] * 4]
 
@@ -70,9 +70,9 @@ def test_what_is_held_is_read_and_written_where_it_is() -> None:
 def test_inputs_are_apart_and_outputs_are_new() -> None:
     """One tensor given for two inputs stands for two; an input or a held tensor that comes back is a copy."""
     held, one = torch.zeros(2), torch.ones(2)
-    tape: Tape[list[Tensor]] = Tape(lambda a, b: [a - b, a, b[:1], held], one, one)
+    trace: CpuTrace[list[Tensor]] = CpuTrace(lambda a, b: [a - b, a, b[:1], held], one, one)
     a, b = torch.full((2,), 5.0), torch.full((2,), 2.0)
-    difference, *same = tape.play([a, b])
+    difference, *same = trace.play([a, b])
     assert difference.tolist() == [3.0, 3.0] and [part.tolist() for part in same] == [[5, 5], [2], [0, 0]]
     for part in same:
         part.fill_(9)
@@ -83,29 +83,29 @@ def test_inputs_are_apart_and_outputs_are_new() -> None:
 def test_a_value_must_not_decide(read) -> None:  # type: ignore[no-untyped-def]
     """A function that reads an input's value is refused instead of being played with an old one."""
     with torch.inference_mode(), pytest.raises(ValueError, match="must not read an input's value"):
-        Tape(read, torch.ones(2))
+        CpuTrace(read, torch.ones(2))
 
 
 @torch.inference_mode()
 def test_what_no_input_changes_may_be_read() -> None:
     """Numbers out of a table that the function holds are as fixed as its literals; what an input went into is not."""
     table = torch.tensor([2.0, 3.0])
-    tape: Tape[Tensor] = Tape(lambda x: x * (table[1] + 1).item(), torch.ones(2))
-    assert tape.play([torch.full((2,), 5.0)]).tolist() == [20.0, 20.0]
+    trace: CpuTrace[Tensor] = CpuTrace(lambda x: x * (table[1] + 1).item(), torch.ones(2))
+    assert trace.play([torch.full((2,), 5.0)]).tolist() == [20.0, 20.0]
     with pytest.raises(ValueError, match="must not read"):
-        Tape(lambda x: x * (table.add_(x)[:1] * 2).item(), torch.ones(2))
+        CpuTrace(lambda x: x * (table.add_(x)[:1] * 2).item(), torch.ones(2))
 
 
-def test_videos_from_tapes_are_the_eager_ones() -> None:
-    """Over several hops, two videos and a new prompt, frames are the same bit for bit."""
+def test_videos_from_traces_are_the_eager_ones() -> None:
+    """Over several chunks, two videos and a new prompt, frames are the same bit for bit."""
     model, prompts = tiny_model(), ("a red ball", "the blue boat")
-    taped, eager = Generator(model, graphs=Graphs.on), Generator(model, graphs=_eager)
-    channels = [[generator.open(prompt, 1) for prompt in prompts] for generator in (taped, eager)]
+    traced, eager = Generator(model, graphs=Graphs.on), Generator(model, graphs=_eager)
+    channels = [[generator.open(prompt, 1) for prompt in prompts] for generator in (traced, eager)]
     for frames in (25, 24, 24):
         for one, other in zip(*channels, strict=True):
-            changes = [Change(one.frame, "a green car")]
-            made = [chunk.i420 for chunk in film(taped, one, frames, changes)]
-            expected = [chunk.i420 for chunk in film(eager, other, frames, changes)]
+            changes = [Change(one.next.frame, "a green car")]
+            made = [batch.i420 for batch in generate_frames(traced, one, frames, changes)]
+            expected = [batch.i420 for batch in generate_frames(eager, other, frames, changes)]
             assert all((a == b).all() for a, b in zip(made, expected, strict=True))
 
 
@@ -117,7 +117,7 @@ def _eager(device: torch.device) -> Graphs:
 def test_recording_changes_no_input() -> None:
     """An input that the function changes in place is changed once by every play, and by the recording not at all."""
     state = torch.zeros(2)
-    tape: Tape[Tensor] = Tape(lambda x: x.add_(1) * 10, state)
+    trace: CpuTrace[Tensor] = CpuTrace(lambda x: x.add_(1) * 10, state)
     assert state.tolist() == [0, 0]
-    assert [tape.play([state]).tolist() for _ in range(2)] == [[10, 10], [20, 20]]
+    assert [trace.play([state]).tolist() for _ in range(2)] == [[10, 10], [20, 20]]
     assert state.tolist() == [2, 2]

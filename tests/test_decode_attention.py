@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tolerances import DEVICE, DTYPES, assert_close, fused, normal, widened
 
-from kernels import decode_attention, reference
+from kernels.decode_attention import FilledLength, decode_attention, decode_attention_reference
 
 CASES = {
     "one row": (1, 1, 1, 16, 1),
@@ -15,28 +16,39 @@ CASES = {
 }
 
 
+def filled(capacity: int, *lengths: int) -> FilledLength:
+    return FilledLength(torch.tensor(lengths, device=DEVICE), capacity)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())
 def test_decode_attention(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
     """decode_attention equals its reference, and rows past the length may hold NaN."""
     batch, heads, capacity, width, length = shape
-    q = normal(batch, heads, width, dtype=dtype) * 3
+    q = normal(batch, heads, 1, width, dtype=dtype) * 3
     keys, values = (normal(batch, capacity, heads, width, dtype=dtype, seed=seed).transpose(1, 2) for seed in (1, 2))
+    expected = decode_attention_reference(*widened(q, keys, values), filled(capacity, length))
     keys[:, :, length:], values[:, :, length:] = torch.nan, torch.nan
-    arguments = (q, keys, values, torch.tensor([length], device=DEVICE))
-    result = fused(decode_attention.decode_attention, *arguments)
-    assert_close(result, reference.decode_attention(*widened(*arguments)), dtype)
+    assert_close(fused(decode_attention, q, keys, values, filled(capacity, length)), expected, dtype)
+
+
+def test_reference() -> None:
+    """torch's own attention over the filled part of the cache."""
+    q, keys, values = normal(2, 3, 1, 16), normal(2, 3, 20, 16, seed=1), normal(2, 3, 20, 16, seed=2)
+    expected = F.scaled_dot_product_attention(q, keys[:, :, :13], values[:, :, :13])
+    assert_close(decode_attention_reference(q, keys, values, filled(20, 13)), expected, torch.float32)
 
 
 def test_rows_may_differ_in_length() -> None:
     """With a length for each row every row sees its own positions only."""
-    q, keys, values = normal(3, 2, 16), normal(3, 2, 50, 16, seed=1), normal(3, 2, 50, 16, seed=2)
-    lengths = torch.tensor([1, 50, 33], device=DEVICE)
-    for row, length in enumerate(lengths.tolist()):
+    q, keys, values = normal(3, 2, 1, 16), normal(3, 2, 50, 16, seed=1), normal(3, 2, 50, 16, seed=2)
+    lengths = [1, 50, 33]
+    expected = decode_attention_reference(q, keys, values, filled(50, *lengths))
+    for row, length in enumerate(lengths):
         keys[row, :, length:], values[row, :, length:] = torch.nan, torch.nan
-    result = fused(decode_attention.decode_attention, q, keys, values, lengths)
-    assert_close(result, reference.decode_attention(q, keys, values, lengths), torch.float32)
-    alone = fused(decode_attention.decode_attention, q[2:], keys[2:], values[2:], lengths[2:])
+    result = fused(decode_attention, q, keys, values, filled(50, *lengths))
+    assert_close(result, expected, torch.float32)
+    alone = fused(decode_attention, q[2:], keys[2:], values[2:], filled(50, 33))
     assert torch.equal(result[2:], alone)
 
 
@@ -44,19 +56,16 @@ def test_large_scores_do_not_overflow() -> None:
     """Scores of a thousand, rising over the cache, give the value at the highest."""
     keys = torch.linspace(0, 1000, 300, device=DEVICE)[None, None, :, None].expand(1, 1, 300, 16).contiguous()
     values = normal(1, 1, 300, 16)
-    q = torch.ones(1, 1, 16, device=DEVICE)
-    result = fused(decode_attention.decode_attention, q, keys, values, torch.tensor([300], device=DEVICE))
-    assert_close(result, reference.decode_attention(q, keys, values, torch.tensor([300], device=DEVICE)), torch.float32)
+    arguments = (torch.ones(1, 1, 1, 16, device=DEVICE), keys, values, filled(300, 300))
+    assert_close(fused(decode_attention, *arguments), decode_attention_reference(*arguments), torch.float32)
 
 
 def test_refuses_wrong_operands() -> None:
-    """Caches of other heads, lengths of another dtype and strided rows are named before anything runs."""
-    q, keys, length = normal(1, 2, 8), normal(1, 2, 9, 8), torch.tensor([3], device=DEVICE)
+    """Caches of other heads and lengths of another dtype are named before anything runs."""
+    q, keys = normal(1, 2, 1, 8), normal(1, 2, 9, 8)
     with pytest.raises(ValueError, match=r"keys must have shape \(1, 2, 9, 8\)"):
-        decode_attention.decode_attention(q, keys[:, :1], keys[:, :1], length)
+        decode_attention(q, keys[:, :1], keys[:, :1], filled(9, 3))
     with pytest.raises(ValueError, match=r"length must have shape \(1,\), not \(2,\)"):
-        decode_attention.decode_attention(q, keys, keys, length.expand(2))
+        decode_attention(q, keys, keys, filled(9, 3, 3))
     with pytest.raises(ValueError, match="length must be torch.int64"):
-        decode_attention.decode_attention(q, keys, keys, length.int())
-    with pytest.raises(ValueError, match="values must be dense in its last dimension"):
-        decode_attention.decode_attention(q, keys, normal(1, 2, 8, 9).transpose(2, 3), length)
+        decode_attention(q, keys, keys, FilledLength(torch.tensor([3], dtype=torch.int32, device=DEVICE), 9))

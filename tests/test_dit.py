@@ -11,7 +11,8 @@ from engine.config import preset
 from engine.loading.published_names_perceptual import BASE
 from engine.loading.published_names_semantic import to_ours, to_published
 from engine.perceptual.dit import DiT, DiTConfig, position_table
-from engine.perceptual.mini.head import Frames
+from engine.perceptual.head import HeadInputs
+from engine.perceptual.timesteps import Timestep
 from engine.published.case_models import renderer
 from tests import golden
 
@@ -23,9 +24,9 @@ def test_base_alone_equals_reference(name: str) -> None:
     model = renderer(case)
     x = case["x"]
     with torch.inference_mode():
-        layout = model.base.layout(case["timesteps"], x.shape[1], 0)
+        layout = model.base.layout(Timestep(case["timesteps"]))
         hidden = model.base(model.base.embed(case["context"], x), layout)
-        output = model.base.output(hidden, layout, Frames(x, None, None))
+        output = model.base.output(hidden, layout, HeadInputs(x, None, None))
     assert golden.relative_error(output, case["out_without_control"]) < golden.TOLERANCE
 
 
@@ -76,7 +77,6 @@ def test_embedding_refuses_other_shapes() -> None:
         ({"hidden": 1900}, "hidden 1900 is not a multiple of heads 30"),
         ({"hidden": 40, "heads": 2}, "hidden 40 is not a multiple of 16"),
         ({"patch": 4, "width": 90}, "60x90 .* patches of 4"),
-        ({"half_causal": True}, "half_causal needs per_half_time"),
         ({"head": "mlp"}, "'mlp' is neither"),
     ],
 )

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from streaming.channels.events import EVENTS_KEPT, MOST_LISTENERS, Broadcast, PromptShown, StateChanged, Unavailable
+from streaming.channels.events import EVENTS_KEPT, MOST_LISTENERS, Broadcast, PromptShown, StateChanged
+from streaming.errors import Unavailable
 
 
 async def test_every_listener_gets_every_event() -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.perceptual.mini.head import ConvHead, Frames
-from engine.perceptual.timesteps import Times
+from engine.perceptual.head import HeadInputs
+from engine.perceptual.mini.head import ConvHead
+from engine.perceptual.timesteps import TimestepCache
 from kernels.tools import launch
 
 TOKENS = (2, 3, 2, 3, 16)  # B, T, h, w, D
@@ -22,22 +23,22 @@ def _head() -> ConvHead:
 
 
 class _Case:
-    """Three frames of two worlds, and what is known beside them."""
+    """Three frames of two worlds, and their context."""
 
     def __init__(self) -> None:
         torch.manual_seed(6)
         self.noisy, self.condition = torch.randn(2, 3, 4, 8, 12), torch.randn(2, 3, 4, 8, 12)
         self.last_condition, self.last = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 12)
-        self.tokens, self.time = torch.randn(TOKENS), Times(torch.randn(2, 8))
+        self.tokens, self.time = torch.randn(TOKENS), TimestepCache(torch.randn(2, 8))
 
     def run(self, head: ConvHead, **changed: Tensor | None) -> Tensor:
         """The head's answer where the parts named in `changed` are others."""
         parts = {name: changed.get(name, getattr(self, name)) for name in ("condition", "last_condition", "last")}
         assert parts["condition"] is not None
-        known = head.know(parts["condition"], parts["last_condition"], parts["last"])
+        cache = head.precompute(parts["condition"], parts["last_condition"], parts["last"])
         noisy, tokens = (changed.get(name, getattr(self, name)) for name in ("noisy", "tokens"))
         assert noisy is not None and tokens is not None
-        return head(tokens, self.time, Frames(noisy, known, parts["last"]))
+        return head(tokens, self.time, HeadInputs(noisy, cache, parts["last"]))
 
 
 @torch.inference_mode()
@@ -82,8 +83,8 @@ def test_the_kernel_norms_as_torch_does() -> None:
 
 
 @torch.inference_mode()
-def test_open_gate_copies_the_last_prompt_frame() -> None:
-    """With its gate open and its convolutions silent the head repeats the last prompt frame, if any."""
+def test_an_open_gate_copies_the_last_context_frame() -> None:
+    """With its gate open and its convolutions silent the head repeats the last context frame, if any."""
     head, case = _head(), _Case()
     nn.init.zeros_(head.conv_out.weight)
     assert head.conv_out.bias is not None
@@ -94,8 +95,8 @@ def test_open_gate_copies_the_last_prompt_frame() -> None:
 
 
 @torch.inference_mode()
-def test_a_missing_prompt_differs_from_a_black_one() -> None:
-    """A flag tells a prompt frame of zeros from none."""
+def test_a_missing_context_differs_from_a_black_one() -> None:
+    """A flag tells a context frame of zeros from none."""
     head, case = _head(), _Case()
     zero = torch.zeros_like(case.last)
     none = case.run(head, last_condition=None, last=None)
@@ -109,7 +110,7 @@ def test_one_row_equals_its_share_of_two() -> None:
     both, parts = case.run(head), ("noisy", "condition", "last_condition", "last", "tokens")
     for name in parts:
         setattr(case, name, getattr(case, name)[1:])
-    case.time = Times(case.time.embedded[1:])
+    case.time = TimestepCache(case.time.embedding[1:])
     torch.testing.assert_close(case.run(head), both[1:])
 
 

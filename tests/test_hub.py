@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fakes import test_frame
 
-from streaming.channels.stats import Metrics
 from streaming.media import marker
 from streaming.media.hub import CODECS, KEYFRAME_GAP_S, Encoder, Geometry, Hub, Picture
+from streaming.media.metrics import Metrics
 
 SIZE = Geometry(192, 128, 8.0)
 
@@ -81,7 +81,7 @@ def test_rate_holds_on_noise(codec: str) -> None:
 
 async def test_second_sink_gets_a_keyframe_and_the_first_sees_no_gap() -> None:
     """Encode once: both sinks hold the very same packets from the second one's join on."""
-    hub, one, two = Hub("vp8", SIZE, False, Metrics()), Collector(), Collector()
+    hub, one, two = Hub("vp8", SIZE, False, Metrics().channel("main")), Collector(), Collector()
     hub.add(one)
     await send(hub, 0, 3)
     hub.add(two)
@@ -96,7 +96,7 @@ async def test_second_sink_gets_a_keyframe_and_the_first_sees_no_gap() -> None:
 async def test_keyframe_requests_are_coalesced_and_rate_limited() -> None:
     """Many requests within the gap give one key frame, when the gap is over; none is lost."""
     clock, sink = Clock(), Collector()
-    hub = Hub("vp8", SIZE, False, Metrics(), clock)
+    hub = Hub("vp8", SIZE, False, Metrics().channel("main"), clock)
     hub.add(sink)
     await send(hub, 0, 1)
     for index in range(1, 9):
@@ -109,7 +109,7 @@ async def test_keyframe_requests_are_coalesced_and_rate_limited() -> None:
 
 async def test_discarded_sink_gets_nothing_more() -> None:
     """After discard no packet comes; discarding twice does no harm."""
-    hub, sink = Hub("h264", SIZE, False, Metrics()), Collector()
+    hub, sink = Hub("h264", SIZE, False, Metrics().channel("main")), Collector()
     hub.add(sink)
     await send(hub, 0, 1)
     hub.discard(sink)
@@ -121,7 +121,7 @@ async def test_discarded_sink_gets_nothing_more() -> None:
 
 async def test_marker_is_drawn_on_a_copy() -> None:
     """A marked hub sends frame number and clock; the picture itself is left alone."""
-    hub, sink = Hub("vp8", SIZE, True, Metrics(), Clock()), Collector()
+    hub, sink = Hub("vp8", SIZE, True, Metrics().channel("main"), Clock()), Collector()
     hub.add(sink)
     frame = test_frame(41)
     await hub.encode(Picture(41, frame), 0)
@@ -132,7 +132,7 @@ async def test_marker_is_drawn_on_a_copy() -> None:
 
 async def test_encoding_does_not_hold_the_event_loop() -> None:
     """While a large picture is encoded in the hub's thread, the loop goes on."""
-    hub, sink = Hub("h264", Geometry(1920, 1080, 8.0), False, Metrics()), Collector()
+    hub, sink = Hub("h264", Geometry(1920, 1080, 8.0), False, Metrics().channel("main")), Collector()
     hub.add(sink)
     frame = np.random.default_rng(0).integers(16, 236, (1620, 1920), dtype=np.uint8)
     encoding = asyncio.create_task(hub.encode(Picture(0, frame), 0))

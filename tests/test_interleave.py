@@ -6,12 +6,10 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +19,16 @@ from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
 from engine.live.generator import Generator
-from engine.live.interleave import Interleaver, _warm, serve
-from engine.live.offline import Change, film
-from engine.loading.model import load, pick_device, pick_dtype
+from engine.live.interleave import LOW_MARK_S, Interleaver
+from engine.live.offline import Change, generate_frames
+from engine.live.process import serve
+from engine.loading.model import load
+from engine.loading.options import pick_device, pick_dtype
 from engine.wire.messages import (
-    ChunkReady,
-    EngineSettings,
+    ChunkDone,
     Failed,
-    FrameRing,
-    HopDone,
+    FramesReady,
+    OpenChannel,
     Progress,
     PromptSet,
     Ready,
@@ -38,9 +37,11 @@ from engine.wire.messages import (
     Shown,
     Stop,
 )
-from engine.wire.ring import RingConfig, RingReader
+from engine.wire.ring import RingConfig, RingReader, RingWriter
+from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 
-SETTINGS = EngineSettings("tiny", None, "cpu", "main", "a red ball", 3, 0, 0, 20)
+SETTINGS = ChannelSettings("a red ball", 3)
+FPS = 8
 LIMIT_S = 100.0
 LOOK_AHEAD = 12  # semantic frames
 
@@ -50,15 +51,14 @@ def _generator() -> Generator:
     return Generator(tiny_model())
 
 
-def _offline(settings: EngineSettings, frames: int, changes: Sequence[Change] = ()) -> npt.NDArray[np.uint8]:
-    channel = _generator().open(settings.prompt, settings.seed, settings.first_frame, settings.first_hop)
-    return np.concatenate([chunk.i420 for chunk in film(_generator(), channel, frames, changes)])
+def _offline(settings: ChannelSettings, frames: int, changes: Sequence[Change] = ()) -> npt.NDArray[np.uint8]:
+    start = settings.start
+    channel = _generator().open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
+    return np.concatenate([batch.i420 for batch in generate_frames(_generator(), channel, frames, changes)])
 
 
 class MemoryRing:
     """A ring in this process; frames are copied in, so that a slot that is written too early shows."""
-
-    slot_bytes = 1 << 20
 
     def __init__(self, slots: int) -> None:
         self.free = list(range(slots))
@@ -79,13 +79,13 @@ class MemoryRing:
 class Server:
     """The other end of the pipe: shows frames in order, as fast as a test asks."""
 
-    def __init__(self, pipe: Connection, ring: MemoryRing, settings: EngineSettings) -> None:
+    def __init__(self, pipe: Connection, ring: MemoryRing, settings: ChannelSettings) -> None:
         self.pipe, self.ring = pipe, ring
         self.inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self.chunks: list[ChunkReady] = []  # not wholly shown
-        self.seen: list[ChunkReady] = []
+        self.batches: list[FramesReady] = []  # not wholly shown
+        self.seen: list[FramesReady] = []
         self.video: list[npt.NDArray[np.uint8]] = []
-        self.first = self.shown = self.end = settings.first_frame
+        self.first = self.shown = self.end = settings.start.frame
         self.others: list[Any] = []
 
     def read(self) -> None:
@@ -93,14 +93,14 @@ class Server:
             self.inbox.put_nowait(self.pipe.recv())
 
     async def receive(self, kind: type) -> Any:
-        """The next message of a kind; chunks on the way are kept, and all others too."""
+        """The next message of a kind; batches on the way are kept, and all others too."""
         async with asyncio.timeout(LIMIT_S):
             while True:
                 message = await self.inbox.get()
-                if isinstance(message, ChunkReady):
+                if isinstance(message, FramesReady):
                     assert message.index == self.end
                     self.end += message.frames
-                    self.chunks.append(message)
+                    self.batches.append(message)
                     self.seen.append(message)
                     self.video.append(self.ring.frames[message.slot])
                 else:
@@ -120,18 +120,21 @@ class Server:
         """Shows some frames, one message each, and frees slots that are done."""
         for _ in range(min(count, self.end - self.shown)):
             self.shown += 1
-            freed = [chunk.slot for chunk in self.chunks if chunk.index + chunk.frames <= self.shown]
-            self.chunks = self.chunks[len(freed) :]
+            freed = [batch.slot for batch in self.batches if batch.index + batch.frames <= self.shown]
+            self.batches = self.batches[len(freed) :]
             self.pipe.send(Shown("main", self.shown, tuple(freed)))
 
 
 @asynccontextmanager
-async def _running(settings: EngineSettings = SETTINGS, slots: int = 8) -> AsyncIterator[tuple[Server, Interleaver]]:
+async def _running(
+    settings: ChannelSettings = SETTINGS, slots: int = 8, low_mark_s: float = LOW_MARK_S
+) -> AsyncIterator[tuple[Server, Interleaver]]:
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         ring = MemoryRing(slots)
-        interleaver = Interleaver(_generator(), ring, theirs)
-        interleaver.open(settings)
+        interleaver = Interleaver(_generator(), ring, theirs, low_mark_s)  # type: ignore[arg-type]
+        ours.send(OpenChannel("main", settings))
+        interleaver.read_inbox()
         server = Server(ours, ring, settings)
         asyncio.get_running_loop().add_reader(ours.fileno(), server.read)
         task = asyncio.create_task(interleaver.run())
@@ -148,13 +151,12 @@ async def _running(settings: EngineSettings = SETTINGS, slots: int = 8) -> Async
     ("slots", "low_mark", "seed"), [(8, 20, 0), (2, 1, 1), (3, 40, 2), (8, 5, 3)], ids=["usual", "tight", "few", "low"]
 )
 async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) -> None:
-    """Whatever the credits, the pace and the moments of prompt changes, frames equal those of `film` bit for bit."""
-    settings = EngineSettings("tiny", None, "cpu", "main", "a red ball", 3, 0, 0, low_mark)
+    """Whatever the credits, the pace and the moments of prompt changes, frames are those of `generate`."""
     rng = random.Random(seed)
     answers = []
-    async with _running(settings, slots) as (server, _):
+    async with _running(SETTINGS, slots, low_mark / FPS) as (server, _):
         while server.end < 200:
-            await server.receive(ChunkReady)
+            await server.receive(FramesReady)
             if rng.random() < 0.2:
                 server.pipe.send(SetPrompt(len(answers), "main", rng.choice(["the sea", "a blue boat"]), "flow"))
                 answers.append(await server.receive(PromptSet))
@@ -163,56 +165,52 @@ async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) ->
                 server.show(server.end - server.shown - rng.randrange(low_mark))
     changes = [Change(answer.frame, answer.prompt) for answer in answers]
     video = np.concatenate(server.video)
-    assert len(changes) >= 2 and (video == _offline(settings, len(video), changes)).all()
+    assert len(changes) >= 2 and (video == _offline(SETTINGS, len(video), changes)).all()
 
 
 async def test_answer_names_the_first_changed_frame() -> None:
-    """Frames under a new prompt begin exactly at the answered number, and chunks name the prompt they show."""
+    """Frames under a new prompt begin exactly at the answered number."""
     async with _running() as (server, _):
-        await server.receive(ChunkReady)
+        await server.receive(FramesReady)
         server.pipe.send(SetPrompt(7, "main", "  the blue sea ", "flow"))
         answer = await server.receive(PromptSet)
         while server.end < 73:
             server.show(99)
-            await server.receive(ChunkReady)
+            await server.receive(FramesReady)
     assert answer == PromptSet(7, "main", "the blue sea", 25)
     video = np.concatenate(server.video)
     plain = _offline(SETTINGS, len(video))
     assert np.flatnonzero((video != plain).any(axis=(1, 2))).tolist() == list(range(25, len(video)))
-    assert [chunk.prompt for chunk in server.seen] == [
-        "a red ball" if chunk.index < 25 else "the blue sea" for chunk in server.seen
-    ]
 
 
 async def test_engine_waits_above_the_low_mark() -> None:
-    """With more frames in the buffer than the low mark no hop begins; planning goes on to its look-ahead and rests."""
+    """With more frames in the buffer than the low mark no chunk begins; planning goes on to its look-ahead."""
     async with _running() as (server, interleaver):
-        await server.receive(HopDone)
+        await server.receive(ChunkDone)
         await server.settle()
-        state = interleaver._channels["main"].state
         assert server.end == 25
-        assert LOOK_AHEAD <= _generator().ahead(state) < LOOK_AHEAD + 8
+        assert LOOK_AHEAD <= interleaver._ahead(interleaver._channels["main"]) < LOOK_AHEAD + 8
         server.show(4)
         await server.settle()
         assert server.end == 25
         server.show(1)
-        await server.receive(HopDone)
+        await server.receive(ChunkDone)
         assert server.end == 49
 
 
 async def test_finished_frames_wait_for_a_slot() -> None:
-    """With no slot left the engine keeps a chunk, goes on planning, and delivers it when one is freed."""
+    """With no slot left the engine keeps a batch, goes on planning, and delivers it when one is freed."""
     async with _running(slots=2) as (server, interleaver):
         while server.end < 17:
-            await server.receive(ChunkReady)
+            await server.receive(FramesReady)
         await server.settle()
         assert server.end == 17
-        assert _generator().ahead(interleaver._channels["main"].state) >= LOOK_AHEAD
+        assert interleaver._ahead(interleaver._channels["main"]) >= LOOK_AHEAD
         server.show(8)
         await server.settle()
         assert server.end == 17
         server.show(1)
-        assert (await server.receive(ChunkReady)).index == 17
+        assert (await server.receive(FramesReady)).index == 17
 
 
 @pytest.mark.parametrize(
@@ -231,32 +229,32 @@ async def test_bad_requests_are_refused(request_: SetPrompt, reason: str) -> Non
         server.pipe.send(request_)
         answer = await server.receive(Refused)
         assert answer.request == 1 and reason in answer.reason
-        await server.receive(HopDone)
+        await server.receive(ChunkDone)
         server.show(25)
-        await server.receive(HopDone)
+        await server.receive(ChunkDone)
     video = np.concatenate(server.video)
     assert (video == _offline(SETTINGS, len(video))).all()
 
 
-async def test_hop_reports_its_cost() -> None:
-    """Every hop is reported once, with its stages' compute and the seconds of video it made."""
+async def test_chunk_reports_its_cost() -> None:
+    """Every chunk is reported once, with its stages' compute and the seconds of video it made."""
     async with _running() as (server, _):
-        first = await server.receive(HopDone)
+        first = await server.receive(ChunkDone)
         server.show(25)
-        second = await server.receive(HopDone)
-    assert (first.hop, first.steps, first.seconds_of_video) == (0, 2, 25 / 8)
-    assert (second.hop, second.steps, second.seconds_of_video) == (1, 2, 24 / 8)
+        second = await server.receive(ChunkDone)
+    assert (first.chunk, first.steps, first.seconds_of_video) == (0, 2, 25 / 8)
+    assert (second.chunk, second.steps, second.seconds_of_video) == (1, 2, 24 / 8)
     for done in (first, second):
         assert set(done.stage_ms) == {"plan", "render", "vae"} and min(done.stage_ms.values()) > 0
         assert done.compute_s == pytest.approx(sum(done.stage_ms.values()) / 1000)
 
 
 async def test_restarted_channel_goes_on_counting() -> None:
-    """Frames and hops are numbered from the settings', and equal those of `film` from there."""
-    settings = EngineSettings("tiny", None, "cpu", "main", "the sea", 3, 97, 4, 20)
+    """Frames and chunks are numbered from the settings', and equal those of `generate` from there."""
+    settings = ChannelSettings("the sea", 3, start=ChannelStart(97, 4))
     async with _running(settings) as (server, _):
-        done = await server.receive(HopDone)
-    assert (server.seen[0].index, server.seen[0].hop, done.hop, server.end) == (97, 4, 4, 122)
+        done = await server.receive(ChunkDone)
+    assert (server.seen[0].index, server.seen[0].chunk, done.chunk, server.end) == (97, 4, 4, 122)
     assert (np.concatenate(server.video) == _offline(settings, 25)).all()
 
 
@@ -265,8 +263,8 @@ async def test_closed_pipe_ends_the_loop() -> None:
     for wait in (False, True):
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            interleaver = Interleaver(_generator(), MemoryRing(8), theirs)
-            interleaver.open(SETTINGS)
+            interleaver = Interleaver(_generator(), MemoryRing(8), theirs)  # type: ignore[arg-type]
+            ours.send(OpenChannel("main", SETTINGS))
             task = asyncio.create_task(interleaver.run())
             for _ in range(500 if wait else 2):
                 await asyncio.sleep(0)
@@ -274,14 +272,15 @@ async def test_closed_pipe_ends_the_loop() -> None:
             await asyncio.wait_for(task, LIMIT_S)
 
 
-def _serve_in_thread(settings: EngineSettings) -> list[Any]:
+def _serve_in_thread(settings: EngineSettings, channel: ChannelSettings = SETTINGS) -> list[Any]:
     ours, theirs = multiprocessing.Pipe()
+    ours.send(OpenChannel("main", channel))
     messages: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            serve(settings, MemoryRing(8), theirs)
+            serve(settings, MemoryRing(8), theirs)  # type: ignore[arg-type]
         except RuntimeError as error:
             errors.append(error)
         finally:
@@ -293,7 +292,7 @@ def _serve_in_thread(settings: EngineSettings) -> list[Any]:
         try:
             while True:
                 messages.append(ours.recv())
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the second where the engine left messages unread
             thread.join()
     return messages + errors
 
@@ -311,52 +310,59 @@ def test_model_that_cannot_be_loaded_is_told(
 ) -> None:
     """Wrong presets, devices and weights end the process with one `Failed` that names them, and no exception."""
     monkeypatch.setitem(PRESETS, "tiny", tiny_config)
-    settings = EngineSettings(preset, str(tmp_path / weights), device, "main", "the sea", 0, 0, 0, 20)
-    messages = _serve_in_thread(settings)
+    messages = _serve_in_thread(EngineSettings(preset, str(tmp_path / weights), device))
     assert isinstance(messages[-1], Failed) and words in messages[-1].error and "\n" not in messages[-1].error
 
 
-def test_steps_of_the_settings_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps and reuse that the server was started with take the preset's place; the engine says how many it does."""
-    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
-    write_weights(tmp_path)
-    for steps, reuse, told in ((None, 0.0, tiny_config().steps), (3, 0.5, 3)):
-        control = Mock(spec=Connection)
-        generator = _warm(replace(SETTINGS, weights=str(tmp_path), steps=steps, reuse=reuse), control)
-        assert generator is not None and generator.model.config.reuse == reuse
-        [ready] = control.send.call_args.args
-        assert isinstance(ready, Ready) and ready.steps == generator.steps == told
+async def test_steps_are_those_of_the_channel() -> None:
+    """A channel's chunks take the steps that its settings say, and are reported with them."""
+    settings = ChannelSettings("a red ball", 3, steps=3)
+    async with _running(settings) as (server, _):
+        done = await server.receive(ChunkDone)
+    assert done.steps == 3
+    assert (np.concatenate(server.video) == _offline(settings, 25)).all()
+
+
+def test_steps_that_the_solver_does_not_take_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first channel's steps are checked before the engine says that it is ready."""
+    monkeypatch.setitem(PRESETS, "landiff", lambda: TINY)
+    make_folder(tmp_path)
+    make_texts(tmp_path)
+    messages = _serve_in_thread(EngineSettings("landiff", str(tmp_path), "cpu"), ChannelSettings("the sea", steps=1))
+    assert not any(isinstance(message, Ready) for message in messages)
+    assert isinstance(messages[-1], Failed) and "1 sampling steps" in messages[-1].error
 
 
 def test_published_model_without_weights_is_told() -> None:
     """The preset that comes without weights says how to get them."""
-    messages = _serve_in_thread(EngineSettings("landiff", None, "cpu", "main", "the sea", 0, 0, 0, 20))
+    messages = _serve_in_thread(EngineSettings("landiff", device="cpu"))
     assert isinstance(messages[-1], Failed) and "comes without weights: give --weights" in messages[-1].error
 
 
 def test_published_model_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop loads the release's folder and streams what `film` makes of it: 49 frames first, in slices."""
+    """The loop loads the release's folder and streams what `generate` makes of it: 49 frames first, in slices."""
     monkeypatch.setitem(PRESETS, "landiff", lambda: TINY)
     make_folder(tmp_path)
     make_texts(tmp_path)
-    settings = EngineSettings("landiff", str(tmp_path), "cpu", "main", "a red fish", 3, 0, 0, 20)
+    settings = EngineSettings("landiff", str(tmp_path), "cpu")
     ours, theirs = multiprocessing.Pipe()
+    ours.send(OpenChannel("main", ChannelSettings("a red fish", 3)))
     ring = MemoryRing(8)
     thread = threading.Thread(target=serve, args=(settings, ring, theirs))
     messages: list[Any] = []
     with ours, theirs:
         thread.start()
-        while not messages or not isinstance(messages[-1], HopDone | Failed):
+        while not messages or not isinstance(messages[-1], ChunkDone | Failed):
             assert ours.poll(LIMIT_S)
             messages.append(ours.recv())
         ours.send(Stop())
         thread.join(LIMIT_S)
     device = pick_device("cpu")
     generator = Generator(load(TINY, tmp_path, device, pick_dtype(device)))
-    expected = list(film(generator, generator.open("a red fish", 3), 49))
-    chunks = [message for message in messages if isinstance(message, ChunkReady)]
-    assert [(message.index, message.frames) for message in chunks] == [(one.index, one.frames) for one in expected]
-    assert all((ring.frames[message.slot] == one.i420).all() for message, one in zip(chunks, expected, strict=True))
+    expected = list(generate_frames(generator, generator.open("a red fish", 3), 49))
+    batches = [message for message in messages if isinstance(message, FramesReady)]
+    assert [(message.index, message.frames) for message in batches] == [(one.index, one.frames) for one in expected]
+    assert all((ring.frames[message.slot] == one.i420).all() for message, one in zip(batches, expected, strict=True))
 
 
 def test_error_in_a_unit_is_told_and_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,30 +374,30 @@ def test_error_in_a_unit_is_told_and_raised(tmp_path: Path, monkeypatch: pytest.
     write_weights(tmp_path)
     monkeypatch.setitem(PRESETS, "tiny", tiny_config)
     monkeypatch.setattr(Interleaver, "_advance", broken)
-    settings = EngineSettings("tiny", str(tmp_path), "cpu", "main", "the sea", 0, 0, 0, 20)
-    messages = _serve_in_thread(settings)
+    messages = _serve_in_thread(EngineSettings("tiny", str(tmp_path), "cpu"))
     assert isinstance(messages[-1], RuntimeError)
     assert messages[-2] == Failed("RuntimeError: out of memory")
 
 
-def _tiny_engine(settings: EngineSettings, ring: FrameRing, control: Connection) -> None:
+def _tiny_engine(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
     PRESETS["tiny"] = tiny_config
     serve(settings, ring, control)
 
 
 def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
-    """A spawned engine loads, warms up, streams the frames of `film` through a real ring, bears Ctrl-C and stops."""
+    """A spawned engine loads, warms up, streams what `generate` makes through a real ring, bears Ctrl-C and stops."""
     write_weights(tmp_path)
-    settings = EngineSettings("tiny", str(tmp_path), "cpu", "main", "a red ball", 3, 0, 0, 20)
+    settings = EngineSettings("tiny", str(tmp_path), "cpu")
     ring = RingReader(RingConfig(8, 1 << 16))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_tiny_engine, args=(settings, ring.writer(), theirs))
     process.start()
     theirs.close()
+    ours.send(OpenChannel("main", SETTINGS))
     messages: list[Any] = []
     try:
-        while not messages or not isinstance(messages[-1], HopDone):
+        while not messages or not isinstance(messages[-1], ChunkDone):
             assert ours.poll(LIMIT_S)
             messages.append(ours.recv())
             if isinstance(messages[-1], Ready):
@@ -407,14 +413,14 @@ def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
         ours.close()
         ring.close()
     kinds = [type(message) for message in messages]
-    chunks = [message for message in messages if isinstance(message, ChunkReady)]
-    assert kinds == [Progress] * kinds.count(Progress) + [Ready] + [ChunkReady] * 3 + [HopDone]
+    batches = [message for message in messages if isinstance(message, FramesReady)]
+    assert kinds == [Progress] * kinds.count(Progress) + [Ready] + [FramesReady] * 3 + [ChunkDone]
     ready = messages[kinds.index(Ready)]
     assert (ready.width, ready.height, ready.fps, ready.preset, ready.steps) == (48, 32, 8.0, "tiny", 2)
     assert [message.fraction for message in messages[: kinds.index(Ready)]][-1] == 1.0
     device = pick_device("cpu")
     generator = Generator(load(tiny_config(), tmp_path, device, pick_dtype(device)))
-    expected = film(generator, generator.open("a red ball", 3), 25)
-    for message, chunk in zip(chunks, expected, strict=True):
-        assert (message.index, message.frames) == (chunk.index, chunk.frames)
-        assert (ring.frames(message.slot, message.frames, 32, 48) == chunk.i420).all()
+    expected = generate_frames(generator, generator.open("a red ball", 3), 25)
+    for message, batch in zip(batches, expected, strict=True):
+        assert (message.index, message.frames) == (batch.index, batch.frames)
+        assert (ring.frames(message.slot, message.frames, 32, 48) == batch.i420).all()

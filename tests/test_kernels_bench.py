@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ def test_without_a_device_it_checks_and_says_so(
 ) -> None:
     """On the CPU every case is checked, no speed is reported, and the output says why."""
     monkeypatch.setattr(cases, "CASES", cases.CASES[:4])
-    monkeypatch.setattr(sys, "argv", ["kernels.bench", "--json", str(tmp_path / "f.json")])
-    assert bench.main() == 0
+    assert bench.main(["--json", str(tmp_path / "f.json")]) == 0
     report = json.loads((tmp_path / "f.json").read_text())
     assert list(report["kernels"]) == [case.name for case in cases.CASES]
     assert not any("fused" in entry for entry in report["kernels"].values())
@@ -28,9 +26,7 @@ def test_without_a_device_it_checks_and_says_so(
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="production shapes are measured on a device")
-def test_a_wrong_kernel_is_not_measured_and_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_kernel_is_not_measured_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     """A result that is off by a thousandth, or NaN, is named as wrong and left out of the figures."""
     right = next(case for case in cases.CASES if case.name == "rms_norm")
 
@@ -41,8 +37,7 @@ def test_a_wrong_kernel_is_not_measured_and_fails(
         return right.plain(*operands) * torch.nan
 
     broken = (dataclasses.replace(right, run=slightly_off), dataclasses.replace(right, run=missing), right)
-    monkeypatch.setattr(cases, "CASES", broken)
-    report = bench.bench(DEVICE)
+    report = bench.bench(DEVICE, broken)
     assert len(report["failed"]) == 2
     assert list(report["kernels"]) == ["rms_norm"]
     assert "WRONG" in capsys.readouterr().out

@@ -46,15 +46,12 @@ def test_rows_have_positions_of_their_own() -> None:
 
 
 def test_writes_are_in_place() -> None:
-    """Memory stays where it was allocated over writes and resets, and a reset empties it."""
+    """Memory stays where it was allocated."""
     state = cache()
     places = state.keys.data_ptr(), state.values.data_ptr()
     for position in (0, torch.tensor(2), 5):
         state.write(0, torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4), position)
-    state.reset()
     assert (state.keys.data_ptr(), state.values.data_ptr()) == places
-    assert not state.keys.any()
-    assert not state.values.any()
 
 
 def test_values_are_cast() -> None:

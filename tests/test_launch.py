@@ -44,25 +44,24 @@ def test_auto_takes_the_reference_on_the_cpu() -> None:
 def test_an_order_is_obeyed_or_refused() -> None:
     """'triton' runs where it can, and elsewhere the error says why and what can."""
     assert launch.dispatch("triton", fused, plain, normal(1)) == "fused"
-    with pytest.raises(ValueError, match="cannot run plain: there are no kernels for device type 'meta'; 'reference'"):
+    with pytest.raises(ValueError, match="cannot run fused: there are no kernels for device type 'meta'; 'reference'"):
         launch.dispatch("triton", fused, plain, torch.zeros(1, device="meta"))
-    with pytest.raises(ValueError, match="cannot run plain: too wide"):
+    with pytest.raises(ValueError, match="cannot run uncovered: too wide"):
         launch.dispatch("triton", uncovered, plain, normal(1))
     with pytest.raises(ValueError, match="backend must be"):
         launch.dispatch("xformers", fused, plain, normal(1))  # type: ignore[arg-type]
 
 
-def test_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_falls_back_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """A shape that no kernel covers runs the reference, and the reason is logged once."""
-    monkeypatch.setattr(launch, "obstacle", lambda device: None)
     launch._warn_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"), launch.preferring("triton"):
         for _ in range(3):
-            assert launch.dispatch("auto", uncovered, plain, torch.zeros(1, device="meta")) == "plain"
-    assert [record.getMessage() for record in caplog.records] == ["plain runs its reference, slower: too wide"]
+            assert launch.dispatch("auto", uncovered, plain, normal(1)) == "plain"
+    assert [record.getMessage() for record in caplog.records] == ["uncovered runs its reference, slower: too wide"]
 
 
-def test_too_little_shared_memory_falls_back(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_falls_back(caplog: pytest.LogCaptureFixture) -> None:
     """What a device has too little of, or its compiler does not know, is the warning; other errors are not hidden."""
 
     def too_large(x: torch.Tensor) -> str:
@@ -71,29 +70,12 @@ def test_too_little_shared_memory_falls_back(caplog: pytest.LogCaptureFixture, m
     def broken(x: torch.Tensor) -> str:
         raise RuntimeError("illegal address")
 
-    monkeypatch.setattr(launch, "obstacle", lambda device: None)
     launch._warn_once.cache_clear()
-    meta = torch.zeros(1, device="meta")
-    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
-        assert launch.dispatch("auto", too_large, plain, meta) == "plain"
-    assert "out of resource: shared memory, Required: 300000" in caplog.text
-    with pytest.raises(RuntimeError, match="illegal address"):
-        launch.dispatch("auto", broken, plain, meta)
-
-
-def test_a_device_without_kernels_falls_back_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """Tensors of an unknown device run references; one warning, whatever the operation, names the device."""
-
-    def other(x: torch.Tensor) -> str:
-        return "other"
-
-    launch._warn_once.cache_clear()
-    meta = torch.zeros(1, device="meta")
-    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
-        assert launch.dispatch("auto", fused, plain, meta) == "plain"
-        assert launch.dispatch("auto", fused, other, meta) == "other"
-    reason = "every operation runs its reference, slower: there are no kernels for device type 'meta'"
-    assert [record.getMessage() for record in caplog.records] == [reason]
+    with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"), launch.preferring("triton"):
+        assert launch.dispatch("auto", too_large, plain, normal(1)) == "plain"
+        assert "out of resource: shared memory, Required: 300000" in caplog.text
+        with pytest.raises(RuntimeError, match="illegal address"):
+            launch.dispatch("auto", broken, plain, normal(1))
 
 
 def test_gradients_are_never_lost() -> None:
@@ -108,31 +90,27 @@ def test_gradients_are_never_lost() -> None:
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are compiled here, for tensors on CUDA alone")
-@torch.inference_mode()
-def test_kernels_are_used_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself a CPU has none; ordered they are used, switched off they are not, and never under autograd."""
+def test_a_preference_stands_for_auto() -> None:
+    """By itself a CPU has no kernels; ordered they are used, but never where an operand learns."""
     x = torch.zeros(1)
-    assert not launch.fuses(x)
     with launch.preferring("triton"):
-        assert launch.fuses(x)
+        assert launch.interpreting()
         assert launch.dispatch("auto", fused, plain, x) == "fused"
-        with torch.inference_mode(False):
-            assert not launch.fuses(torch.zeros(1))
+        assert launch.dispatch("auto", fused, plain, torch.zeros(1, requires_grad=True)) == "plain"
+        assert launch.dispatch("reference", fused, plain, x) == "plain"
+        with pytest.raises(ValueError, match="LANDIFF_KERNELS=triton cannot run: there are no kernels for device type"):
+            launch.dispatch("auto", fused, plain, torch.zeros(1, device="meta"))
     with launch.preferring("reference"):
-        monkeypatch.setattr(launch, "obstacle", lambda device: None)
-        meta = torch.zeros(1, device="meta")
-        assert not launch.fuses(meta)
-        assert launch.dispatch("auto", fused, plain, meta) == "plain"
-    assert launch.dispatch("auto", fused, plain, meta) == "fused"
+        assert launch.dispatch("auto", fused, plain, x) == "plain"
+    assert not launch.interpreting()
 
 
-@torch.inference_mode()
 def test_a_device_that_should_have_kernels_warns_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A CUDA device that Triton cannot use computes in torch, one warning names why; an order is refused."""
+    """A CUDA device that Triton cannot use computes in torch, whatever the operation; one warning says why."""
 
-    class OnCuda:
+    class OnCuda(torch.Tensor):
         is_cuda, device = True, torch.device("cuda", 0)
 
     def unknown(device: torch.device) -> None:
@@ -140,14 +118,13 @@ def test_a_device_that_should_have_kernels_warns_once(
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (19, 0))
     monkeypatch.setattr(launch, "_try_out", unknown)
-    launch.obstacle.cache_clear()
+    launch.unsupported_reason.cache_clear()
     launch._warn_once.cache_clear()
-    x = OnCuda()
     with caplog.at_level(logging.WARNING, logger="kernels.tools.launch"):
-        assert [launch.fuses(x) for _ in range(3)] == [False] * 3  # type: ignore[arg-type]
+        assert {launch.dispatch("auto", run, plain, OnCuda()) for run in (fused, uncovered)} == {"plain"}
     with launch.preferring("triton"), pytest.raises(ValueError, match="LANDIFF_KERNELS=triton cannot run.*sm_190"):
-        launch.fuses(x)  # type: ignore[arg-type]
-    launch.obstacle.cache_clear()
+        launch.dispatch("auto", fused, plain, OnCuda())
+    launch.unsupported_reason.cache_clear()
     assert len(caplog.records) == 1
     assert "every operation runs its reference" in caplog.text and "sm_190" in caplog.text
 
@@ -158,14 +135,14 @@ def test_an_old_device_is_named() -> None:
 import sys, torch
 from kernels.tools import launch
 torch.cuda.get_device_capability = lambda device: (7, 5)
-sys.stdout.write(launch.obstacle(torch.device("cuda", 0)))
+sys.stdout.write(launch.unsupported_reason(torch.device("cuda", 0)))
 """
     assert run_python(code) == "the device has compute capability (7, 5), the kernels need (8, 0)"
 
 
 def test_the_environment_switches_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """LANDIFF_KERNELS=reference is what operations do; a misspelt value is an error that names the right ones."""
-    code = "import sys; from kernels import launch; sys.stdout.write(launch._preferred.get())"
+    code = "import sys; from kernels.tools import launch; sys.stdout.write(launch._preferred.get())"
     assert run_python(code, LANDIFF_KERNELS="reference") == "reference"
     monkeypatch.setenv(launch.PREFERENCE, "off")
     with pytest.raises(ValueError, match="LANDIFF_KERNELS must be 'auto' or 'triton' or 'reference', not 'off'"):

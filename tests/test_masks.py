@@ -10,8 +10,8 @@ import torch
 from golden import load
 from tolerances import DEVICE
 
-from engine.runtime.attention import Rule, attend, blocks, masked
-from engine.semantic.masks import decoder_mask, decoder_rule, encoder_mask, encoder_rule, group_tokens
+from engine.runtime.attention import MaskRule, attend, block_mask, mask_of
+from engine.semantic.masks import decoder_mask, decoder_rule, encoder_mask, encoder_rule, gop_tokens
 
 
 @pytest.mark.parametrize(("case", "lengths"), [("tokenizer_a", (1, 3, 13)), ("tokenizer_b", (1, 3, 5))])
@@ -27,7 +27,7 @@ def test_equal_the_published_masks(case: str, lengths: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "make"), [("Encoder", encoder_mask), ("Decoder", decoder_mask)])
 def test_full_size_sums(name: str, make: Callable[..., torch.Tensor]) -> None:
-    """At 13x30x45 patches and 1218 codes every row and column lets as many through as published."""
+    """At 13x30x45 patches and 1218 tokens every row and column lets as many through as published."""
     golden = load("fullscale_tables")
     mask = make(13, 30 * 45, 330, 74)
     # Chunks: a whole int64 sum over 18768^2 would take gigabytes.
@@ -39,14 +39,14 @@ def test_full_size_sums(name: str, make: Callable[..., torch.Tensor]) -> None:
 
 @pytest.mark.parametrize(("rule", "make"), [(encoder_rule, encoder_mask), (decoder_rule, decoder_mask)])
 def test_blocks_let_through_what_the_dense_mask_does(
-    rule: Callable[..., Rule], make: Callable[..., torch.Tensor]
+    rule: Callable[..., MaskRule], make: Callable[..., torch.Tensor]
 ) -> None:
     """FlexAttention with block masks equals exact attention with the dense mask, at a length no block divides."""
     sizes = (5, 40, 30, 9)
-    tokens = group_tokens(*sizes)
+    tokens = gop_tokens(*sizes)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, tokens, 16, generator=generator).to(DEVICE) for _ in range(3))
-    mask = blocks(rule(*sizes, DEVICE), tokens, DEVICE)
+    mask = block_mask(rule(*sizes, DEVICE), tokens, DEVICE)
     with warnings.catch_warnings():
         # Not compiled, FlexAttention warns that it is slow.
         warnings.simplefilter("ignore")
@@ -55,7 +55,7 @@ def test_blocks_let_through_what_the_dense_mask_does(
 
 
 def test_a_rule_is_compiled_once_for_all_lengths() -> None:
-    """Groups of any number of frames share one compiled kernel; each anew would soon exhaust what torch compiles."""
+    """GOPs of any number of frames share one compiled kernel; each anew would soon exhaust what torch compiles."""
     from torch._dynamo.testing import CompileCounterWithBackend
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -63,16 +63,16 @@ def test_a_rule_is_compiled_once_for_all_lengths() -> None:
     compiled = torch.compile(flex_attention, dynamic=True, backend=counter)
     for frames in (5, 4, 7, 6):
         sizes = (frames, 40, 30, 9)
-        tokens = group_tokens(*sizes)
+        tokens = gop_tokens(*sizes)
         q = torch.randn(1, 2, tokens, 16)
         with torch.inference_mode():
-            compiled(q, q, q, block_mask=blocks(decoder_rule(*sizes), tokens, torch.device("cpu")))
+            compiled(q, q, q, block_mask=block_mask(decoder_rule(*sizes), tokens, torch.device("cpu")))
     assert counter.frame_count == 1
 
 
 def test_a_cpu_gets_dense_masks() -> None:
     """Without CUDA the mask is a tensor, for exact attention."""
-    mask = masked(decoder_rule(2, 4, 3, 2), group_tokens(2, 4, 3, 2), torch.device("cpu"))
+    mask = mask_of(decoder_rule(2, 4, 3, 2), gop_tokens(2, 4, 3, 2), torch.device("cpu"))
     assert isinstance(mask, torch.Tensor)
     assert torch.equal(mask, decoder_mask(2, 4, 3, 2))
 

@@ -85,23 +85,23 @@ def test_a_new_network_is_the_linear_map() -> None:
 @torch.no_grad()
 def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
     """A still picture that is off by less than `smoothing` in one latent moves evenly; what is beyond moves at once.
-    Where a hop begins, and only there, `seam_smoothing` holds."""
+    Where a chunk begins, and only there, `seam_smoothing` holds."""
     vae = TinyVAE(replace(WHOLE, smoothing=0.04, seam_smoothing=0.4))
     vae.basis.copy_(torch.eye(768))
 
-    def frames(height: float, hop_begins: int | None = None) -> torch.Tensor:
+    def frames(height: float, chunk_begins: int | None = None) -> torch.Tensor:
         video, state, parts = torch.zeros(1, 9, 3, 8, 8), TinyVAEState(), []
         video[:, 5:] = height
         for number, latent in enumerate(vae.encode(video, TinyVAEState()).split(1, dim=1)):
-            if number == hop_begins:
-                vae.begin_hop(state)
+            if number == chunk_begins:
+                vae.begin_chunk(state)
             parts.append(vae.decode(latent, state))
         return torch.cat(parts, dim=1)[0, 4:, 0, 0, 0]
 
     torch.testing.assert_close(frames(0.02), torch.tensor([0.0, 0.005, 0.01, 0.015, 0.02]))
     torch.testing.assert_close(frames(1.0), torch.tensor([0.0, 0.97, 0.98, 0.99, 1.0]))
-    torch.testing.assert_close(frames(0.4, hop_begins=2), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
-    torch.testing.assert_close(frames(0.4, hop_begins=1), torch.tensor([0.0, 0.37, 0.38, 0.39, 0.4]))
+    torch.testing.assert_close(frames(0.4, chunk_begins=2), torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]))
+    torch.testing.assert_close(frames(0.4, chunk_begins=1), torch.tensor([0.0, 0.37, 0.38, 0.39, 0.4]))
 
 
 @pytest.mark.parametrize(("shape", "word"), [((1, 6, 3, 16, 24), "6 frames"), ((1, 5, 3, 12, 24), "12x24")])

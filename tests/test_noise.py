@@ -20,5 +20,5 @@ def test_noise_has_its_distribution() -> None:
 
 
 def test_noise_is_the_same_on_every_machine() -> None:
-    """The numbers of a key are pinned: tapes rendered earlier must give the same video."""
+    """The numbers of a key are pinned: CPU traces rendered earlier must give the same video."""
     assert torch.allclose(uniform((3,), 1, "plan", 2), torch.tensor([0.50016654, 0.18625986, 0.47767657]), atol=1e-6)

@@ -52,7 +52,7 @@ def test_arrival_after_underrun_anchors_the_clock_again() -> None:
 
 
 def test_arrival_without_underrun_changes_nothing() -> None:
-    """An early chunk waits for its time."""
+    """An early batch waits for its time."""
     pacer = running()
     pacer.tick(100.0, 1)
     pacer.arrive(100.01)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tolerances import DEVICE, DTYPES, fused, normal
 
-from kernels import planes, reference
+from kernels import planes
 
 COLOURS = {"white": (235, 128, 128), "black": (16, 128, 128), "red": (81, 90, 240), "beyond": (235, 128, 128)}
 LEVELS = {"white": (1, 1, 1), "black": (-1, -1, -1), "red": (1, -1, -1), "beyond": (7, 3, 2)}
@@ -16,7 +16,7 @@ def test_rgb_to_i420(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     """rgb_to_i420 equals its reference to the last step in all but rare ties, from a strided view."""
     frames, height, width = shape
     rgb = (normal(frames, 3, height, width + 3, dtype=dtype)[..., :width] * 0.7).transpose(0, 1)
-    result, expected = fused(planes.rgb_to_i420, rgb), reference.rgb_to_i420(rgb)
+    result, expected = fused(planes.rgb_to_i420, rgb), planes.rgb_to_i420_reference(rgb)
     assert result.dtype == torch.uint8
     assert result.shape == (frames, height * 3 // 2, width)
     apart = (result.int() - expected.int()).abs()
@@ -47,3 +47,13 @@ def test_refuses_wrong_operands() -> None:
         planes.rgb_to_i420(normal(4, 1, 4, 4))
     with pytest.raises(ValueError, match="rgb must be"):
         planes.rgb_to_i420(normal(3, 1, 4, 4).to(torch.uint8))
+
+
+def test_the_inverse_gives_the_colours_back() -> None:
+    """Flat colours come back from their planes within what 8 bits allow."""
+    colours = torch.rand(3, 50, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    made = planes.rgb_to_i420_reference((colours * 2 - 1)[:, :, None, None].expand(3, 50, 4, 4))
+    luma, cb, cr = (made.flatten(1)[:, place].float() for place in (0, 16, 20))
+    luma, cb, cr = (luma - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
+    back = torch.stack([luma + 1.402 * cr, luma - 0.344136 * cb - 0.714136 * cr, luma + 1.772 * cb])
+    assert float((back - colours).abs().max()) < 0.01

@@ -28,8 +28,8 @@ SMALL = PlannerConfig(
     micro_hidden=16,
     i_tokens=4,
     p_tokens=2,
-    group_frames=3,
-    context_groups=1,
+    gop_frames=3,
+    context_gops=1,
     pooled_text=True,
     null_micro=True,
 )
@@ -91,7 +91,7 @@ def test_full_size_sinusoid() -> None:
 @pytest.mark.parametrize("on_device", [False, True])
 @torch.inference_mode()
 def test_decoding_with_a_cache_equals_the_whole(on_device: bool) -> None:
-    """Prefill, a chunk and single tokens give the logits of one pass, with number and with tensor positions."""
+    """Prefill, a batch and single tokens give the logits of one pass, with number and with tensor positions."""
     planner = small()
     inputs = torch.randn(2, 13, 32)
     whole = planner(inputs)
@@ -123,11 +123,12 @@ def test_kernels_decode_what_torch_does(on_device: bool, monkeypatch: pytest.Mon
     lengths = []
     kernel = attention.decode_attention
     monkeypatch.setattr(
-        attention, "decode_attention", lambda *rest: (lengths.append(rest[3].tolist()), kernel(*rest))[1]
+        attention, "decode_attention", lambda *rest: (lengths.append(rest[3].length.tolist()), kernel(*rest))[1]
     )
     with launch.preferring("triton"):
         torch.testing.assert_close(decode(), plain, rtol=1e-5, atol=1e-5)
-    assert lengths == [[7], [7], [8], [8], [9, 4], [9, 4]]
+    # At a number the keys are cut to those that are filled.
+    assert lengths == [[7], [7], [8], [8]] * on_device + [[9, 4], [9, 4]]
 
 
 @torch.inference_mode()
@@ -217,10 +218,10 @@ def test_layout() -> None:
     config = PlannerConfig()
     assert config.vocab == 2055
     assert (config.eos, config.bos, config.pad) == (2048, 2049, 2054)
-    assert config.code_len(13) == 1244
+    assert config.plan_len(13) == 1244
     assert config.max_len(20) == 3 + 20 + 1244
     golden = load("lm_a")
-    assert PlannerConfig(i_tokens=8, p_tokens=3, group_frames=4).code_len(8) == golden.facts["code_len_with_specials"]
+    assert PlannerConfig(i_tokens=8, p_tokens=3, gop_frames=4).plan_len(8) == golden.facts["code_len_with_specials"]
     small_layout = SMALL.layout(4)
     i_frame, p_frame = (22, None, None, None, None, 23), (24, None, None, 25)
     assert small_layout == i_frame + p_frame + p_frame + i_frame
@@ -231,8 +232,8 @@ def test_layout() -> None:
     [
         ({"heads": 3}, "hidden 32 over 3 heads"),
         ({"micro_freq": 7}, "micro_freq 7"),
-        ({"group_frames": 0}, "group_frames 0"),
-        ({"context_groups": -1}, "context_groups -1"),
+        ({"gop_frames": 0}, "gop_frames 0"),
+        ({"context_gops": -1}, "context_gops -1"),
     ],
 )
 def test_wrong_configuration_is_refused(changes: dict[str, int], message: str) -> None:

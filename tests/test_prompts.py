@@ -3,8 +3,9 @@ import asyncio
 import pytest
 
 from engine.wire.messages import PromptSet, Refused
-from streaming.channels.events import PromptShown, Unavailable
+from streaming.channels.events import PromptShown
 from streaming.channels.prompts import MOST_REQUESTS, PROMPTS_KEPT, PromptBook, PromptRefused
+from streaming.errors import Unavailable
 
 
 async def test_answer_reaches_who_asked() -> None:
@@ -12,7 +13,7 @@ async def test_answer_reaches_who_asked() -> None:
     book = PromptBook("first", 0)
     (one, first), (two, second) = book.ask(), book.ask()
     book.accept(PromptSet(two, "main", "b", 48))
-    book.refuse(Refused(one, "no"))
+    book.refuse(Refused(one, "main", "no"))
     assert (await second).frame == 48
     with pytest.raises(PromptRefused, match="no"):
         await first

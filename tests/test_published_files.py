@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import checkpoint
 import pytest
 import torch
+from checkpoint import DIFFUSION, PLANNER, TOKENIZER, VAE
 
 from engine.config import preset
-from engine.loading.filling import fill, uniform
-from engine.loading.model import build
+from engine.loading.filling import fill, shapes_of
+from engine.loading.modules import build
 from engine.loading.published_files import EXTRACTOR, FILES, open_published
 from engine.loading.published_names_semantic import THEIA_SPELLINGS, to_ours
 from engine.loading.weights import SHIPPED, load_weights
@@ -21,15 +21,6 @@ from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 
 CPU = torch.device("cpu")
-Progress = Callable[[int, int], None]
-Modules = dict[str, torch.nn.Module]
-LISTING = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
-
-
-def load(folder: Path, dtype: torch.dtype = torch.float32, progress: Progress = lambda done, total: None) -> Modules:
-    modules = build(checkpoint.TINY)
-    load_weights(folder, modules, "landiff", CPU, uniform(modules, dtype), progress)
-    return modules
 
 
 @pytest.fixture
@@ -44,22 +35,16 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_every_published_tensor_has_one_place() -> None:
-    """At full size each key of each file is one parameter or buffer of the same shape, and none is left over."""
+def test_every_tensor_has_one_place() -> None:
+    """At full size each parameter and buffer comes from one file, or from two that both have the tokenizer."""
     modules = build(preset("landiff"))
-    filled = set()
-    for file in FILES:
-        listed = {key: value[0] for key, value in LISTING[file.name].items() if not key.startswith("__")}
-        ours = file.keys(modules)
-        shapes = {
-            f"{part}.{name}": list(value.shape) for part, m in modules.items() for name, value in m.state_dict().items()
-        }
-        assert {key: shapes[target] for key, target in ours.items()} == listed
-        assert len(set(ours.values())) == len(ours)
-        filled |= set(ours.values())
-    assert filled == set(shapes)
-    extra = next(file for file in FILES if file.name == checkpoint.DIFFUSION).keys(modules, required=False)
-    assert set(LISTING[checkpoint.DIFFUSION]["__optional__"]) <= set(extra)
+    sources = [target for file in FILES for target in file.keys(modules).values()]
+    assert set(sources) == set(shapes_of(modules))
+    twice = {target for target in sources if sources.count(target) > 1}
+    assert twice == set(shapes_of({"tokenizer": modules["tokenizer"]}))
+    listing = json.loads((Path(__file__).parent / "data" / "checkpoint_keys.json").read_text())
+    optional = checkpoint.published_file(DIFFUSION).keys(modules, required=False)
+    assert set(listing[DIFFUSION]["__optional__"]) <= set(optional)
 
 
 def test_modules_are_filled_with_what_the_files_hold(tmp_path: Path) -> None:
@@ -68,19 +53,18 @@ def test_modules_are_filled_with_what_the_files_hold(tmp_path: Path) -> None:
     loaded = checkpoint.read(tmp_path)
     for file in FILES:
         for key, target in file.keys(checkpoint.MODULES).items():
-            if file.name != checkpoint.TOKENIZER:
+            if file.name != TOKENIZER:
                 assert torch.equal(loaded[target], contents[file.name][key]), target
     assert not any(value.is_meta for value in loaded.values())
 
 
 def test_the_diffusion_file_overrides(folder: Path) -> None:
     """Tensors of the base network and the autoencoder that it holds beside its own come before the other files'."""
-    file = next(file for file in FILES if file.name == checkpoint.DIFFUSION)
-    extra = checkpoint.published_tensors(file, 50, required=False)
-    own = checkpoint.published_tensors(file, 51)
-    checkpoint.write(folder, checkpoint.DIFFUSION, own | extra | {"conditioner.embedders.0.x": torch.zeros(1)})
+    extra = checkpoint.published_tensors(DIFFUSION, 50, required=False)
+    own = checkpoint.published_tensors(DIFFUSION, 51)
+    checkpoint.write(folder, DIFFUSION, own | extra | {"conditioner.embedders.0.x": torch.zeros(1)})
     loaded = checkpoint.read(folder)
-    for key, target in file.keys(checkpoint.MODULES, required=False).items():
+    for key, target in checkpoint.published_file(DIFFUSION).keys(checkpoint.MODULES, required=False).items():
         assert torch.equal(loaded[target], extra[key]), key
 
 
@@ -96,36 +80,34 @@ def test_latest_names_the_checkpoint(folder: Path) -> None:
 
 def test_frozen_parts_in_the_files_are_passed_over(folder: Path) -> None:
     """Copies of tokenizer and text encoder in the planner's file, and losses in the autoencoder's, do no harm."""
-    for name, key in ((checkpoint.PLANNER, "cond_model.text_encoder.x"), (checkpoint.VAE, "loss.logvar")):
-        file = next(file for file in FILES if file.name == name)
-        checkpoint.write(folder, name, checkpoint.published_tensors(file, 3) | {key: torch.zeros(2)})
+    for name, key in ((PLANNER, "cond_model.text_encoder.x"), (VAE, "loss.logvar")):
+        checkpoint.edit(folder, name, lambda tensors, key=key: tensors.update({key: torch.zeros(2)}))
     checkpoint.read(folder)
 
 
 @pytest.mark.parametrize("name", [file.name for file in FILES])
 def test_all_faults_are_listed(folder: Path, name: str) -> None:
-    """Missing, surplus and mis-shaped tensors of a file are named at once, with what was expected."""
-    file = next(file for file in FILES if file.name == name)
-    tensors = checkpoint.published_tensors(file, 3)
+    """Missing, surplus and mis-shaped tensors are named at once, with what was expected; nothing is placed."""
+    tensors = checkpoint.stored(folder, name)
     gone, wrong, *_ = sorted(key for key in tensors if key.endswith(".weight"))
-    shape = list(tensors[gone].shape)
-    del tensors[gone]
-    tensors[wrong] = torch.zeros(3, 3, 3)
-    tensors["surprise.weight"] = torch.zeros(2)
+    shape = list(tensors.pop(gone).shape)
+    tensors |= {wrong: torch.zeros(3, 3, 3), "surprise.weight": torch.zeros(2)}
     checkpoint.write(folder, name, tensors)
-    said = refusal(folder)
-    assert f"{name}: {gone} is missing, expected {shape}" in said
-    assert f"{name}: {wrong} is [3, 3, 3], expected [" in said
-    assert f"{name}: surprise.weight [2] is not part of the model" in said
+    modules = build(checkpoint.TINY)
+    with pytest.raises(ValueError) as caught:
+        fill(modules, open_published(folder, modules), CPU)
+    assert f"{name}: {gone} is missing, expected {shape}" in str(caught.value)
+    assert f"{name}: {wrong} is [3, 3, 3], expected [" in str(caught.value)
+    assert f"{name}: surprise.weight [2] is not part of the model" in str(caught.value)
+    assert all(value.is_meta for module in modules.values() for value in module.state_dict().values())
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_numbers_must_be_finite(folder: Path, number: float) -> None:
     """Every tensor with NaN or infinity is named."""
     bad = []
-    for name in (checkpoint.PLANNER, checkpoint.VAE):
-        file = next(file for file in FILES if file.name == name)
-        tensors = checkpoint.published_tensors(file, 3)
+    for name in (PLANNER, VAE):
+        tensors = checkpoint.stored(folder, name)
         bad.append((name, sorted(tensors)[5]))
         tensors[bad[-1][1]].view(-1)[-1] = number
         checkpoint.write(folder, name, tensors)
@@ -133,41 +115,26 @@ def test_numbers_must_be_finite(folder: Path, number: float) -> None:
     assert all(f"{name}: {key} holds NaN or infinite" in said for name, key in bad)
 
 
-def test_missing_files_are_all_named(folder: Path) -> None:
-    """A folder that lacks files names each; an empty one names all."""
-    (folder / checkpoint.VAE).unlink()
-    (folder / checkpoint.PLANNER).unlink()
+def test_missing_and_swapped_files_are_named(folder: Path) -> None:
+    """Each missing file is named; the planner's weights do not fit the tokenizer, and the message says where."""
+    planner = (folder / PLANNER).read_bytes()
+    for name in (VAE, PLANNER):
+        (folder / name).unlink()
     said = refusal(folder)
-    assert f"{checkpoint.VAE} is missing" in said and f"{checkpoint.PLANNER} is missing" in said
-    assert checkpoint.TOKENIZER not in said
+    assert f"{VAE} is missing" in said and f"{PLANNER} is missing" in said and TOKENIZER not in said
     assert "is no folder" in refusal(folder / "nothing")
-
-
-def test_swapped_files_are_refused(folder: Path) -> None:
-    """The planner's weights in the tokenizer's place do not fit, and the message says where."""
-    (folder / checkpoint.TOKENIZER).write_bytes((folder / checkpoint.PLANNER).read_bytes())
+    checkpoint.make_folder(folder)
+    (folder / TOKENIZER).write_bytes(planner)
     said = refusal(folder)
-    assert f"{checkpoint.TOKENIZER}: encoder.IFrame_latent_tokens is missing" in said
-    assert f"{checkpoint.TOKENIZER}: transformer.head.weight" in said
-
-
-def test_nothing_is_placed_when_names_are_wrong(folder: Path) -> None:
-    """Modules stay on the meta device if any file has a fault."""
-    file = next(file for file in FILES if file.name == checkpoint.VAE)
-    tensors = checkpoint.published_tensors(file, 3)
-    del tensors[sorted(tensors)[0]]
-    checkpoint.write(folder, checkpoint.VAE, tensors)
-    modules = build(checkpoint.TINY)
-    with pytest.raises(ValueError):
-        fill(modules, open_published(folder, modules), CPU)
-    assert all(value.is_meta for module in modules.values() for value in module.state_dict().values())
+    assert f"{TOKENIZER}: encoder.IFrame_latent_tokens is missing" in said
+    assert f"{TOKENIZER}: transformer.head.weight" in said
 
 
 def test_dtype_and_progress(folder: Path) -> None:
     """Floating tensors take the asked type, and progress ends at its total."""
     steps: list[tuple[int, int]] = []
     modules = build(checkpoint.TINY)
-    dtypes = uniform(modules, torch.bfloat16)
+    dtypes = dict.fromkeys(checkpoint.SHAPES, torch.bfloat16)
     load_weights(folder, modules, "landiff", CPU, dtypes, lambda done, total: steps.append((done, total)))
     assert all(value.dtype == torch.bfloat16 for module in modules.values() for value in module.state_dict().values())
     assert steps[-1][0] == steps[-1][1] and len(steps) == len(checkpoint.SHAPES)
@@ -183,16 +150,19 @@ def test_the_extractor_is_filled_by_any_spelling(tmp_path: Path, spelling: int) 
     assert all(torch.equal(value, expected[name]) for name, value in theia.state_dict().items())
 
 
-def test_released_names_of_the_extractor() -> None:
-    """The names that transformers 4 wrote for a vision transformer lead to ours."""
-    for name, ours in (
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
         ("embeddings.patch_embeddings.projection.bias", "patch_embed.bias"),
         ("encoder.layer.11.attention.attention.key.weight", "blocks.11.key.weight"),
         ("encoder.layer.3.attention.output.dense.bias", "blocks.3.out.bias"),
         ("encoder.layer.0.output.dense.weight", "blocks.0.down.weight"),
         ("layernorm.weight", "norm.weight"),
-    ):
-        assert to_ours(f"backbone.model.{name}", THEIA_SPELLINGS[0]) == ours
+    ],
+)
+def test_released_names_of_the_extractor(name: str, ours: str) -> None:
+    """The names that transformers 4 wrote for a vision transformer lead to ours."""
+    assert to_ours(f"backbone.model.{name}", THEIA_SPELLINGS[0]) == ours
 
 
 def test_a_lack_of_the_extractor_is_named(folder: Path) -> None:
@@ -201,21 +171,19 @@ def test_a_lack_of_the_extractor_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match=f"{EXTRACTOR} is missing, .* the file from theiainstitute/theia-base"):
         load_weights(folder, theia, "landiff", CPU)
     (folder / EXTRACTOR).parent.mkdir()
-    (folder / EXTRACTOR).write_bytes((folder / checkpoint.TOKENIZER).read_bytes())
+    (folder / EXTRACTOR).write_bytes((folder / TOKENIZER).read_bytes())
     with pytest.raises(ValueError, match=r"backbone.model.embeddings.cls_token is missing, expected \[1, 1, 6\]"):
         load_weights(folder, theia, "landiff", CPU)
 
 
 def test_some_components_alone(folder: Path) -> None:
     """The tokenizer alone is read from its two files, the rest of which is passed over; a stranger's key is not."""
-    (folder / checkpoint.PLANNER).unlink()
-    whole = checkpoint.published_tensors(next(file for file in FILES if file.name == checkpoint.DIFFUSION), 4)
+    (folder / PLANNER).unlink()
     alone = {"tokenizer": SemanticTokenizer(checkpoint.TINY.tokenizer)}
     load_weights(folder, alone, "landiff", CPU)
-    expected = checkpoint.stored(folder, checkpoint.DIFFUSION)
     key = "model.control_model.diffusion_model.semantic_conditioner.semantic_model.model.mean"
-    assert torch.equal(alone["tokenizer"].get_buffer("mean"), expected[key])
-    checkpoint.write(folder, checkpoint.DIFFUSION, whole | {"model.control_model.other": torch.zeros(1)})
+    assert torch.equal(alone["tokenizer"].get_buffer("mean"), checkpoint.stored(folder, DIFFUSION)[key])
+    checkpoint.edit(folder, DIFFUSION, lambda tensors: tensors.update({"model.control_model.other": torch.zeros(1)}))
     with pytest.raises(ValueError, match=r"a fault.*\n.*model.control_model.other \[1\] is not part"):
         load_weights(folder, alone, "landiff", CPU)
 
@@ -232,23 +200,16 @@ class Harmful:
 
 def test_bad_folders_are_told_apart(folder: Path, tmp_path: Path) -> None:
     """Empty folders, files cut short, half downloaded or with code, and other models' folders each have their word."""
-    (tmp_path / "empty").mkdir()
-    assert (
-        "empty holds no weights: give the folder of the published files, a download of yinaoxiong/LanDiff"
-        in refusal(tmp_path / "empty")
-    )
-    (tmp_path / "empty" / "llm").mkdir()
-    assert all(f"{file.name} is missing" in refusal(tmp_path / "empty") for file in FILES)
-    vae, planner = folder / checkpoint.VAE, folder / checkpoint.PLANNER
-    whole = vae.read_bytes(), planner.read_bytes()
-    vae.write_bytes(whole[0][:-1000])
-    planner.write_bytes(whole[1][:-1000])
-    said = refusal(folder)
-    assert f"{checkpoint.VAE} is cut short" in said and f"{checkpoint.PLANNER} is cut short" in said
+    empty, vae = tmp_path / "empty", folder / VAE
+    empty.mkdir()
+    assert "empty holds no weights: give the folder of the published files, a download of yin" in refusal(empty)
+    (empty / "llm").mkdir()
+    assert all(f"{file.name} is missing" in refusal(empty) for file in FILES)
+    vae.write_bytes(vae.read_bytes()[:-1000])
+    assert f"{VAE} is cut short" in refusal(folder)
     vae.rename(vae.with_name(vae.name + ".incomplete"))
-    planner.write_bytes(whole[1])
     assert "its download was not finished" in refusal(folder)
-    checkpoint.write(folder, checkpoint.VAE, {"code": Harmful(tmp_path / "ran")})  # type: ignore[dict-item]
+    checkpoint.write(folder, VAE, {"code": Harmful(tmp_path / "ran")})  # type: ignore[dict-item]
     assert "holds more than tensors, perhaps code; it was not run" in refusal(folder)
     assert not (tmp_path / "ran").exists()
     assert "preset 'mini', not 'landiff'" in refusal(SHIPPED / "mini")

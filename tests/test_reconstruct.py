@@ -1,6 +1,6 @@
-import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,15 +15,15 @@ from tiny import tiny_config, tiny_model, write_weights
 from engine import config as presets
 from engine.__main__ import main
 from engine.live.generator import ChannelState, Generator
-from engine.live.offline import film as film_plan
+from engine.live.offline import generate_frames
 from engine.loading.model import Model, load
 from engine.perceptual.frames import to_host
 from engine.semantic.theia import Theia
-from engine.training.world import drawing as world
+from engine.training.world import drawing
 from engine.training.world.captions import Label
 from engine.video import tokenize_video
-from engine.video.reconstruct import FeatureReader, film, load_without_text
-from engine.video.token_file import TokenFile, TokenGroup, TokenHeader, TokenWriter
+from engine.video.reconstruct import load_without_text, read_features, reconstruct
+from engine.video.token_file import TokenFile, TokenGOP
 from engine.video.video_file import VideoFile
 
 CPU = torch.device("cpu")
@@ -34,100 +34,79 @@ def model() -> Model:
     return tiny_model()
 
 
-def _groups(layout: list[tuple[int, int]]) -> list[TokenGroup]:
+def _gops(layout: list[tuple[int, int]]) -> tuple[TokenGOP, ...]:
     rng = np.random.default_rng(0)
     tokens = tiny_config().tokenizer.tokens
-    return [TokenGroup(start, n, rng.integers(0, 32, tokens(n)).astype(np.uint16)) for start, n in layout]
+    return tuple(TokenGOP(start, n, rng.integers(0, 32, tokens(n)).astype(np.uint16)) for start, n in layout)
 
 
-def _features(model: Model, group: TokenGroup) -> torch.Tensor:
-    return model.tokenizer.decode(torch.tensor(group.codes.astype(np.int64))[None])
+def _features(model: Model, gop: TokenGOP) -> torch.Tensor:
+    return model.tokenizer.decode(torch.tensor(gop.tokens.astype(np.int64))[None])
 
 
-def _read(reader: FeatureReader, sizes: list[int]) -> torch.Tensor:
+def _read(gops: Sequence[TokenGOP], model: Model, sizes: list[int]) -> torch.Tensor:
     """Features of reads of these sizes, end to end."""
-    parts, start = [], 0
-    for size in sizes:
-        planned = reader.read(size)
-        assert planned.start == start and planned.features.shape[1] == size
-        parts.append(planned.features)
-        start += size
-    return torch.cat(parts, dim=1)
+    planned = list(read_features(gops, model, sizes))
+    assert [part.start for part in planned] == [sum(sizes[:number]) for number in range(len(sizes))]
+    assert [part.features.shape[1] for part in planned] == sizes
+    return torch.cat([part.features for part in planned], dim=1)
 
 
 @pytest.mark.parametrize("sizes", [[7, 6, 6, 6], [1] * 25, [25], [13, 12]])
-def test_groups_are_put_end_to_end(model: Model, sizes: list[int]) -> None:
-    """Whatever is read at a time, features are those of the groups in order; behind the end the last one stays."""
-    groups = _groups([(0, 13), (13, 9)])
-    whole = torch.cat([_features(model, group) for group in groups], dim=1)
+def test_gops_are_put_end_to_end(model: Model, sizes: list[int]) -> None:
+    """Whatever is read at a time, features are those of the GOPs in order; behind the end the last one stays."""
+    gops = _gops([(0, 13), (13, 9)])
+    whole = torch.cat([_features(model, gop) for gop in gops], dim=1)
     expected = torch.cat([whole, whole[:, -1:].expand(-1, 3, -1, -1, -1)], dim=1)
-    torch.testing.assert_close(_read(FeatureReader(iter(groups), model), sizes), expected)
+    torch.testing.assert_close(_read(gops, model, sizes), expected)
 
 
-def test_overlapping_groups_fade(model: Model) -> None:
-    """Over three common frames the share of the later group is a quarter, a half, and three quarters."""
-    groups = _groups([(0, 13), (10, 13), (20, 4)])
-    first, second, third = (_features(model, group) for group in groups)
+def test_overlapping_gops_fade(model: Model) -> None:
+    """Over three common frames the share of the later GOP is a quarter, a half, and three quarters."""
+    gops = _gops([(0, 13), (10, 13), (20, 4)])
+    first, second, third = (_features(model, gop) for gop in gops)
     share = torch.tensor([0.25, 0.5, 0.75])[:, None, None, None]
     fades = [a[:, 10:] * (1 - share) + b[:, :3] * share for a, b in ((first, second), (second, third))]
     expected = torch.cat([first[:, :10], fades[0], second[:, 3:10], fades[1], third[:, 3:]], dim=1)
-    torch.testing.assert_close(_read(FeatureReader(iter(groups), model), [7, 6, 6, 5]), expected)
+    torch.testing.assert_close(_read(gops, model, [7, 6, 6, 5]), expected)
 
 
-def test_one_group_is_decoded_at_a_time(model: Model) -> None:
-    """The first hop needs the first group only, and one look ahead at the second's start."""
-    taken = []
-
-    def groups() -> Iterator[TokenGroup]:
-        for group in _groups([(13 * number, 13) for number in range(5)]):
-            taken.append(group.start)
-            yield group
-
-    reader = FeatureReader(groups(), model)
-    reader.read(7)
-    assert taken == [0, 13]
-    reader.read(6)
-    assert len(taken) <= 3
+def test_one_gop_is_decoded_at_a_time(model: Model) -> None:
+    """A GOP is decoded when a chunk, and one frame to look ahead, need its frames."""
+    decoded = []
+    hook = model.tokenizer.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    seen = [len(decoded) for _ in read_features(_gops([(13 * n, 13) for n in range(5)]), model, [7, 6, 6])]
+    hook.remove()
+    assert seen == [1, 2, 2]
 
 
-def _planned(generator: Generator, seed: int) -> tuple[ChannelState, list[TokenGroup]]:
-    """A channel, and the two groups that it plans first."""
+def _planned(generator: Generator, seed: int) -> tuple[ChannelState, list[TokenGOP]]:
+    """A channel, and the two GOPs that it plans first."""
     channel = generator.open("a red ball", seed)
-    while generator.ahead(channel) < 26:
+    while generator.planned(channel) - channel.next.latent < 26:
         generator.plan(channel)
-    codes = [group.codes[0].numpy().astype(np.uint16) for group in channel.plan.groups[:2]]
-    return channel, [TokenGroup(13 * number, 13, part) for number, part in enumerate(codes)]
+    tokens = [gop.tokens[0].numpy().astype(np.uint16) for gop in channel.plan.gops[:2]]
+    return channel, [TokenGOP(13 * number, 13, part) for number, part in enumerate(tokens)]
 
 
-def _write(path: Path, groups: list[TokenGroup], frames: int, config: presets.EngineConfig) -> TokenFile:
-    with TokenWriter(path) as file:
-        for group in groups:
-            file.write(group)
-        file.finish(TokenHeader.of(config, frames))
-    return TokenFile(path)
-
-
-def test_tokens_of_a_generated_video_give_it_back(tmp_path: Path, model: Model) -> None:
-    """The codes that a channel planned, its prompt and its seed make the channel's video again."""
+def test_tokens_of_a_generated_video_give_it_back(model: Model) -> None:
+    """The tokens that a channel planned, its prompt and its seed make the channel's video again."""
     generator = Generator(model)
-    channel, groups = _planned(generator, 3)
-    tokens = _write(tmp_path / "t.npz", groups, 101, model.config)
-    streamed = np.concatenate([chunk.i420 for chunk in film_plan(generator, channel, 97)])
-    again = np.concatenate([chunk.i420 for chunk in film(generator, tokens, "a red ball", 3)])[:97]
+    channel, gops = _planned(generator, 3)
+    tokens = TokenFile(model.config, 101, tuple(gops))
+    streamed = np.concatenate([batch.i420 for batch in generate_frames(generator, channel, 97)])
+    again = np.concatenate([batch.i420 for batch in reconstruct(generator, tokens, "a red ball", 3)])[:97]
     assert abs(streamed.astype(int) - again).max() <= 1
-    other = np.concatenate([chunk.i420 for chunk in film(generator, tokens, "a red ball", 4)])[:97]
+    other = np.concatenate([batch.i420 for batch in reconstruct(generator, tokens, "a red ball", 4)])[:97]
     assert abs(streamed.astype(int) - other).mean() > 2
 
 
 @pytest.mark.parametrize(("frames", "layout"), [(1, [(0, 1)]), (2, [(0, 2)]), (26, [(0, 8)]), (53, [(0, 13), (10, 4)])])
-def test_length_is_that_of_the_original(
-    tmp_path: Path, model: Model, frames: int, layout: list[tuple[int, int]]
-) -> None:
-    """Frames come in order and end where the original ended, within a hop or not."""
-    tokens = _write(tmp_path / "t.npz", _groups(layout), frames, model.config)
-    chunks = list(film(Generator(model), tokens, "", 0))
-    assert sum(chunk.frames for chunk in chunks) == frames
-    assert [chunk.index for chunk in chunks] == np.cumsum([0, *(chunk.frames for chunk in chunks[:-1])]).tolist()
+def test_length_is_that_of_the_original(model: Model, frames: int, layout: list[tuple[int, int]]) -> None:
+    """Frames come in order and end where the original ended, within a chunk or not."""
+    batches = list(reconstruct(Generator(model), TokenFile(model.config, frames, _gops(layout)), "", 0))
+    assert sum(batch.frames for batch in batches) == frames
+    assert [batch.index for batch in batches] == np.cumsum([0, *(batch.frames for batch in batches[:-1])]).tolist()
 
 
 @pytest.fixture
@@ -138,7 +117,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
-def test_no_text_is_zeros(tmp_path: Path, weights: Path) -> None:
+def test_no_text_is_zeros(weights: Path) -> None:
     """Without a prompt the renderer reads zeros, and neither text encoder nor planner are loaded."""
     whole = load(tiny_config(), weights, CPU, torch.float32)
     for name in ("text", "planner"):
@@ -147,9 +126,9 @@ def test_no_text_is_zeros(tmp_path: Path, weights: Path) -> None:
     assert all(parameter.is_meta for parameter in bare.planner.parameters())
     expected = torch.zeros_like(whole.text.embed("a red ball").renderer)
     assert torch.equal(bare.text.embed("").renderer, expected)
-    tokens = _write(tmp_path / "t.npz", _groups([(0, 7)]), 25, whole.config)
-    with_text = np.concatenate([chunk.i420 for chunk in film(Generator(whole), tokens, "a red ball", 0)])
-    without = np.concatenate([chunk.i420 for chunk in film(Generator(bare), tokens, "", 0)])
+    tokens = TokenFile(whole.config, 25, _gops([(0, 7)]))
+    with_text = np.concatenate([batch.i420 for batch in reconstruct(Generator(whole), tokens, "a red ball", 0)])
+    without = np.concatenate([batch.i420 for batch in reconstruct(Generator(bare), tokens, "", 0)])
     assert abs(with_text.astype(int) - without).max() > 2
 
 
@@ -164,7 +143,7 @@ def _video(path: Path) -> npt.NDArray[np.uint8]:
 
 def test_command_writes_the_video(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file has the original's length at the preset's size; prompt and seed change the picture."""
-    _write(tmp_path / "t.npz", _groups([(0, 13), (13, 2)]), 54, tiny_config())
+    TokenFile(tiny_config(), 54, _gops([(0, 13), (13, 2)])).write(tmp_path / "t.npz")
     variants: list[list[str]] = [[], ["--seed", "1"], ["--prompt", "the blue sea"]]
     for number, more in enumerate(variants):
         assert _reconstruct(tmp_path / "t.npz", tmp_path / f"{number}.mp4", weights, *more) == 0
@@ -179,16 +158,17 @@ def test_bad_input_leaves_nothing(tmp_path: Path, weights: Path, capsys: pytest.
     tokens, out = tmp_path / "t.npz", tmp_path / "v.mp4"
     tokens.write_bytes(b"words" * 99)
     assert _reconstruct(tokens, out, weights) == 2
-    _write(tokens, _groups([(0, 13)]), 49, dataclasses.replace(tiny_config(), height_px=64))
+    TokenFile(replace(tiny_config(), height_px=64), 49, _gops([(0, 13)])).write(tokens)
     assert _reconstruct(tokens, out, weights) == 2
-    _write(tokens, _groups([(0, 13)]), 49, tiny_config())
+    TokenFile(tiny_config(), 49, _gops([(0, 13)])).write(tokens)
     assert _reconstruct(tokens, tmp_path / "v.avi", weights) == 2
-    assert _reconstruct(tokens, out, weights, "--prompt", " ") == 2
+    with pytest.raises(SystemExit):
+        _reconstruct(tokens, out, weights, "--prompt", " ")
     (weights / "vae.safetensors").unlink()
     assert _reconstruct(tokens, out, weights) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reconstruct: ")]
-    assert len(lines) == 5
-    assert "t.npz" in lines[0] and "height_px 64, not 32" in lines[1] and "mp4" in lines[2] and "empty" in lines[3]
+    assert len(lines) == 4
+    assert "t.npz" in lines[0] and "height_px 64, not 32" in lines[1] and "mp4" in lines[2] and "weights" in lines[3]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.npz", "weights"]
 
 
@@ -217,9 +197,9 @@ def test_published_model_at_tiny_size(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_drawn_world_comes_back(tmp_path: Path) -> None:
     """With the shipped weights a red car in the desert is a red car in the desert again, where it was."""
-    spec = world.sample([Label("car", "red", "desert", "right", "medium")], random.Random(0))
-    true = world.draw(spec, torch.arange(49)[None])
-    with VideoFile(tmp_path / "v.mp4", world.WIDTH_PX, world.HEIGHT_PX, 8.0) as file:
+    spec = drawing.sample([Label("car", "red", "desert", "right", "medium")], random.Random(0))
+    true = drawing.draw(spec, torch.arange(49)[None])
+    with VideoFile(tmp_path / "v.mp4", drawing.WIDTH_PX, drawing.HEIGHT_PX, 8.0) as file:
         file.write(to_host(true.float() / 127.5 - 1))
     assert main(["tokenize", str(tmp_path / "v.mp4"), "--out", str(tmp_path / "t.npz"), "--device", "cpu"]) == 0
     assert main(["reconstruct", str(tmp_path / "t.npz"), "--out", str(tmp_path / "w.mp4"), "--device", "cpu"]) == 0

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.wire.frames import FrameChunk
-from engine.wire.ring import ChunkQueue, RingConfig, RingReader, RingWriter
+from engine.wire.ring import RingConfig, RingReader, RingWriter
 
 SMALL = RingConfig(slots=3, slot_bytes=2 * 12 * 8)
 
@@ -105,39 +104,3 @@ def test_bad_sizes_are_refused(slots: int, slot_bytes: int) -> None:
     """A ring needs two slots that hold something."""
     with pytest.raises(ValueError, match="slot"):
         RingConfig(slots, slot_bytes)
-
-
-def chunk(index: int, count: int) -> FrameChunk:
-    values = np.arange(index, index + count, dtype=np.uint8)
-    return FrameChunk(index, 0, np.broadcast_to(values[:, None, None], (count, 12, 8)), 0.0)
-
-
-def test_queue_frees_a_slot_with_its_last_frame() -> None:
-    """Frames come in order; the slot is named with the chunk's last frame and never before."""
-    queue = ChunkQueue(10)
-    queue.put(chunk(10, 2), 4)
-    queue.put(chunk(12, 1), 6)
-    assert (len(queue), queue.start, queue.end) == (3, 10, 13)
-    taken = [queue.take() for _ in range(3)]
-    assert [index for index, _, _ in taken] == [10, 11, 12]
-    assert [int(frame[0, 0]) for _, frame, _ in taken] == [10, 11, 12]
-    assert [slots for _, _, slots in taken] == [(), (4,), (6,)]
-    with pytest.raises(IndexError):
-        queue.take()
-
-
-def test_queue_refuses_a_gap() -> None:
-    """A chunk that does not follow the last one raises ValueError naming both numbers."""
-    queue = ChunkQueue(0)
-    queue.put(chunk(0, 2), 0)
-    with pytest.raises(ValueError, match=r"frame 3; frame 2"):
-        queue.put(chunk(3, 1), 1)
-
-
-def test_queue_forgets_slots_of_a_dead_writer() -> None:
-    """After a crash the buffered frames remain, and their slots are not given to the next writer."""
-    queue = ChunkQueue(0)
-    queue.put(chunk(0, 1), 0)
-    queue.forget_slots()
-    queue.put(chunk(1, 1), 0)
-    assert [queue.take()[2] for _ in range(2)] == [(), (0,)]

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tolerances import DEVICE, DTYPES, assert_close, fused, normal, widened
+from tolerances import DTYPES, assert_close, fused, normal, widened
 
-from kernels import reference, rotary
+from kernels import rotary
 
 SHAPES = [(1, 1, 1, 2), (2, 3, 63, 20), (1, 1, 431, 12), (1, 5, 100, 128), (3, 4, 1, 64)]
 
@@ -21,33 +21,37 @@ def test_rotate(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     batch, heads, tokens, width = shape
     x = normal(batch, tokens + 1, heads, width, dtype=dtype)[:, 1:].transpose(1, 2)
     arguments = (x, *table(tokens, width // 2))
-    assert_close(fused(rotary.rotate, *arguments), reference.rotate(*widened(*arguments)), dtype)
+    assert_close(fused(rotary.rotate, *arguments), rotary.rotate_reference(*widened(*arguments)), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rotate_at_positions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    """rotate finds each token's row of a longer table by its position, in any order."""
-    batch, heads, tokens, width = shape
-    positions = torch.randint(0, 500, (tokens,), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    arguments = (normal(batch, heads, tokens, width, dtype=dtype), *table(500, width // 2), positions)
-    assert_close(fused(rotary.rotate, *arguments), reference.rotate(*widened(*arguments)), dtype)
+def test_queries_and_keys_are_turned_together() -> None:
+    """A packed pair gives what its parts give alone."""
+    pair = normal(2, 5, 3, 4, 8).permute(3, 0, 2, 1, 4)[:2]
+    turned = fused(rotary.rotate, pair, *table(5, 4))
+    for part, result in zip(pair, turned, strict=True):
+        assert torch.equal(result, fused(rotary.rotate, part, *table(5, 4)))
 
 
-def test_a_position_outside_the_table_is_nan() -> None:
-    """Tokens that no table row belongs to become NaN, the others stay right."""
-    positions = torch.tensor([0, 63, -1, 62], device=DEVICE)
-    result = fused(rotary.rotate, normal(1, 2, 4, 8), *table(63, 4), positions)
-    assert result.isnan().all(-1)[0].tolist() == [[False, True, True, False]] * 2
-    assert not result[:, :, [0, 3]].isnan().any()
+def test_reference() -> None:
+    """A pair as a complex number, times a number of length one."""
+    x, (cos, sin) = normal(1, 2, 6, 8), table(6, 4)
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)
+    assert_close(rotary.rotate_reference(x, cos, sin), torch.view_as_real(turned).flatten(-2), torch.float32)
+
+
+def test_rows_may_have_tables_of_their_own() -> None:
+    """Where rows stand at different positions torch turns each by its own table."""
+    x, (cos, sin) = normal(2, 3, 4, 8), (part.view(2, 1, 4, 4) for part in table(8, 4))
+    result = rotary.rotate(x, cos, sin)
+    assert torch.equal(result[1:], rotary.rotate(x[1:], cos[1, 0], sin[1, 0]))
 
 
 def test_refuses_wrong_operands() -> None:
-    """Odd widths, short tables and positions of another dtype are named before anything runs."""
+    """Odd widths and tables of another length or dtype are named before anything runs."""
     x, (cos, sin) = normal(1, 2, 12, 8), table(12, 4)
     with pytest.raises(ValueError, match="even last dimension"):
         rotary.rotate(normal(1, 2, 12, 7), cos, sin)
     with pytest.raises(ValueError, match=r"sin must have shape \(12, 4\)"):
         rotary.rotate(x, cos, sin[:11])
-    with pytest.raises(ValueError, match="positions must be torch.int64"):
-        rotary.rotate(x, cos, sin, torch.arange(12).int())
+    with pytest.raises(ValueError, match="cos must be torch.float32"):
+        rotary.rotate(x, cos.half(), sin)

@@ -119,7 +119,7 @@ def test_missing_weights_are_one_clear_line() -> None:
         ["--port", "x"],
         ["--seed", "-1"],
         ["--steps", "0"],
-        ["--reuse", "-0.1"],
+        ["--log-level", "loud"],
         ["--memory", "0"],
         ["--seed", str(1 << 32)],
         ["--prompt", "  "],

@@ -8,11 +8,12 @@ import torch
 
 from engine.config import preset
 from engine.live.generator import Generator
-from engine.live.offline import Change, film
-from engine.loading.model import Model, load, pick_dtype
+from engine.live.offline import Change, generate_frames
+from engine.loading.model import Model, load
+from engine.loading.options import pick_dtype
 from engine.loading.weights import SHIPPED, load_component
 from engine.semantic.theia import Theia
-from engine.training.world import judge as judging
+from engine.training.world import judge
 from engine.training.world.captions import Label
 
 FOLDER = SHIPPED / "mini"
@@ -35,8 +36,10 @@ def theia() -> Theia:
 def video(model: Model, prompt: str, frames: int, *changes: Change, seed: int = 1) -> torch.Tensor:
     """uint8 [F, 3, H, W]"""
     generator = Generator(model)
-    return judging.to_rgb(
-        np.concatenate([chunk.i420 for chunk in film(generator, generator.open(prompt, seed), frames, changes)])
+    return judge.to_rgb(
+        np.concatenate(
+            [batch.i420 for batch in generate_frames(generator, generator.open(prompt, seed), frames, changes)]
+        )
     )
 
 
@@ -54,26 +57,26 @@ def test_the_video_shows_what_was_asked_for(model: Model, theia: Theia) -> None:
         "a white sailboat stands still on the sea": Label("sailboat", "white", "sea", "still", "slow"),
         "a purple fish swims up at night": Label("fish", "purple", "night", "up", "medium"),
     }
-    rows = [judging.judge(theia, video(model, prompt, 49), label) for prompt, label in asked.items()]
+    rows = [judge.judge(theia, video(model, prompt, 49), label) for prompt, label in asked.items()]
     assert sum(row["scene"] for row in rows) >= 3
     assert sum(row["colour"] for row in rows) >= 3
 
 
 def test_a_new_prompt_changes_the_scene(model: Model, theia: Theia) -> None:
-    """In most of four videos the new scene is on air two hops after the change, and in none before it."""
+    """In most of four videos the new scene is on air two chunks after the change, and in none before it."""
     label = Label("ball", "red", "night", "still", "slow")
     after = []
     for seed in range(4):
         frames = video(model, "a red ball on the sea", 121, Change(26, "a red ball at night"), seed=seed)
-        assert not judging.judge(theia, frames[:25], label)["scene"]
-        after.append(judging.judge(theia, frames[72:], label)["scene"])
+        assert not judge.judge(theia, frames[:25], label)["scene"]
+        after.append(judge.judge(theia, frames[72:], label)["scene"])
     assert sum(after) >= 3
 
 
 def test_seams_do_not_show(model: Model) -> None:
-    """The picture changes no more at a hop's first frame than inside hops (contract 5; 1.25 is this preset's bar)."""
+    """The picture changes no more at a chunk's first frame than inside chunks (1.25 is this preset's bar)."""
     frames = video(model, "a blue sailboat sails slowly to the right on the sea", 25 + 24 * 8)
-    change = judging.change_of_frames(frames)
+    change = judge.change_of_frames(frames)
     at_seams = change[24::24]
     inside = torch.cat([change[:24], *[part[1:] for part in change[24:].split(24)]])
     assert at_seams.mean() / inside.mean() <= 1.25
@@ -84,4 +87,4 @@ def test_pictures_stay_as_sharp_as_they_were(dtype: torch.dtype) -> None:
     """After twenty seconds nothing has piled up, whatever type the processor computes in."""
     steady = load(preset("mini"), FOLDER, CPU, dtype)
     frames = video(steady, "one blue car stays in place under the night sky", 25 + 24 * 6, seed=4)
-    assert judging.sharpness(frames[-24:]) / judging.sharpness(frames[:25]) == pytest.approx(1, abs=0.15)
+    assert judge.sharpness(frames[-24:]) / judge.sharpness(frames[:25]) == pytest.approx(1, abs=0.15)

@@ -8,8 +8,7 @@ import torch
 
 from engine.config import preset
 from engine.text.small_t5 import SmallT5, load_tokenizer
-from engine.training.world.captions import caption, random_label
-from engine.training.world.vocabulary import make_tokenizer
+from engine.training.world.captions import caption, make_tokenizer, random_label
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as functional
 from tolerances import DEVICE, DTYPES, assert_close, fused, normal, widened
 
-from kernels import reference, spatial_norm
+from kernels import spatial_norm
 
 CASES = {
     "one value a group": (1, 4, (1, 1, 1), (1, 1, 1), 2),
@@ -29,7 +29,7 @@ def test_spatial_norm_silu(case: tuple[int, int, tuple[int, ...], tuple[int, ...
     """spatial_norm_silu equals its reference for every split of frames over latents."""
     arguments = operands(case, dtype)
     result = fused(spatial_norm.spatial_norm_silu, *arguments)
-    assert_close(result, reference.spatial_norm_silu(*widened(*arguments)), dtype)
+    assert_close(result, spatial_norm.spatial_norm_silu_reference(*widened(*arguments)), dtype)
 
 
 @pytest.mark.parametrize("programs", [1, 3, 1024], ids=["one part", "few parts", "a part a block"])
@@ -45,7 +45,7 @@ def test_statistics_do_not_cancel(programs: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_refuses_wrong_operands() -> None:
-    """Groups that do not divide, odd frames over one latent and gaps in memory are named before anything runs."""
+    """Groups that do not divide and odd frames over one latent are named before anything runs."""
     x, weight, bias, scale, shift, _, eps = operands(CASES["first slice"], torch.float32)
     with pytest.raises(ValueError, match="groups must divide 8"):
         spatial_norm.spatial_norm_silu(x, weight, bias, scale, shift, 3, eps)
@@ -53,5 +53,21 @@ def test_refuses_wrong_operands() -> None:
         spatial_norm.spatial_norm_silu(
             x, weight, bias, scale[:, :, :1].contiguous(), shift[:, :, :1].contiguous(), 4, eps
         )
-    with pytest.raises(ValueError, match="x must be dense"):
-        spatial_norm.spatial_norm_silu(x.transpose(3, 4), weight, bias, scale, shift, 4, eps)
+
+
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (3, 3), (5, 3), (9, 3), (4, 2), (8, 2)])
+def test_reference(frames: int, latents: int) -> None:
+    """Convolutions of 1x1 made before or after the condition is resized give the same."""
+    x, condition = normal(1, 8, frames, 6, 10), normal(1, 4, latents, 3, 5, seed=1)
+    to_scale, to_shift = normal(8, 4, 1, 1, 1, seed=2), normal(8, 4, 1, 1, 1, seed=3)
+    weight, bias = normal(8, seed=4), normal(8, seed=5)
+    resized = spatial_norm.resize_nearest(condition, frames, 6, 10)
+    places = [0] + [1 + frame * (latents - 1) // (frames - 1) for frame in range(frames - 1)]
+    places = places if frames % 2 else [frame * latents // frames for frame in range(frames)]
+    assert torch.equal(resized[:, :, :, ::2, ::2], condition[:, :, places])
+    normed = functional.group_norm(x, 4, weight, bias, 1e-6)
+    conv3d = functional.conv3d
+    expected = functional.silu(normed * conv3d(resized, to_scale) + conv3d(resized, to_shift))
+    scale, shift = conv3d(condition, to_scale), conv3d(condition, to_shift)
+    result = spatial_norm.spatial_norm_silu_reference(x, weight, bias, scale, shift, 4, 1e-6)
+    assert_close(result, expected, torch.float32)

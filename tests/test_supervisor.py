@@ -11,17 +11,23 @@ from contextlib import asynccontextmanager
 import pytest
 from fakes import BREAK, CRASH, HANG, MISSING, fake_engine
 
-from engine.wire.messages import EngineSettings, Stop
+from engine.wire.messages import Stop
+from engine.wire.settings import ChannelSettings, EngineSettings
 from streaming.channels.channel import Channel
-from streaming.channels.events import Unavailable
-from streaming.channels.stats import Metrics
+from streaming.engines.link import EngineLink
 from streaming.engines.supervisor import EngineError, EngineTarget, Supervisor, SupervisorConfig
+from streaming.errors import Unavailable
+from streaming.media.metrics import Metrics
 
 QUICK = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, outbox=4)
 
 
-def settings(prompt: str = "first", weights: str | None = None) -> EngineSettings:
-    return EngineSettings("mini", weights, "cpu", "main", prompt, 0, 0, 0, 16)
+def linked(metrics: Metrics, weights: str | None = None) -> tuple[EngineLink, Channel]:
+    """An engine's link with one channel."""
+    engine = EngineLink(EngineSettings("mini", weights), metrics)
+    channel = Channel("main", ChannelSettings("first"), engine, metrics.channel("main"))
+    engine.open(channel)
+    return engine, channel
 
 
 @asynccontextmanager
@@ -29,8 +35,8 @@ async def supervised(
     target: EngineTarget = fake_engine, config: SupervisorConfig = QUICK
 ) -> AsyncIterator[tuple[Supervisor, Channel, asyncio.Task[None]]]:
     metrics = Metrics()
-    channel = Channel(settings(), metrics)
-    supervisor = Supervisor(target, channel, metrics, config)
+    engine, channel = linked(metrics)
+    supervisor = Supervisor(target, engine, metrics, config)
     task = asyncio.create_task(supervisor.run())
     try:
         await state(channel, "idle")
@@ -75,19 +81,19 @@ async def test_engine_starts_and_stops_cleanly() -> None:
 
 
 async def test_killed_engine_is_named_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
-    """kill -9 is in the log and in the report, and the next engine goes on with the following frame and hop."""
+    """kill -9 is in the log and in the report, and the next engine goes on with the following frame and chunk."""
     async with supervised() as (supervisor, channel, _):
         # Ready comes before the first frames.
         async with asyncio.timeout(10):
-            while not (before := channel.report().buffered_s):  # noqa: ASYNC110 - the channel tells nobody of a chunk
+            while not (before := channel.report().buffered_s):  # noqa: ASYNC110 - the channel tells nobody of a batch
                 await asyncio.sleep(0.01)
         assert before > 0
         assert supervisor.engine is not None
-        end = channel.settings().first_frame
+        end = channel.settings().start.frame
         os.kill(supervisor.engine.pid, signal.SIGKILL)
         await state(channel, "restarting")
         assert channel.report().error == "the engine process was ended by SIGKILL"
-        assert channel.settings().first_frame >= end
+        assert channel.settings().start.frame >= end
         await state(channel, "idle")
         assert channel.report().error is None
     assert any("SIGKILL; restarting" in record.message for record in caplog.records if record.levelno == logging.ERROR)
@@ -152,10 +158,10 @@ async def test_hung_engine_is_killed_on_stop() -> None:
 async def test_engine_that_never_starts_is_an_error(weights: str, error: str) -> None:
     """The engine's own words, or how it ended, come out as one EngineError; there is no restart."""
     metrics = Metrics()
-    channel = Channel(settings(weights=weights), metrics)
+    engine, _ = linked(metrics, weights)
     target = fake_engine if weights == MISSING else end_at_once
     with pytest.raises(EngineError, match=error):
-        await Supervisor(target, channel, metrics, QUICK).run()
+        await Supervisor(target, engine, metrics, QUICK).run()
     assert b"landiff_engine_restarts_total 0.0" in metrics.text()
 
 
@@ -179,7 +185,7 @@ def test_bad_configuration_is_refused(wrong: dict[str, int]) -> None:
 def test_server_side_imports_no_torch() -> None:
     """The server process never pays for torch."""
     code = (
-        "import sys, server, streaming.app, streaming.supervisor, streaming.viewer, streaming.rtp_hooks\n"
-        "assert 'torch' not in sys.modules and 'engine.interleave' not in sys.modules"
+        "import sys, server, streaming.http.app, streaming.engines.supervisor, streaming.media.rtp_hooks\n"
+        "assert 'torch' not in sys.modules and 'engine.live' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

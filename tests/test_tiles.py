@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import DEVICE
 
 from kernels.tools import launch, tiles
 
@@ -12,7 +11,7 @@ from kernels.tools import launch, tiles
 @given(st.integers(1, tiles.LARGEST_BLOCK), st.integers(1, 10**6))
 def test_row_tile_covers(width: int, rows: int) -> None:
     """A tile holds whole rows, its sides are powers of two, and its programs cover all rows without a spare one."""
-    tile = tiles.row_tile("rms", width, DEVICE)
+    tile = tiles.row_tile(width)
     assert tile.block >= width
     for side in (tile.block, tile.rows, tile.warps):
         assert side & (side - 1) == 0
@@ -22,7 +21,7 @@ def test_row_tile_covers(width: int, rows: int) -> None:
 def test_row_tile_refuses_rows_too_wide() -> None:
     """A row that no program can hold is left to the reference."""
     with pytest.raises(launch.Uncovered, match="the widest is 16384"):
-        tiles.row_tile("rms", tiles.LARGEST_BLOCK + 1, DEVICE)
+        tiles.row_tile(tiles.LARGEST_BLOCK + 1)
 
 
 @given(st.integers(1, 2**40))
@@ -44,5 +43,12 @@ def test_expectations_name_what_is_wrong() -> None:
         tiles.expect_dtype("x", x.double())
     with pytest.raises(ValueError, match="one device"):
         tiles.expect_together(x=x, y=torch.zeros(3, device="meta"))
-    with pytest.raises(ValueError, match="x must be dense in its last dimension, not of stride 3"):
-        tiles.expect_together(x=x.T)
+    with pytest.raises(ValueError, match=r"x must have elements, not shape \(0, 3\)"):
+        tiles.expect_floats(x=x[:0])
+
+
+def test_only_gaps_in_a_row_are_copied() -> None:
+    """Rows of any stride are taken as they are; strided rows are copied."""
+    x = torch.arange(12.0).view(3, 4)
+    assert tiles.dense_rows(x[:, :2]).data_ptr() == x.data_ptr()
+    assert tiles.dense_rows(x.T).is_contiguous() and torch.equal(tiles.dense_rows(x.T), x.T)

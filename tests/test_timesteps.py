@@ -1,11 +1,11 @@
-"""What is made of a time: made once, and the same as made again."""
+"""Values that depend on a timestep alone: made once, and the same as made again."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from engine.perceptual.timesteps import Moment, Times
+from engine.perceptual.timesteps import Timestep, TimestepCache
 
 
 class Counted(nn.Linear):
@@ -19,31 +19,24 @@ class Counted(nn.Linear):
 
 
 def test_a_layer_runs_once() -> None:
-    """Each layer meets a time once; the answer is what it would give again, and other layers have their own."""
-    layer, other, times = Counted(4, 6), Counted(4, 6), Times(torch.randn(2, 3, 4))
-    first = times.through(layer)
-    assert times.through(layer) is first and layer.calls == 1
-    assert torch.equal(first, layer(times.embedded))
-    assert not torch.equal(times.through(other), first)
+    """Each layer sees an embedding once; the answer is what it would give again, and other layers have their own."""
+    layer, other, cache = Counted(4, 6), Counted(4, 6), TimestepCache(torch.randn(3, 4))
+    first = cache.modulate(layer)
+    assert cache.modulate(layer) is first and layer.calls == 1
+    assert torch.equal(first, layer(cache.embedding))
+    assert not torch.equal(cache.modulate(other), first)
 
 
-def test_rows_and_what_is_kept() -> None:
-    """A row is one of the distinct times; it remembers what was made of it, under each key apart."""
-    times = Times(torch.randn(2, 3, 4))
-    row = times.row(1)
-    assert torch.equal(row.embedded, times.embedded[1]) and times.row(1) is row
-    made = [row.kept(key, object) for key in ("one", "other", "one")]
+def test_values_are_kept_by_key() -> None:
+    """A value is made once under each key."""
+    cache = TimestepCache(torch.randn(3, 4))
+    made = [cache.cached(key, object) for key in ("one", "other", "one")]
     assert made[0] is made[2] and made[0] is not made[1]
 
 
-def test_networks_have_their_own_times() -> None:
-    """A moment keeps the times of each network apart, with the prompt half's time and without."""
-    moment, one, other = Moment(torch.zeros(1)), nn.Identity(), nn.Identity()
-    made = [
-        moment.times(network, split, lambda time, split: Times(time.expand(1 + split, 1)))
-        for network in (one, other)
-        for split in (False, True)
-    ]
-    assert len({id(times) for times in made}) == 4
-    assert [len(times.embedded) for times in made] == [1, 2, 1, 2]
-    assert moment.times(one, True, lambda time, split: Times(time)) is made[1]
+def test_networks_have_caches_of_their_own() -> None:
+    """A timestep keeps one cache for each network, with that network's embedding."""
+    timestep, one, other = Timestep(torch.ones(1)), nn.Identity(), nn.Identity()
+    made = [timestep.cache(network, lambda time: time[:, None] * 2) for network in (one, other, one)]
+    assert made[0] is made[2] and made[0] is not made[1]
+    assert made[0].embedding.tolist() == [[2.0]]

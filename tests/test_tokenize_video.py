@@ -1,4 +1,4 @@
-import itertools
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from engine.__main__ import main
 from engine.config import PRESETS
 from engine.loading.weights import save_component
 from engine.semantic.theia import Theia
-from engine.video.token_file import TokenFile, TokenGroup
-from engine.video.tokenize_video import Grouping, VideoTokenizer
+from engine.video.token_file import TokenFile, TokenGOP
+from engine.video.tokenize_video import VideoTokenizer, group
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,8 @@ def _pictures(count: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 255, (count, 32, 48, 3), np.uint8)
 
 
-def _grouped(stages: VideoTokenizer, count: int, overlap: bool) -> list[TokenGroup]:
-    grouping = Grouping(stages, overlap)
-    made = [*map(grouping.push, _pictures(count)), grouping.end()]
-    return [group for group in made if group is not None]
+def _grouped(stages: VideoTokenizer, count: int, overlap: bool) -> list[TokenGOP]:
+    return list(group(_pictures(count), stages, overlap))
 
 
 @pytest.mark.parametrize(
@@ -53,24 +51,22 @@ def _grouped(stages: VideoTokenizer, count: int, overlap: bool) -> list[TokenGro
         (30, True, [(0, 13), (10, 13), (20, 10)]),
     ],
 )
-def test_groups_cover_the_video(
-    stages: VideoTokenizer, count: int, overlap: bool, layout: list[tuple[int, int]]
-) -> None:
-    """Groups are full but the last; with an overlap each begins three frames, a fifth, before the last one's end."""
-    groups = _grouped(stages, count, overlap)
-    assert [(group.start, group.frames) for group in groups] == layout
-    for group in groups:
+def test_gops_cover_the_video(stages: VideoTokenizer, count: int, overlap: bool, layout: list[tuple[int, int]]) -> None:
+    """GOPs are full but the last; with an overlap each begins three frames, a fifth, before the last one's end."""
+    gops = _grouped(stages, count, overlap)
+    assert [(gop.start, gop.frames) for gop in gops] == layout
+    for gop in gops:
         with torch.inference_mode():
-            parts = [stages.features(rgb) for rgb in _pictures(count)[group.start : group.end]]
+            parts = [stages.features(rgb) for rgb in _pictures(count)[gop.start : gop.end]]
             expected = stages.tokenizer.encode(torch.cat(parts, dim=1))[0]
-        assert group.codes.tolist() == expected.tolist()
+        assert gop.tokens.tolist() == expected.tolist()
 
 
 def test_later_pictures_do_not_reach_back(stages: VideoTokenizer) -> None:
-    """A longer video has the groups of a shorter one, up to the last code of the frames that both have."""
+    """A longer video has the GOPs of a shorter one, up to the last token of the frames that both have."""
     short, long = _grouped(stages, 20, True), _grouped(stages, 40, True)
-    assert short[0].codes.tolist() == long[0].codes.tolist()
-    assert short[1].codes.tolist() == long[1].codes[: len(short[1].codes)].tolist()
+    assert short[0].tokens.tolist() == long[0].tokens.tolist()
+    assert short[1].tokens.tolist() == long[1].tokens[: len(short[1].tokens)].tolist()
 
 
 def test_features_are_of_the_picture(stages: VideoTokenizer) -> None:
@@ -104,20 +100,18 @@ def test_command_writes_the_tokens(
     write(tmp_path / "v.mp4", numbered(160), [n / 24 for n in range(160)], 1 / 24)
     assert _tokenize(tmp_path / "v.mp4", tmp_path / "t.npz", weights, *more) == 0
     assert "54/54" in capsys.readouterr().err
-    file = TokenFile(tmp_path / "t.npz")
-    header, config = file.header, tiny_config()
-    assert (header.preset, header.fps, header.frames, header.semantic_frames) == ("tiny", 8.0, 54, 15)
-    assert (header.height_px, header.width_px) == (config.height_px, config.width_px)
+    file = TokenFile.read(tmp_path / "t.npz")
+    assert (file.config, file.frames) == (tiny_config(), 54)
     expected = [(0, 13), (10, 5)] if more else [(0, 13), (13, 2)]
-    assert [(group.start, group.frames) for group in file.groups()] == expected
+    assert [(gop.start, gop.frames) for gop in file.gops] == expected
 
 
 def test_one_frame_is_enough(tmp_path: Path, weights: Path) -> None:
-    """A video of one frame is one group of one frame."""
+    """A video of one frame is one GOP of one frame."""
     write(tmp_path / "v.mp4", numbered(1), [0.0])
     assert _tokenize(tmp_path / "v.mp4", tmp_path / "t.npz", weights) == 0
-    (group,) = TokenFile(tmp_path / "t.npz").groups()
-    assert (group.start, group.frames, TokenFile(tmp_path / "t.npz").header.frames) == (0, 1, 1)
+    file = TokenFile.read(tmp_path / "t.npz")
+    assert [(gop.start, gop.frames) for gop in file.gops] == [(0, 1)] and file.frames == 1
 
 
 def test_bad_input_leaves_nothing(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,16 +129,22 @@ def test_bad_input_leaves_nothing(tmp_path: Path, weights: Path, capsys: pytest.
     (weights / "theia.safetensors").unlink()
     assert _tokenize(video, out, weights) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tokenize: ") and "%" not in line]
-    words = ["empty", "no video", "cut short", "npz", "no file"]
+    words = ["no video", "no video", "cut short", "npz", "No such file"]
     assert len(lines) == 6 and all(word in line for word, line in zip(words, lines, strict=False))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["v.mp4", "weights"]
 
 
-def test_memory_holds_one_group(stages: VideoTokenizer) -> None:
-    """However many pictures come, a grouping keeps the features of one group at most."""
-    grouping = Grouping(stages, overlap=True)
+def test_memory_holds_one_gop(stages: VideoTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pictures come, the features of one GOP at most are kept."""
+    made: list[weakref.ref[torch.Tensor]] = []
     held = []
-    for rgb in itertools.chain(*[_pictures(13)] * 4):
-        grouping.push(rgb)
-        held.append(sum(part.shape[1] for part in grouping._held))
-    assert max(held) == 12 and held[-10:] == held[-20:-10]
+
+    def features(_: VideoTokenizer, rgb: npt.NDArray[np.uint8]) -> torch.Tensor:
+        tensor = torch.zeros(1, 1, 6, 2, 3)
+        held.append(sum(ref() is not None for ref in made))
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(VideoTokenizer, "features", features)
+    assert len(_grouped(stages, 52, overlap=True)) == 5
+    assert max(held) <= 13 and held[-10:] == held[-20:-10]

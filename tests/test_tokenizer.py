@@ -8,7 +8,7 @@ from golden import TOLERANCE, load, relative_error
 
 from engine.published import case_models
 from engine.semantic.quantizer import QuantizerConfig
-from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, group_angles
+from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig, gop_angles
 
 SMALL = TokenizerConfig(
     feature_dim=6,
@@ -32,54 +32,54 @@ def small() -> SemanticTokenizer:
 
 @pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
 @torch.inference_mode()
-def test_equals_the_published_group(case: str) -> None:
-    """Encoder, projection, indices, code vectors and features of a whole group equal the published ones."""
+def test_equals_the_published_gop(case: str) -> None:
+    """Encoder, projection, indices, token vectors and features of a whole GOP equal the published ones."""
     golden = load(case)
     tokenizer = case_models.tokenizer(golden)
     latents = tokenizer.encoder(golden["group/features"])
     assert relative_error(latents, golden["group/encoder_out"].squeeze(2).mT) <= TOLERANCE
     assert relative_error(tokenizer.quantizer.project(latents), golden["group/project_in"]) <= TOLERANCE
-    codes = tokenizer.encode(golden["group/features"])
-    assert torch.equal(codes, golden["group/indices"])
-    assert relative_error(tokenizer.quantizer.decode(codes), golden["group/quantized"]) <= TOLERANCE
-    features = tokenizer.decode(codes)
+    tokens = tokenizer.encode(golden["group/features"])
+    assert torch.equal(tokens, golden["group/indices"])
+    assert relative_error(tokenizer.quantizer.decode(tokens), golden["group/quantized"]) <= TOLERANCE
+    features = tokenizer.decode(tokens)
     assert relative_error(features[:1], golden["group/decoded_b0"]) <= TOLERANCE
     assert relative_error(features[1:], golden["group/decoded_default_T_b1"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
 @torch.inference_mode()
-def test_equals_the_published_short_groups(case: str) -> None:
-    """Groups of one frame and of two equal the published ones; features always keep their time axis."""
+def test_equals_the_published_short_gops(case: str) -> None:
+    """GOPs of one frame and of two equal the published ones; features always keep their time axis."""
     golden = load(case)
     tokenizer = case_models.tokenizer(golden)
     for frames in (1, 2):
-        codes = golden[f"short{frames}/indices"]
+        tokens = golden[f"short{frames}/indices"]
         expected = golden[f"short{frames}/decoded"].view(1, frames, *golden["group/features"].shape[2:])
-        assert torch.equal(tokenizer.encode(golden["group/features"][:1, :frames]), codes)
-        assert relative_error(tokenizer.decode(codes, frames), expected) <= TOLERANCE
+        assert torch.equal(tokenizer.encode(golden["group/features"][:1, :frames]), tokens)
+        assert relative_error(tokenizer.decode(tokens, frames), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
 @torch.inference_mode()
 def test_equals_the_published_segments(case: str) -> None:
-    """A longer clip cut into segments, the last one short, gives the published codes and features."""
+    """A longer clip cut into segments, the last one short, gives the published tokens and features."""
     golden = load(case)
     tokenizer = case_models.tokenizer(golden)
     for number, offset in enumerate(golden.facts["multi"]["offsets"]):
         segment = golden["multi/features"][:, offset : offset + golden.facts["multi"]["segment_length"]]
-        codes = tokenizer.encode(segment)
-        assert torch.equal(codes, golden[f"multi/indices_{number}"])
+        tokens = tokenizer.encode(segment)
+        assert torch.equal(tokens, golden[f"multi/indices_{number}"])
         expected = golden[f"multi/decoded_{number}"].view_as(segment)
-        assert relative_error(tokenizer.decode(codes), expected) <= TOLERANCE
+        assert relative_error(tokenizer.decode(tokens), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["tokenizer_a", "tokenizer_b"])
 def test_rotary_tables(case: str) -> None:
     """Patches then queries turn by the published angles."""
     golden = load(case)
-    config = case_models.tokenizer(golden).config
-    angles = group_angles(config, config.frames, "cpu")
+    config = case_models.tokenizer_config(golden.config)
+    angles = gop_angles(config, config.frames, "cpu")
     visual = config.frames * config.patches
     assert relative_error(angles.cos(), golden["rope/enc_cos"]) <= TOLERANCE
     assert relative_error(angles.sin(), golden["rope/enc_sin"]) <= TOLERANCE
@@ -91,28 +91,28 @@ def test_full_size_rotary_rows() -> None:
     """Rows of the full-size table equal the published ones."""
     golden = load("fullscale_tables")
     config = TokenizerConfig()
-    angles = group_angles(config, config.frames, "cpu")
+    angles = gop_angles(config, config.frames, "cpu")
     for (t, y, x), cos, sin in zip(
         golden["rope3d/pos"].tolist(), golden["rope3d/cos"], golden["rope3d/sin"], strict=True
     ):
-        latent = t == y == x and t < config.group_tokens
+        latent = t == y == x and t < config.gop_tokens
         row = config.frames * config.patches + t if latent else (t * 30 + y) * 45 + x
         assert relative_error(angles[row].cos(), cos) <= TOLERANCE
         assert relative_error(angles[row].sin(), sin) <= TOLERANCE
 
 
 def test_decoding_is_causal_by_frame() -> None:
-    """The first frames' codes alone give the first frames of the whole group's features."""
+    """The first frames' tokens alone give the first frames of the whole GOP's features."""
     tokenizer = small()
-    codes = torch.randint(16, (2, SMALL.group_tokens))
-    whole = tokenizer.decode(codes)
+    tokens = torch.randint(16, (2, SMALL.gop_tokens))
+    whole = tokenizer.decode(tokens)
     for frames in range(1, SMALL.frames):
-        part = tokenizer.decode(codes[:, : SMALL.offsets[frames]], frames)
+        part = tokenizer.decode(tokens[:, : SMALL.offsets[frames]], frames)
         torch.testing.assert_close(part, whole[:, :frames], rtol=1e-5, atol=1e-6)
 
 
 def test_encoding_is_causal_by_frame() -> None:
-    """Later frames never change the codes of earlier ones."""
+    """Later frames never change the tokens of earlier ones."""
     tokenizer = small()
     features = torch.randn(1, 4, 6, 4, 6)
     whole = tokenizer.encode(features)
@@ -161,21 +161,21 @@ def test_trains_after_inference() -> None:
 
 
 def test_normalization() -> None:
-    """With normalisation on, features scaled together with the buffers give the same codes, scaled back features."""
+    """With normalisation on, features scaled together with the buffers give the same tokens, scaled back features."""
     tokenizer = small()
     features = torch.randn(1, 2, 6, 4, 6)
-    codes = tokenizer.encode(features)
-    plain = tokenizer.decode(codes)
+    tokens = tokenizer.encode(features)
+    plain = tokenizer.decode(tokens)
     tokenizer.mean.fill_(3.0)
     tokenizer.std.fill_(2.0)
-    assert torch.equal(tokenizer.encode(features * 2.0 + 3.0), codes)
-    torch.testing.assert_close(tokenizer.decode(codes), plain * 2.0 + 3.0, rtol=1e-5, atol=1e-5)
+    assert torch.equal(tokenizer.encode(features * 2.0 + 3.0), tokens)
+    torch.testing.assert_close(tokenizer.decode(tokens), plain * 2.0 + 3.0, rtol=1e-5, atol=1e-5)
 
 
 def test_geometry() -> None:
-    """Token counts, offsets and their inverse agree with the published group."""
+    """Token counts, offsets and their inverse agree with the published GOP."""
     config = TokenizerConfig()
-    assert config.group_tokens == 1218
+    assert config.gop_tokens == 1218
     assert config.offsets[:3] == (0, 330, 404)
     assert all(config.frames_of(config.tokens(frames)) == frames for frames in range(1, 14))
 
@@ -197,9 +197,9 @@ def test_wrong_configuration_is_refused(changes: dict[str, int], message: str) -
 def test_wrong_input_is_refused() -> None:
     """Codes that make no whole frames, too many frames and other feature shapes raise."""
     tokenizer = small()
-    with pytest.raises(ValueError, match="6 codes do not make whole frames"):
+    with pytest.raises(ValueError, match="6 tokens do not make whole frames"):
         tokenizer.decode(torch.zeros(1, 6, dtype=torch.int64))
-    with pytest.raises(ValueError, match="2 frames take 7 codes, not 5"):
+    with pytest.raises(ValueError, match="2 frames take 7 tokens, not 5"):
         tokenizer.decode(torch.zeros(1, 5, dtype=torch.int64), 2)
     with pytest.raises(ValueError, match="1 to 4 frames, not 5"):
         tokenizer.encode(torch.zeros(1, 5, 6, 4, 6))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from engine.loading.published_names_perceptual import VAE as VAE_RULES
 from engine.loading.published_names_semantic import to_ours, to_published
+from engine.perceptual.base import slice_lengths
 from engine.perceptual.cogvideox.causal import CausalState
-from engine.perceptual.cogvideox.vae import VAE, VAEConfig, slice_lengths
+from engine.perceptual.cogvideox.vae import VAE, VAEConfig
 from tests import golden
 
 SMALL = VAEConfig(latent_channels=4, width=32, multipliers=(1, 1, 1), blocks=0)
@@ -32,8 +33,8 @@ def _video(frames: int) -> Tensor:
 
 
 @pytest.mark.parametrize("calls", [[7, 6, 6], [3, 2, 2, 2, 2, 2, 2, 2, 2], [5, 14], [1, 18]])
-def test_hops_equal_one_long_decode(vae: VAE, calls: list[int]) -> None:
-    """Decoding hop by hop is, bit for bit, one long decode cut into the same slices."""
+def test_chunks_equal_one_long_decode(vae: VAE, calls: list[int]) -> None:
+    """Decoding chunk by chunk is, bit for bit, one long decode cut into the same slices."""
     latents = _latents(19)
     one, many = CausalState(), CausalState()
     with torch.inference_mode():

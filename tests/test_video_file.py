@@ -40,6 +40,19 @@ def test_file_plays_what_was_written(tmp_path: Path) -> None:
         assert abs(planes[HEIGHT:].astype(int) - 128).max() <= 3
 
 
+def test_the_same_frames_make_the_same_file(tmp_path: Path) -> None:
+    """Frames decide every byte of the file, whatever memory the encoder gets."""
+    x, y = np.arange(192), np.arange(192)[:, None]
+    ground = 60 + x // 4 + y // 8
+    video = [np.where(((x - 3 * i) % 80 < 30) & ((y + 2 * i) % 60 < 25), 200, ground) for i in range(48)]
+    files = set()
+    for _ in range(6):
+        with VideoFile(tmp_path / "video.mp4", 192, 128, 8.0) as file:
+            file.write(np.stack(video).astype(np.uint8))
+        files.add((tmp_path / "video.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     """An error inside the block, before or after the first frame, leaves the folder as it was."""
     path = tmp_path / "video.mp4"

@@ -1,19 +1,17 @@
 """Folders of captioned videos: written, read, and refused when something is wrong with them."""
 
-import json
 import random
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from engine.training import __main__ as command
-from engine.training import video_folder as dataset
-from engine.training.video_folder import VideoFolder, read_entries
+from engine.training.sources import folder as dataset
+from engine.training.sources.folder import VideoFolder, read_caption
 from engine.training.world import drawing as world
 from engine.training.world.captions import random_label
 from engine.video.video_file import VideoFile
@@ -39,81 +37,59 @@ def sound(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def test_the_world_is_written_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_is_written_and_read_again(tmp_path: Path) -> None:
     """Videos show what is drawn, captions are the grammar's, and the same seed draws the same again."""
-    written: list[bytes] = []
-    encode = VideoFile.write
-
-    def noting(file: VideoFile, i420: npt.NDArray[np.uint8]) -> None:
-        written.append(i420.tobytes())
-        encode(file, i420)
-
-    # Not the files: x264 codes the same frames a little differently from call to call.
-    monkeypatch.setattr(VideoFile, "write", noting)
     for name in ("a", "b"):
         words = ["dataset", "--out", str(tmp_path / name), "--clips", "2", "--frames", "9", "--seed", "3"]
         assert command.main(words) == 0
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "000000.mp4", "000000.txt", "000001.mp4", "000001.txt"
-    ]  # fmt: skip
-    first, second = (VideoFolder(tmp_path / name, 128, 192, 8.0, 9) for name in ("a", "b"))
-    assert [entry.caption for entry in first.entries] == [entry.caption for entry in second.entries]
-    assert written[:2] == written[2:] and written[0] != written[1]
+    names = ["000000.mp4", "000000.txt", "000001.mp4", "000001.txt"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    first, second = ([(tmp_path / run / name).read_bytes() for name in names] for run in ("a", "b"))
+    assert first == second and first[0] != first[2]
+    videos = VideoFolder(tmp_path / "a", 128, 192, 8.0, 9)
     rng = random.Random("dataset 3 1")
     label = random_label(rng)
     drawn = world.draw(world.sample([label], rng), torch.arange(9)[None])[0]
-    read, caption = first.cut(1, 0, 9), first.entries[1].caption
+    read, caption = videos.read(1, 0, 9), videos.captions[1]
     assert label.colour in caption and not label.held_out
     assert read.dtype == torch.uint8 and read.shape == drawn.shape
     assert (read.float() - drawn.float()).abs().mean() < 4
 
 
-def test_stretches_are_anywhere_and_repeatable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_bytes", [0, 1 << 20])
+def test_stretches_are_anywhere_and_repeatable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
     """The place says which pictures; they are scaled, cut and resampled to what is asked for."""
+    monkeypatch.setattr(dataset, "MOST_BYTES", most_bytes)  # read each time, or once
     grey(tmp_path / "a.mp4", list(range(40, 200, 4)), 50, 70, fps=16.0)
     (tmp_path / "a.txt").write_text("a grey\n  ramp\n")
     videos = VideoFolder(tmp_path, 16, 24, 8.0, 5)
     assert videos.lengths == [20]
-    first, again, other = (videos.cut(0, start, 5) for start in (3, 3, 11))
-    assert videos.entries[0].caption == "a grey ramp"
+    first, again, other = (videos.read(0, start, 5) for start in (3, 3, 11))
+    assert videos.captions[0] == "a grey ramp"
     assert first.shape == (5, 3, 16, 24)
     assert torch.equal(first, again) and not torch.equal(first, other)
     steps = first.float().mean((1, 2, 3)).diff()
     assert steps.min() > 6 and steps.max() < 13  # two frames of the file, 4 levels of luma each, over 219/255
 
 
-def test_captions_may_stand_in_one_list(tmp_path: Path) -> None:
-    """`captions.jsonl` names files; a caption there is taken before a text file."""
-    grey(tmp_path / "a.mp4", [90, 90])
-    grey(tmp_path / "b.mp4", [90, 90])
-    (tmp_path / "a.txt").write_text("not this")
-    lines = [{"file": "a.mp4", "caption": "una pelota roja"}, {"file": "b.mp4", "caption": "ein blaues Boot ümläut"}]
-    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    assert [entry.caption for entry in read_entries(tmp_path)] == ["una pelota roja", "ein blaues Boot ümläut"]
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("content", "complaint"),
     [
-        ("a.txt", None, "a.mp4 has no caption"),
-        ("a.txt", b"", "caption of a.mp4 cannot be used: the prompt is empty"),
-        ("a.txt", b"  \n ", "caption of a.mp4 cannot be used: the prompt is empty"),
-        ("a.txt", b"caf\xe9", "a.txt is not UTF-8"),
-        ("a.txt", b"a\x00b", "control characters"),
-        ("captions.jsonl", b'{"file": "a.mp4"}', "captions.jsonl line 1 is not"),
-        ("captions.jsonl", b'{"file": "a.mp4", "caption": 3}', "must be texts"),
-        ("captions.jsonl", b"\n[", "captions.jsonl line 2 is not"),
-        ("captions.jsonl", b'{"file": "a.mp4", "caption": "caf\xe9"}', "captions.jsonl line 1 is not UTF-8"),
-        ("captions.jsonl", b'{"file": "z.mp4", "caption": "z"}', "names z.mp4, which is not there"),
+        (None, "it has no caption: write a.txt"),
+        (b"", "the prompt is empty"),
+        (b"  \n ", "the prompt is empty"),
+        (b"caf\xe9", "a.txt is not UTF-8"),
+        (b"a\x00b", "control characters"),
     ],
 )
-def test_bad_captions_are_named(tmp_path: Path, name: str, content: bytes | None, complaint: str) -> None:
-    """Missing, empty, undecodable and misplaced captions, with the file they belong to."""
-    grey(tmp_path / "a.mp4", [90, 90])
+def test_bad_captions_are_named(tmp_path: Path, content: bytes | None, complaint: str) -> None:
+    """Missing, empty and undecodable captions."""
     if content is not None:
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=complaint):
-        read_entries(tmp_path)
+        read_caption(tmp_path / "a.txt")
 
 
 def test_bad_videos_are_named_all_at_once(tmp_path: Path) -> None:
@@ -128,7 +104,7 @@ def test_bad_videos_are_named_all_at_once(tmp_path: Path) -> None:
         path.with_suffix(".txt").write_text("a video")
     with pytest.raises(ValueError, match="cannot be used") as caught:
         VideoFolder(tmp_path, 32, 48, 8.0, 5)
-    for name in ("single.mp4 has 1 frames", "sound.mp4 has no video", "empty.mp4 is empty", "broken.mp4", "noise.mkv"):
+    for name in ("it has 1 frames", "sound.mp4 has no video", "empty.mp4 is no video", "broken.mp4", "noise.mkv"):
         assert name in str(caught.value)
     assert "good.mp4" not in str(caught.value)
 
@@ -143,16 +119,16 @@ def test_odd_sizes_are_fitted(tmp_path: Path) -> None:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     (tmp_path / "odd.txt").write_text("odd")
-    clip = VideoFolder(tmp_path, 16, 24, 8.0, 5).cut(0, 0, 5)
+    clip = VideoFolder(tmp_path, 16, 24, 8.0, 5).read(0, 0, 5)
     assert clip.shape == (5, 3, 16, 24) and abs(int(clip.float().mean()) - 80) < 4
 
 
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     """Nothing to learn from, or no folder at all."""
-    with pytest.raises(ValueError, match="has no videos"):
-        read_entries(tmp_path)
+    with pytest.raises(ValueError, match="there are no videos"):
+        VideoFolder(tmp_path, 32, 48, 8.0, 5)
     with pytest.raises(ValueError, match="is no folder"):
-        read_entries(tmp_path / "none")
+        VideoFolder(tmp_path / "none", 32, 48, 8.0, 5)
 
 
 def test_many_faults_are_cut_short(tmp_path: Path) -> None:
@@ -160,7 +136,7 @@ def test_many_faults_are_cut_short(tmp_path: Path) -> None:
     for number in range(dataset.SHOWN_FAULTS + 5):
         (tmp_path / f"{number:03d}.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match=r"and 5 more") as caught:
-        read_entries(tmp_path)
+        VideoFolder(tmp_path, 32, 48, 8.0, 5)
     assert len(str(caught.value).splitlines()) == dataset.SHOWN_FAULTS + 2
 
 

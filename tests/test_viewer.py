@@ -7,9 +7,9 @@ import av
 import pytest
 from fakes import FPS, Watcher, sample_offer, serving, watching
 
-from streaming.channels.stats import Metrics
 from streaming.media import marker
 from streaming.media.hub import Hub
+from streaming.media.metrics import Metrics
 from streaming.media.viewer import Feed, ViewerConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")

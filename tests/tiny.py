@@ -10,7 +10,8 @@ from torch import nn
 from transformers import T5Tokenizer
 
 from engine.config import EngineConfig
-from engine.loading.model import COMPONENTS, Model, assemble, build
+from engine.loading.model import Model, assemble
+from engine.loading.modules import COMPONENTS, build
 from engine.loading.weights import save_component, write_description
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.mini.details import DetailsConfig
@@ -25,7 +26,7 @@ from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
-from engine.text.small_t5 import TOKENIZER_FOLDER, SmallT5, TextConfig
+from engine.text.small_t5 import TOKENIZER_FOLDER, SmallT5, SmallT5Config
 
 WAVES = WavesConfig(count=8, width=8)
 SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
@@ -33,12 +34,12 @@ DETAILS = DetailsConfig(grid=(2, 3), waves=WAVES, channels=2, sketch=SKETCH, pla
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 
-def tiny_config(context_groups: int = 1) -> EngineConfig:
-    """`mini` in everything but size: 32x48 pixels, I frames of 6 codes, P frames of 3."""
+def tiny_config(context_gops: int = 1) -> EngineConfig:
+    """`mini` in everything but size: 32x48 pixels, I frames of 6 tokens, P frames of 3."""
     quantizer = QuantizerConfig(dim=16, codebook_size=32, codebook_dim=4, metric="cosine")
     dit = DiTConfig(
         hidden=32, heads=2, layers=2, patch=2, height=4, width=6, channels=4, time_dim=16, time_scale=1000.0,
-        text_length=6, text_dim=16, position_scale=1.0, per_half_time=True, half_causal=True, head="conv",
+        text_length=6, text_dim=16, position_scale=1.0, half_causal=True, head="conv",
         head_width=16, head_blocks=1, head_details=DETAILS.total,
     )  # fmt: skip
     condition = ConditionConfig(
@@ -51,7 +52,7 @@ def tiny_config(context_groups: int = 1) -> EngineConfig:
         width_px=48,
         fps=8.0,
         steps=2,
-        text=TextConfig(hidden=16, layers=1, heads=2, mlp=32, vocabulary=64, max_length=6),
+        text=SmallT5Config(hidden=16, layers=1, heads=2, mlp=32, vocabulary=64, max_length=6),
         theia=TheiaConfig(
             hidden=16, layers=1, heads=2, mlp=32, image_size=48, patch=16, canvas=48, output_shape=(2, 3), feature_dim=6
         ),
@@ -60,7 +61,7 @@ def tiny_config(context_groups: int = 1) -> EngineConfig:
         ),
         planner=PlannerConfig(
             hidden=32, layers=2, heads=2, mlp=48, codebook_size=32, text_dim=16, micro_freq=8, micro_hidden=8,
-            i_tokens=6, p_tokens=3, context_groups=context_groups, pooled_text=True, null_micro=True,
+            i_tokens=6, p_tokens=3, context_gops=context_gops, pooled_text=True, null_micro=True,
         ),
         sampling=SamplingConfig(guidance=1.0),
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=1, prediction="x0"),
@@ -95,9 +96,9 @@ def randomize(name: str, module: nn.Module) -> None:
         module.get_buffer("basis").normal_(0.0, 0.2, generator=generator)  # empty without training
 
 
-def tiny_model(context_groups: int = 1) -> Model:
+def tiny_model(context_gops: int = 1) -> Model:
     """In float32 on the CPU."""
-    config = tiny_config(context_groups)
+    config = tiny_config(context_gops)
     # Modules draw what `randomize` leaves alone, such as biases and the codebook.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

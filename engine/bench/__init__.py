@@ -1,1 +1,1 @@
-"""What the engine costs, beside public libraries at the same sizes and as the video grows."""
+"""Cost of the engine's stages, beside public libraries' models at the same sizes."""

@@ -1,301 +1,190 @@
 """`python -m engine evaluate`: the quality figures of preset `mini`, judged on the frames that a viewer would get.
 
-The judge is the feature extractor, which first has to prove itself on true pictures of the world. Every caption is
-held out; every figure has the half width of its 95 % interval. `--vbench` instead writes videos for the public tool.
-Shapes: `V` videos, `F` frames, `H` x `W` pixels, `D` features.
+The judge is the feature extractor, which first proves itself on true videos of the drawn world. All captions are held
+out, and figures have the half width of their 95 % interval. Shapes: `F` frames, `H` x `W` pixels, `D` features.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import random
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.bench import tables
-from engine.bench.contender import commit, processor
+from engine.arguments import add_model, checked, seed, steps
+from engine.bench.report import conditions
 from engine.config import preset
-from engine.evaluation import drift, report, roundtrip
-from engine.evaluation.figures import COMMAND, markdown
+from engine.evaluation import drift
+from engine.evaluation.report import SHEET_FRAMES, SHEET_ROWS, SheetRow, contact_sheet, markdown
 from engine.live.generator import Generator
-from engine.live.offline import Change, film
-from engine.loading.model import Model, load, pick_device, pick_dtype, use_cores, weights_folder
+from engine.live.offline import Change, generate_frames
+from engine.loading.model import Model, load
+from engine.loading.options import place
 from engine.loading.weights import load_component
+from engine.runtime.files import check_target, write_atomically
 from engine.semantic.theia import Theia
-from engine.training import vbench
-from engine.training.run import write_atomically
-from engine.training.world import drawing as world
-from engine.training.world import judge as judging
-from engine.training.world import reading, teacher
+from engine.training.world import drawing, judge, reading, teacher
 from engine.training.world.captions import Label, caption, random_label
 
-log = logging.getLogger(__name__)
+PROOF_SHARE = 0.99  # of true words that the judge must find
+BOX_PX = 48  # side of the box around a subject
 
-PROOF_SHARE = 0.99  # of true words the judge must find
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateConfig:
-    """How much is looked at. `drift_minutes` is the length of each long video, of `drift_videos`.
-
-    Long videos are made `without` a half of the method if so told: see `drift.chunks`.
-    """
-
-    captions: int = 200
-    drift_minutes: float = 10.0
-    drift_videos: int = 2
-    seed: int = 0
-    without: drift.Without | None = None
-
-    def __post_init__(self) -> None:
-        if self.captions < 2 or self.drift_videos < 1 or self.drift_minutes <= 0:
-            raise ValueError(
-                f"captions {self.captions} must be at least 2, which an interval needs, drift_videos "
-                f"{self.drift_videos} at least 1 and drift_minutes {self.drift_minutes} above 0"
-            )
+Rows = list[dict[str, bool]]
 
 
 @dataclass(slots=True)
-class Truth:
-    """What the judge makes of true videos."""
+class Judged:
+    """Findings about true or generated videos, in the order of their labels."""
 
-    rows: list[dict[str, bool]] = field(default_factory=list)
-    hop_rows: list[dict[str, bool]] = field(default_factory=list)  # of their last hop alone
+    rows: Rows = field(default_factory=list)
+    last_rows: Rows = field(default_factory=list)  # of the last chunk: of true videos, or under a changed prompt
     summaries: list[Tensor] = field(default_factory=list)  # [2 D] each
     flicker: list[float] = field(default_factory=list)
 
+    def add(self, theia: Theia, clip: Tensor, label: Label, last: Tensor, last_label: Label) -> None:
+        """Judges a clip [F, 3, H, W] by its label, and the last chunk by `last_label`."""
+        features = judge.features(theia, clip)
+        self.rows.append(reading.right(reading.read(features)[0], label))
+        self.last_rows.append(judge.judge(theia, last, last_label))
+        self.summaries.append(judge.summary(features))
+        self.flicker.append(judge.flicker(clip))
 
-@dataclass(slots=True)
-class Shorts(Truth):
-    """The same of generated videos, whose prompt changes after two hops."""
 
-    changed_rows: list[dict[str, bool]] = field(default_factory=list)  # the second hop under the new prompt
-    changes: list[drift.Changes] = field(default_factory=list)  # from frame to frame, before the new prompt
-    pictures: list[Tensor] = field(default_factory=list)  # [F, 3, H, W] of the first few, for the sheet
-
-
-def evaluate(model: Model, theia: Theia, config: EvaluateConfig) -> tuple[dict[str, Any], report.Sheet]:
-    """All figures, and what the contact sheet shows."""
-    rng = random.Random(f"evaluate {config.seed}")
-    labels = [random_label(rng, held_out=True) for _ in range(config.captions)]
+def evaluate(
+    model: Model, theia: Theia, captions: int, drift_minutes: float, drift_videos: int, seed: int
+) -> tuple[dict[str, Any], list[SheetRow]]:
+    """All figures, ready for JSON, and rows of the contact sheet. Raises ValueError if the judge fails its proof."""
+    rng = random.Random(f"evaluate {seed}")
+    labels = [random_label(rng, held_out=True) for _ in range(captions)]
     later = labels[1:] + labels[:1]
-    long_clips = round(config.drift_minutes * 60 * model.config.fps) // judging.CLIP_FRAMES
-    with tqdm(
-        total=3 * config.captions + config.drift_videos * max(1, long_clips), unit="clip", desc="evaluate"
-    ) as bar:
-        truth = prove(theia, labels, rng, bar)
-        generator = Generator(model)
-        shorts = Shorts()
-        for seed, (label, new) in enumerate(zip(labels, later, strict=True)):
-            short_video(generator, theia, (label, new), rng, seed, shorts)
-            bar.update()
-        long = [
-            drift.watch(generator, theia, label, config.drift_minutes, config.seed, bar.update, config.without)
-            for label in labels[: config.drift_videos]
-        ]
-        reconstruction = roundtrip.autoencoder(model, labels, bar.update)
-    made, true = torch.stack(shorts.summaries), torch.stack(truth.summaries)
-    figures = {
-        "judge_on_true_videos": judging.shares(truth.rows),
-        "judge_on_true_hops": judging.shares(truth.hop_rows),
-        "held_out": judging.shares(shorts.rows),
-        "prompt_change": prompt_change(shorts.changed_rows, labels, later),
-        "frechet": judging.frechet(made, true),
-        "frechet_half_width_95": judging.frechet_half_width(made, true, config.seed),
-        "flicker": flicker(truth, shorts, labels),
-        **drift.seams([*shorts.changes, *(video.changes for video in long)]),
-        "long": [video.figures() for video in long],
+    chunk = model.config.chunk_frames
+    true = prove(theia, labels, rng, chunk)
+    generator, made, changes, sheet = Generator(model), Judged(), [], []
+    pairs = tqdm(zip(labels, later, strict=True), total=len(labels), unit="video", desc="short videos")
+    for number, (label, new) in enumerate(pairs):
+        # Two chunks under one prompt and two under another.
+        channel = generator.open(caption(label, rng), number)
+        change = Change(judge.CLIP_FRAMES, caption(new, rng))
+        batches = generate_frames(generator, channel, judge.CLIP_FRAMES + 2 * chunk, [change])
+        video = torch.cat([judge.to_rgb(batch.i420) for batch in batches])
+        clip = video[: judge.CLIP_FRAMES]
+        made.add(theia, clip, label, video[-chunk:], new)
+        changes.append(drift.sort_changes(judge.change_of_frames(clip).tolist(), model.config))
+        if number < SHEET_ROWS:
+            sheet.append((video[list(SHEET_FRAMES)], (label, made.rows[-1]), (new, made.last_rows[-1])))
+    long = [drift.watch(generator, theia, label, drift_minutes, seed) for label in labels[:drift_videos]]
+    return {
+        "judge_on_true_videos": judge.shares(true.rows),
+        "judge_on_true_chunks": judge.shares(true.last_rows),
+        "held_out": judge.shares(made.rows),
+        "prompt_change": prompt_change(made.last_rows, labels, later),
+        "frechet": judge.frechet_figure(torch.stack(made.summaries), torch.stack(true.summaries), seed),
+        "flicker": flicker(made, true, labels),
+        **drift.seam_figures([*changes, *(video.changes for video in long)]),
+        "long_videos": [video.prompt for video in long],
         "drift_curve": drift.curve(long),
-        "autoencoder": reconstruction,
-    }
-    if model.config.tokenizer.feature_dim == teacher.FEATURE_DIM:
-        figures["tokenizer_round_trip"] = roundtrip.tokenizer(model, rng)
-    return figures, report.Sheet(shorts.pictures, labels, later, shorts.rows, shorts.changed_rows)
+        "autoencoder": autoencoder(model, labels),
+        "tokenizer": tokenizer(model, labels, rng),
+    }, sheet
 
 
-def prove(theia: Theia, labels: list[Label], rng: random.Random, bar: tqdm) -> Truth:
-    """The judge on true videos of `labels`.
-
-    Raises:
-        ValueError: if it misses more words than it may.
-    """
-    truth = Truth()
-    for label in labels:
-        clip = world.draw(world.sample([label], rng), torch.arange(judging.CLIP_FRAMES)[None])[0]
-        look(theia, clip, label, truth)
-        truth.hop_rows.append(judging.judge(theia, clip[-24:], label))
-        bar.update()
-    shares = judging.shares(truth.rows)
+def prove(theia: Theia, labels: list[Label], rng: random.Random, chunk_frames: int) -> Judged:
+    """The judge on true videos of `labels`. Raises ValueError if it misses more words than it may."""
+    true = Judged()
+    for label in tqdm(labels, unit="video", desc="true videos"):
+        clip = drawing.draw(drawing.sample([label], rng), torch.arange(judge.CLIP_FRAMES)[None])[0]
+        true.add(theia, clip, label, clip[-chunk_frames:], label)
+    shares = judge.shares(true.rows)
     weak = [f"{name} {one['share']:.3f}" for name, one in shares.items() if one["share"] < PROOF_SHARE]
     if weak:
-        raise ValueError(
-            f"the judge finds too few words of true videos ({', '.join(weak)}; {PROOF_SHARE} needed): "
-            "train the extractor longer"
-        )
-    return truth
+        raise ValueError(f"the judge misses words of true videos ({', '.join(weak)}): train the extractor longer")
+    return true
 
 
-def look(theia: Theia, clip: Tensor, label: Label, seen: Truth) -> None:
-    """Judges a clip [F, 3, H, W] and adds what is found to `seen`."""
-    features = judging.features(theia, clip)
-    seen.rows.append(reading.read(features)[0].right(label))
-    seen.summaries.append(judging.summary(features))
-    seen.flicker.append(judging.flicker(clip))
-
-
-def short_video(
-    generator: Generator, theia: Theia, labels: tuple[Label, Label], rng: random.Random, seed: int, shorts: Shorts
-) -> None:
-    """Makes and judges two hops under one label and two under another."""
-    config = generator.model.config
-    first, hop = judging.CLIP_FRAMES, config.hop_frames
-    prompt, new = (caption(label, rng) for label in labels)
-    meter, parts = drift.ChangeMeter(), []
-    channel = generator.open(prompt, seed)
-    for chunk in film(generator, channel, first + 2 * hop, [Change(first, new)]):
-        parts.append(judging.to_rgb(chunk.i420))
-        if chunk.index < first:
-            meter.see(chunk, parts[-1])
-    whole = torch.cat(parts)
-    look(theia, whole[:first], labels[0], shorts)
-    shorts.changes.append(meter.changes)
-    shorts.changed_rows.append(judging.judge(theia, whole[-hop:], labels[1]))
-    if len(shorts.pictures) < report.SHEET_ROWS:
-        shorts.pictures.append(whole[list(report.SHEET_FRAMES)])
-
-
-def prompt_change(rows: list[dict[str, bool]], before: list[Label], after: list[Label]) -> dict[str, Any]:
-    """Right words in the second hop after a change: each kind, all of a video, and those that differ from before."""
+def prompt_change(rows: Rows, before: list[Label], after: list[Label]) -> dict[str, Any]:
+    """Right words in the second chunk after a change: each kind, all of a video, and those that differ from before."""
     new = [
         right
         for row, old, label in zip(rows, before, after, strict=True)
         for word, right in row.items()
         if old.words.get(word) != label.words[word]
     ]
-    every = judging.share([all(row.values()) for row in rows])
-    return judging.shares(rows) | {"all": every, "changed_words": judging.share(new)}
+    every = judge.share([all(row.values()) for row in rows])
+    return judge.shares(rows) | {"all": every, "changed_words": judge.share(new)}
 
 
-def flicker(truth: Truth, shorts: Shorts, labels: list[Label]) -> dict[str, Any]:
-    """Flicker of still scenes, in levels of 255, and over that of true videos of the same captions; none if few."""
+def flicker(made: Judged, true: Judged, labels: list[Label]) -> dict[str, Any]:
+    """Flicker of still scenes over that of true videos, and both in levels of 255; empty for less than two scenes."""
     still = [row for row, label in enumerate(labels) if (label.direction, label.camera) == ("still", "fixed")]
     if len(still) < 2:
-        return {"n": len(still)}
-    made, true = ([seen.flicker[row] for row in still] for seen in (shorts, truth))
-    return {"levels": judging.mean(made), "true_levels": judging.mean(true), **judging.ratio(made, true)}
+        return {}
+    ours, theirs = ([videos.flicker[row] for row in still] for videos in (made, true))
+    return judge.ratio(ours, theirs) | {"levels": judge.mean(ours), "true_levels": judge.mean(theirs)}
 
 
-def write_figures(path: Path, figures: dict[str, Any]) -> None:
-    """The figures as JSON, whole or not at all."""
-
-    def write(part: Path) -> None:
-        part.write_text(json.dumps(figures, indent=1) + "\n")
-
-    write_atomically(path, write)
-
-
-def conditions(argv: Sequence[str], model: Model) -> dict[str, Any]:
-    """What the figures were measured with."""
-    return {
-        "command": "python -m engine evaluate " + " ".join(argv),
-        "device": model.device.type,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "commit": commit(),
-        "dtype": str(model.dtype),
-        "torch": torch.__version__,
-        "steps": model.config.steps,
-        "guidance": model.config.sampling.guidance,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+@torch.no_grad()
+def autoencoder(model: Model, labels: list[Label]) -> dict[str, judge.Figure]:
+    """PSNR in dB of true videos through the autoencoder: of whole pictures, and of boxes around the subjects."""
+    frames, whole, box = torch.arange(model.config.first_chunk_frames)[None], [], []
+    for row, label in enumerate(tqdm(labels, unit="video", desc="autoencoder")):
+        spec = drawing.sample([label], random.Random(row))
+        video = (drawing.draw(spec, frames).float() / 127.5 - 1).to(model.device)
+        with model.computing():
+            latents = model.vae.encode(video, model.vae.new_state())
+            again = model.vae.decode(latents, model.vae.new_state()).float().clamp(-1, 1)
+        error = (again - video).square()[0]
+        corners = (drawing.centres(spec, frames)[0] - BOX_PX / 2).clamp(min=0).int().tolist()
+        near = [one[:, y : y + BOX_PX, x : x + BOX_PX].mean() for one, (x, y) in zip(error, corners, strict=True)]
+        whole.append(float(error.mean()))
+        box.append(float(torch.stack(near).mean()))
+    return {"picture": judge.decibels(whole), "subject_box": judge.decibels(box)}
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="F", help="file to write the figures to")
-    parser.add_argument("--html", type=Path, metavar="F", help="report to write beside them, one file")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet (default: beside the figures)")
-    parser.add_argument(
-        "--docs",
-        type=Path,
-        metavar="FILE.md",
-        action="append",
-        default=[],
-        help="put the table between the marks there",
-    )
-    parser.add_argument("--captions", type=int, default=200, help="held-out captions, four hops of video each")
-    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
-    parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
-    parser.add_argument(
-        "--without", choices=get_args(drift.Without), help="make long videos without this half of the method"
-    )
-    parser.add_argument("--vbench", type=Path, metavar="OUT", help="folder to write videos for VBench to")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="VBench's prompts, one a line or its JSON")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--preset", default="mini")
-    parser.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
-    parser.add_argument("--steps", type=int, help="denoising steps a hop (the preset's own)")
-    parser.add_argument("--guidance", type=float, help="of the planner's codes; 1 is none (the preset's own)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments = parser.parse_args(argv)
-    if (arguments.vbench is None) != (arguments.prompts is None):
-        parser.error("--vbench and --prompts belong together")
-    if (arguments.json is None) == (arguments.vbench is None):
-        parser.error("give --json F for the figures, or --vbench OUT --prompts FILE for videos")
-    if (arguments.html is not None or arguments.docs) and arguments.json is None:
-        parser.error("--html and --docs need --json")
-    return arguments
+@torch.no_grad()
+def tokenizer(model: Model, labels: list[Label], rng: random.Random) -> dict[str, Any]:
+    """Words of true features that are still right after they went through tokens."""
+    frames, rows = torch.arange(0, model.config.tokenizer.frames * 4, 4)[None], []
+    for label in tqdm(labels, unit="video", desc="tokenizer"):
+        maps = teacher.maps(drawing.sample([label], rng), frames).to(model.device)
+        with model.computing():
+            again = model.tokenizer.decode(model.tokenizer.encode(maps)).float()
+        rows.append(reading.right(reading.read(again)[0], label))
+    return judge.shares(rows) | {"all": judge.share([right for row in rows for right in row.values()])}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Arguments to figures or videos; returns the exit status."""
-    arguments = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_cores()
-    try:
-        amount = EvaluateConfig(
-            captions=arguments.captions,
-            drift_minutes=arguments.drift_minutes,
-            drift_videos=arguments.drift_videos,
-            seed=arguments.seed,
-            without=arguments.without,
-        )
-        for document in arguments.docs:
-            tables.check_marks(document, arguments.preset, COMMAND)
-        prompts = vbench.read_prompts(arguments.prompts) if arguments.vbench else []
-        config, device = preset(arguments.preset), pick_device(arguments.device)
-        if arguments.steps:
-            config = replace(config, steps=arguments.steps)
-        config = config.guided(arguments.guidance)
-        folder = weights_folder(config, arguments.weights)
-        model = load(config, folder, device, pick_dtype(device))
-        if arguments.vbench:
-            written = vbench.write_videos(Generator(model), prompts, arguments.vbench, arguments.seed)
-            log.info("%d videos written to %s", written, arguments.vbench)
-            return 0
-        theia = Theia(config.theia).eval()
-        load_component(folder, "theia", theia)
-        figures, sheet = evaluate(model, theia, amount)
-    except ValueError as error:
-        log.error("evaluate: %s", error)
-        return 2
-    figures = {"conditions": conditions(argv, model), **figures}
-    write_figures(arguments.json, figures)
-    picture = arguments.sheet or arguments.json.with_suffix(".png")
-    report.write_sheet(picture, sheet)
-    if arguments.html:
-        report.write_report(arguments.html, figures, picture)
-    for document in arguments.docs:
-        tables.place(document, arguments.preset, markdown(figures), COMMAND)
-    log.info("%s", json.dumps({name: value["share"] for name, value in figures["held_out"].items()}))
+    """Runs the command. Raises ValueError for a mistake of the caller."""
+    told = "Judges videos of held-out captions."
+    parser = argparse.ArgumentParser(prog="python -m engine evaluate", description=told)
+    parser.add_argument("--json", type=Path, required=True, metavar="F", help="for the figures; the sheet is F.png")
+    parser.add_argument("--captions", type=int, default=200, help="held-out captions, four chunks of video each")
+    parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
+    parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
+    parser.add_argument("--seed", type=checked(seed), default=0, help="of captions and videos (default: 0)")
+    add_model(parser)
+    parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (the preset's own)")
+    arguments = parser.parse_args(argv)
+    if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
+        parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
+    check_target(arguments.json, ".json")
+    config = preset(arguments.preset)
+    config = replace(config, steps=arguments.steps or config.steps)
+    folder, device, dtype = place(config, arguments.weights, arguments.device)
+    model, theia = load(config, folder, device, dtype), Theia(config.theia).eval()
+    load_component(folder, "theia", theia)
+    amounts = arguments.captions, arguments.drift_minutes, arguments.drift_videos, arguments.seed
+    figures, sheet = evaluate(model, theia, *amounts)
+    command = " ".join(["python -m engine evaluate", *argv])
+    figures = {"conditions": conditions(command, arguments.weights or "shipped", model), **figures}
+    write_atomically(arguments.json, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
+    write_atomically(arguments.json.with_suffix(".png"), lambda part: contact_sheet(sheet).save(part, format="PNG"))
+    sys.stdout.write(markdown(figures))
     return 0

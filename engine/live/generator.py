@@ -1,13 +1,11 @@
-"""The straight line as code: prompt to frames, hop after hop, cut into units of work.
+"""The line from prompt to frames, chunk after chunk, cut into units of work.
 
-A `ChannelState` is everything a video needs to go on; between two hops it can be kept, copied and resumed. Shapes:
-`T` latent or semantic frames, `C` latent channels, `H` x `W` latent size, `D` feature channels, `h` x `w` their grid,
-`L` text tokens, `K` text width.
+Shapes: `T` latent or semantic frames, `C` latent channels, `H` x `W` latent size, `D` feature channels, `h` x `w` their
+grid, `L` text tokens, `K` text width.
 """
 
 from __future__ import annotations
 
-import time
 from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,41 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.config import FRAMES_PER_LATENT
-from engine.live.denoiser import Denoiser, Window
-from engine.live.plan_writer import Plan, PlanWriter
-from engine.loading.model import Model, VideoState
-from engine.perceptual.cogvideox.vae import slice_lengths
+from engine.live.channel_state import ChannelState, Place, RenderState
+from engine.live.denoiser import Denoiser, DenoisingWindow
+from engine.live.plan_writer import PlanWriter
+from engine.loading.model import Model
+from engine.perceptual.base import VideoState, frames_of
 from engine.perceptual.frames import to_planes
-from engine.runtime.cuda_streams import Download, Lanes, Mark
+from engine.runtime.cuda_streams import CudaStreams, Download, StreamEvent
 from engine.runtime.graphs import Graphs
-from engine.runtime.pytree import leaves, planted
-from engine.wire.frames import FeatureFrames, FrameChunk, TextEmbedding
+from engine.runtime.pytree import leaves, unflatten
+from engine.semantic.tokenizer import FeatureFrames
+from engine.text.embedding import TextEmbedding
+from engine.wire.frames import FrameBatch
 
-CODES_PER_UNIT = 8
-_PLAN, _RENDER = "plan", "render"  # lanes
-
-
-@dataclass(slots=True)
-class RenderState:
-    """A video between two hops, as far as rendering goes. Constant in size."""
-
-    text: TextEmbedding
-    seed: int
-    hop: int  # number of the next hop
-    frame: int  # number of the next hop's first video frame
-    latent: int  # number of the next hop's first latent and semantic frame
-    features: Tensor  # [1, T, D, h, w] float32 of the prompt half; T = 0 before the first hop
-    prompt_half: Tensor  # [1, T, C, H, W] float32, the last latents rendered
-    vae: VideoState
-
-
-@dataclass(slots=True)
-class ChannelState(RenderState):
-    """One endless video between two hops, which plans itself."""
-
-    prompt: str
-    plan: Plan
+TOKENS_PER_UNIT = 8
+_PLAN, _RENDER = "plan", "render"  # CUDA streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,167 +36,190 @@ class Unit:
     """A piece of work that was done."""
 
     stage: str  # "plan", "render" or "vae"
-    chunk: FrameChunk | None = None  # frames it finished
-    mark: Mark = Mark()  # the next unit of the hop finds its work done when this is reached
+    batch: FrameBatch | None = None  # frames it finished
+    mark: StreamEvent = StreamEvent()  # the next unit of the chunk finds its work done when this is done
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk that is being made. Its state advances when `units` come to their end."""
+
+    start: Place
+    end: Place  # where the next chunk begins
+    steps: int
+    units: Iterator[Unit]
 
 
 class Generator:
-    """Makes hops of any number of channels with one model."""
+    """Makes chunks of any number of channels with one model."""
 
-    def __init__(
-        self, model: Model, steps: int | None = None, graphs: Callable[[torch.device], Graphs] = Graphs.on
-    ) -> None:
-        """`steps` denoising steps a hop, the preset's own if None; `graphs` makes those of a lane."""
+    def __init__(self, model: Model, graphs: Callable[[torch.device], Graphs] = Graphs.on) -> None:
+        """`graphs` makes the graphs of a CUDA stream."""
         config = model.config
         self.model = model
-        self.steps = config.steps if steps is None else steps
         self._graphs = graphs(model.device)
-        self._lanes = Lanes(model.device)
-        self._denoiser = Denoiser(model, self.steps, self._graphs)
+        self._streams = CudaStreams(model.device)
+        self._denoiser = Denoiser(model, self._graphs)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
-        self._anchors = torch.tensor(config.anchors, device=model.device).view(1, -1, 1, 1, 1)
+        self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
-    @property
-    def layer_runs(self) -> int:
-        """Steps of a hop that run all layers."""
-        return self._denoiser.layer_runs
+    def open(
+        self, prompt: str, seed: int, steps: int | None = None, first_chunk: int = 0, first_frame: int = 0
+    ) -> ChannelState:
+        """A new video whose chunks and frames are numbered from the given ones; chunks key the noise with the seed.
 
-    def open(self, prompt: str, seed: int, first_frame: int = 0, first_hop: int = 0) -> ChannelState:
-        """A new video whose frames and hops are numbered from the given ones; hops key the noise with the seed."""
-        latent = first_hop * self.model.config.new_latents
-        with self.model.computing(), self._lanes.lane(_PLAN):
+        Args:
+            steps: denoising steps of its chunks; the preset's own if None.
+
+        Raises:
+            ValueError: the solver has no such number of steps.
+        """
+        with self.model.computing(), self._streams.stream(_PLAN):
             text = self.model.text.embed(prompt)
-            plan = self._writer.begin(text.planner, seed, latent)
-        return ChannelState(text, seed, first_hop, first_frame, latent, *self._nothing(), prompt, plan)
+            plan = self._writer.begin(text.planner, seed, first_chunk * self.model.config.chunk_length)
+        state = self.start(text, seed, steps)
+        place = Place(first_chunk, first_frame, first_chunk * self.model.config.chunk_length)
+        return ChannelState(
+            text, seed, state.steps, place, state.features, state.context_latents, state.vae, prompt, plan
+        )
 
-    def start(self, text: TextEmbedding, seed: int) -> RenderState:
-        """A new video for `render`."""
-        return RenderState(text, seed, 0, 0, 0, *self._nothing())
+    def start(self, text: TextEmbedding, seed: int, steps: int | None = None) -> RenderState:
+        """A new video for `render`; arguments as for `open`."""
+        config, device = self.model.config, self.model.device
+        steps = config.steps if steps is None else steps
+        self._denoiser.schedule(steps)
+        dit, tokenizer = config.renderer.dit, config.tokenizer
+        features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
+        context_latents = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
+        return RenderState(text, seed, steps, Place(), features, context_latents, self.model.vae.new_state())
 
-    def change(self, channel: ChannelState, prompt: str) -> int:
-        """A new prompt from the next hop on. Returns the number of the first video frame under it."""
-        with self.model.computing(), self._lanes.lane(_PLAN):
-            channel.prompt, channel.text = prompt, self.model.text.embed(prompt)
-            self._writer.cut(channel.plan, channel.latent, channel.text.planner)
-        return channel.frame
+    def change(self, state: ChannelState, prompt: str, at: Place) -> None:
+        """A new prompt from the chunk that begins at `at`: the running chunk's end, or `state.next` between chunks."""
+        with self.model.computing(), self._streams.stream(_PLAN):
+            state.prompt, state.text = prompt, self.model.text.embed(prompt)
+            self._writer.cut(state.plan, at.latent, state.text.planner)
 
-    def ahead(self, channel: ChannelState) -> int:
-        """Semantic frames that are planned and belong to no hop yet."""
-        return self._writer.end(channel.plan) - channel.latent
+    def planned(self, state: ChannelState) -> int:
+        """Number of the first semantic frame that is not planned yet."""
+        return self._writer.end(state.plan)
 
-    def needs_plan(self, channel: ChannelState) -> bool:
-        """Whether the next hop cannot begin yet."""
-        return self.ahead(channel) < self.new_latents(channel)
+    def needs_plan(self, state: ChannelState) -> bool:
+        """Whether the next chunk cannot begin yet."""
+        return self.planned(state) < self.after(state).latent
 
-    def new_latents(self, channel: RenderState) -> int:
-        """Latent and semantic frames of the next hop."""
-        config = self.model.config
-        return config.new_latents if channel.features.shape[1] else config.first_latents
+    def after(self, state: RenderState) -> Place:
+        """Where the chunk ends that begins at `state.next`."""
+        config, now = self.model.config, state.next
+        first = state.features.shape[1] == 0
+        new = config.first_chunk_length if first else config.chunk_length
+        return Place(now.chunk + 1, now.frame + frames_of(new, started=not first), now.latent + new)
 
-    def plan(self, channel: ChannelState) -> Unit:
-        """Plans some codes further."""
-        with self.model.computing(), self._lanes.lane(_PLAN):
-            for _ in range(CODES_PER_UNIT):
-                self._writer.write(channel.plan)
+    def plan(self, state: ChannelState) -> Unit:
+        """Plans some tokens further."""
+        with self.model.computing(), self._streams.stream(_PLAN):
+            for _ in range(TOKENS_PER_UNIT):
+                self._writer.write(state.plan)
         return Unit("plan")
 
-    def hop(self, channel: ChannelState) -> Iterator[Unit]:
-        """The next hop, unit by unit. The plan must cover it; the channel waits until the last unit is done."""
-        with self.model.computing(), self._lanes.lane(_PLAN):
-            end = channel.latent + self.new_latents(channel)
-            planned = self._writer.features(channel.plan, channel.latent, end)
-            windows = self._open_windows(channel, planned)
-        self._writer.drop(channel.plan, channel.latent)
-        yield from self._film(channel, *windows)
+    def chunk(self, state: ChannelState) -> Chunk:
+        """The next chunk, whose frames must be planned. One chunk of a state at a time."""
+        end = self.after(state)
+        return Chunk(state.next, end, state.steps, self._planned_units(state, end))
 
     def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
-        """The next hop, unit by unit, from given features of its `new_latents` frames."""
-        yield from self._film(state, *self._open_windows(state, planned))
+        """The next chunk, unit by unit, from given features of its frames."""
+        yield from self._units(state, self.after(state), planned, self._streams.record())
 
-    def _film(self, channel: RenderState, window: Window, anchor: Window | None) -> Iterator[Unit]:
+    def _planned_units(self, state: ChannelState, end: Place) -> Iterator[Unit]:
+        with self.model.computing(), self._streams.stream(_PLAN):
+            planned = self._writer.features(state.plan, state.next.latent, end.latent)
+            mark = self._streams.record()
+        yield from self._units(state, end, planned, mark)
+        self._writer.drop(state.plan, end.latent)
+
+    def _units(self, state: RenderState, end: Place, planned: FeatureFrames, mark: StreamEvent) -> Iterator[Unit]:
+        """Text and `planned` features are whole when `mark` is done."""
+        length = self.model.config.context_length
+        with self._rendering():
+            for tensor in (state.text.renderer, planned.features):
+                self._streams.take(tensor, mark)
+            features = torch.cat([state.features, planned.features], dim=1)
+            window, context_free = self._open_windows(state, features)
         new = yield from self._denoise(window)
-        if anchor is not None:
-            alone = yield from self._denoise(anchor)
+        if context_free is not None:
+            alone = yield from self._denoise(context_free)
             with self._rendering():
-                new = torch.lerp(new, alone[:, 1:], self._anchors)
+                new = torch.lerp(new, alone[:, 1:], self._context_mix)
+        vae = yield from self._decode(state.vae, new, state.next)
         with self._rendering():
-            latents = torch.cat([channel.prompt_half, new], dim=1)
-            channel.prompt_half = latents[:, -self.model.config.prompt_latents :].clone()
-        frame = window.frame
-        for number, part in enumerate(new.split(slice_lengths(new.shape[1], channel.vae.started), dim=1)):
-            with self._rendering():
-                planes = self._decode(channel, part, begins=number == 0)
-            while not planes.mark.reached:
-                yield Unit("vae", mark=planes.mark)
-            chunk = FrameChunk(frame, window.hop, planes.array(), time.monotonic())
-            frame += chunk.frames
-            yield Unit("vae", chunk)
+            latents = torch.cat([state.context_latents, new], dim=1)
+            # The one place where a video advances.
+            state.next, state.vae = end, vae
+            state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
 
-    def _denoise(self, window: Window) -> abc.Generator[Unit, None, Tensor]:
-        """The clean new latents of a window, [1, T, C, H, W] float32."""
-        with self._rendering():
-            progress = self._denoiser.begin(window)
-            mark = self._lanes.mark()
-        yield Unit("render")
-        for index in range(self.steps):
-            with self._rendering():
-                progress = self._denoiser.step(window, index, progress)
-                # The device has one more step to do while the host prepares the next.
-                before, mark = mark, self._lanes.mark()
-            yield Unit("render", mark=before)
-        return progress.x
-
-    @contextmanager
-    def _rendering(self) -> Iterator[None]:
-        with self.model.computing(), self._lanes.lane(_RENDER):
-            yield
-
-    def _open_windows(self, channel: RenderState, planned: FeatureFrames) -> tuple[Window, Window | None]:
-        """Takes in the next hop's features; from here on the video's next hop is the one after it.
+    def _open_windows(self, state: RenderState, features: Tensor) -> tuple[DenoisingWindow, DenoisingWindow | None]:
+        """Windows of features [1, P + T, D, h, w], of context and new frames.
 
         Returns:
-            The hop's window, and one of the same frames and the frame before them that has no prompt half, if the hop
-            is anchored: like a first hop it begins with a latent that stands for one picture, which nobody sees.
+            The chunk's window, and one of the same frames and the frame before them without context, if it is mixed
+            in: like a first chunk it begins with a latent that stands for one picture, which nobody sees.
         """
-        given, new = channel.features.shape[1], planned.features.shape[1]
-        mark = self._lanes.mark()
+        context = state.features.shape[1]
+        # The context-free window begins with the last frame of the context.
+        condition = self.model.renderer.condition(features, max(0, context - 1))
+        noise_key, text, latents = (state.next.chunk, state.seed), state.text.renderer, state.context_latents
+        window = self._denoiser.open(*noise_key, text, latents, condition, state.steps)
+        if not context or not self.model.config.context_mix:
+            return window, None
+        return window, self._denoiser.open(*noise_key, text, latents[:, :0], condition[:, context - 1 :], state.steps)
+
+    def _denoise(self, window: DenoisingWindow) -> abc.Generator[Unit, None, Tensor]:
+        """The clean new latents of a window, [1, T, C, H, W] float32."""
         with self._rendering():
-            for tensor in (channel.text.renderer, planned.features):
-                self._lanes.take(tensor, mark)
-            features = torch.cat([channel.features, planned.features], dim=1)
-            # The anchor begins with the last given frame.
-            condition = self.model.renderer.condition(features, max(0, given - 1))
-            place = (channel.hop, channel.frame, channel.seed)
-            text, prompt_half = channel.text.renderer, channel.prompt_half
-            window, anchor = self._denoiser.open(place, text, prompt_half, condition), None
-            if given and self.model.config.anchors:
-                anchor = self._denoiser.open(place, text, prompt_half[:, :0], condition[:, given - 1 :])
-            channel.features = features[:, -self.model.config.prompt_latents :].clone()
-        channel.frame += new * FRAMES_PER_LATENT - (FRAMES_PER_LATENT - 1 if given == 0 else 0)
-        channel.latent += new
-        channel.hop += 1
-        return window, anchor
+            state = self._denoiser.begin(window)
+            mark = self._streams.record()
+        yield Unit("render")
+        for index in range(window.steps):
+            with self._rendering():
+                state = self._denoiser.step(window, index, state)
+                # The device has one more step to do while the host prepares the next.
+                before, mark = mark, self._streams.record()
+            yield Unit("render", mark=before)
+        return state.x
 
-    def _decode(self, channel: RenderState, latents: Tensor, begins: bool) -> Download:
-        """A slice of latents, which may be the one that `begins` a hop, to pictures, on their way to the host."""
-        if begins:
-            self.model.vae.begin_hop(channel.vae)
-        if channel.vae.started and self.model.vae_stays:
+    def _decode(self, state: VideoState, latents: Tensor, place: Place) -> abc.Generator[Unit, None, VideoState]:
+        """Latents [1, T, C, H, W] to frames, slice by slice; returns the autoencoder's state behind them."""
+        # A copy, since autoencoders write into it: the video keeps its own until the chunk is done.
+        state = unflatten(state, map(torch.clone, leaves(state)))
+        self.model.vae.begin_chunk(state)
+        frame = place.frame
+        lengths = self.model.vae.slice_lengths(latents.shape[1], state.started)
+        for number, part in enumerate(latents.split(lengths, dim=1)):
+            with self._rendering():
+                planes, state = self._decode_slice(state, part, number == 0)
+            while not planes.event.done:
+                yield Unit("vae", mark=planes.event)
+            batch = FrameBatch(frame, place.chunk, planes.array())
+            frame += batch.frames
+            yield Unit("vae", batch)
+        return state
+
+    def _decode_slice(self, state: VideoState, latents: Tensor, begins: bool) -> tuple[Download, VideoState]:
+        """Frames on their way to the host, and the state after them; `begins` says that it is a chunk's first slice."""
+        if state.started:
             key = ("decode", latents.shape, begins)
-            planes, channel.vae = self._graphs.call(key, self._sliced, (latents, channel.vae))
+            planes, state = self._graphs.call(key, self._sliced, (latents, state))
         else:
-            planes = to_planes(self.model.vae.decode(latents, channel.vae))
-        return self._lanes.download(planes)
+            planes = to_planes(self.model.vae.decode(latents, state))
+        return self._streams.download(planes), state
 
-    def _sliced(self, changing: tuple[Tensor, VideoState], lasting: tuple[()]) -> tuple[Tensor, VideoState]:
+    def _sliced(self, changing: tuple[Tensor, VideoState]) -> tuple[Tensor, VideoState]:
         # A record of its own: the one that is given belongs to the graph.
-        latents, state = changing[0], planted(changing[1], iter(leaves(changing[1])))
+        latents, state = changing[0], unflatten(changing[1], iter(leaves(changing[1])))
         with self.model.computing():
             return to_planes(self.model.vae.decode(latents, state)), state
 
-    def _nothing(self) -> tuple[Tensor, Tensor, VideoState]:
-        """Features, latents and the autoencoder's memory of a prompt half before the first hop."""
-        dit, tokenizer, device = self.model.config.renderer.dit, self.model.config.tokenizer, self.model.device
-        features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
-        prompt_half = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
-        return features, prompt_half, self.model.vae.new_state()
+    @contextmanager
+    def _rendering(self) -> Iterator[None]:
+        with self.model.computing(), self._streams.stream(_RENDER):
+            yield

@@ -1,14 +1,13 @@
-"""Planning without end: groups of semantic tokens, written one code at a time, each under the last few as context.
+"""Planning without end: GOPs of semantic tokens, written one token at a time, each under the last few as context.
 
 Frames are semantic frames, numbered since the video began. Every call of the planner has a shape that depends on the
 place in the plan only, and its noise too, so a plan does not depend on when it was made.
-Shapes: `L` text tokens, `K` text width, `N` codes of a group, `D` feature channels, `h` x `w` feature grid.
+Shapes: `L` text tokens, `K` text width, `N` tokens of a GOP, `D` feature channels, `h` x `w` feature grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,35 +18,35 @@ from engine.runtime.cuda_streams import upload
 from engine.runtime.graphs import Graphs
 from engine.runtime.kv_cache import KVCache
 from engine.semantic.planner import Prefix
-from engine.semantic.sampling import SamplingConfig, gumbel, sample_code
-from engine.wire.frames import FeatureFrames
+from engine.semantic.sampling import SamplingConfig, gumbel, sample_token
+from engine.semantic.tokenizer import FeatureFrames
 
 
 @dataclass(slots=True)
-class Group:
+class GOP:
     """An I frame and the P frames after it."""
 
     start: int  # number of the first frame
-    codes: Tensor  # [1, N] int64 of a full group; the first `count` are decided
+    tokens: Tensor  # [1, N] int64 of a full GOP; the first `count` are decided
     count: int = 0
-    closed: bool = False  # full, or cut short: the next group begins behind it
+    closed: bool = False  # full, or cut short: the next GOP begins behind it
     changed: bool = False  # whether it is the first under another text
 
 
 @dataclass(slots=True)
 class Plan:
-    """What one channel has decided; constant in size but for the groups, of which `PlanWriter.drop` keeps few."""
+    """The tokens of one channel; constant in size but for the GOPs, of which `PlanWriter.drop` keeps few."""
 
     seed: int
-    prefix: Prefix  # of the prompt that the last group is written under
-    groups: list[Group]  # oldest first; all but the last are closed
-    cache: KVCache  # of the last group and its context
+    prefix: Prefix  # of the prompt that the last GOP is written under
+    gops: list[GOP]  # oldest first; all but the last are closed
+    cache: KVCache  # of the last GOP and its context
     position: int = 0  # of the next token in the cache
-    noise: Tensor | None = None  # [tokens, codes] of the frame being written
+    noise: Tensor | None = None  # [tokens, tokens] of the frame being written
 
 
 class PlanWriter:
-    """The planner and the tokenizer's decoder, at work on plans."""
+    """Writes plans with the planner, and decodes them with the tokenizer."""
 
     def __init__(self, model: Model, sampling: SamplingConfig, graphs: Graphs) -> None:
         self._model = model
@@ -57,7 +56,7 @@ class PlanWriter:
         self._offsets = model.config.tokenizer.offsets
         longest = model.config.planner.max_len(model.config.text.planner_tokens)
         self._positions = torch.arange(longest, device=model.device)
-        # What a captured code reads must be there before.
+        # What a captured token reads must be there before.
         model.planner.prepare(longest, model.device)
 
     def begin(self, text: Tensor, seed: int, frame: int) -> Plan:
@@ -72,131 +71,123 @@ class PlanWriter:
             model.device,
             model.dtype,
         )
-        return Plan(seed, self._prefix(text), [self._group(frame)], cache)
+        return Plan(seed, self._prefix(text), [self._gop(frame)], cache)
 
     def end(self, plan: Plan) -> int:
         """Number of the first frame that is not wholly decided."""
-        return plan.groups[-1].start + self._frames(plan.groups[-1])
+        return plan.gops[-1].start + self._frames(plan.gops[-1])
 
     def write(self, plan: Plan) -> None:
-        """Decides the next code."""
-        if plan.groups[-1].closed:
-            plan.groups.append(self._group(self.end(plan)))
-        group = plan.groups[-1]
-        frame = self._frames(group)
-        place = group.count - self._offsets[frame]
+        """Decides the next token."""
+        if plan.gops[-1].closed:
+            plan.gops.append(self._gop(self.end(plan)))
+        gop = plan.gops[-1]
+        frame = self._frames(gop)
+        place = gop.count - self._offsets[frame]
         if place == 0:
-            shape = (self._offsets[frame + 1] - group.count, self._model.config.planner.codebook_size)
-            noise = gumbel(uniform(shape, plan.seed, "plan", group.start + frame))
+            shape = (self._offsets[frame + 1] - gop.count, self._model.config.planner.codebook_size)
+            noise = gumbel(uniform(shape, plan.seed, "plan", gop.start + frame))
             plan.noise = upload(noise, self._model.device)
-        assert plan.noise is not None, "a frame's first code draws its noise"
-        # With the position on the device the same code runs captured and not.
-        if place and (self._graphs.captures or self._model.device.type == "cuda"):
-            group.codes[:, group.count] = self._next(plan, group, plan.noise[place])
+        assert plan.noise is not None, "a frame's first token draws its noise"
+        if place:
+            gop.tokens[:, gop.count] = self._next(plan, gop, plan.noise[place])
             plan.position += 1
         else:
-            step = self._step(plan, group, frame, place)
-            logits = self._model.planner(step, plan.cache, plan.position)[:, -1]
-            plan.position += step.shape[1]
-            group.codes[:, group.count] = sample_code(logits, plan.noise[place], self._sampling)
-        group.count += 1
-        group.closed = group.count == self._offsets[-1]
+            start = self._frame_start(plan, gop, frame)
+            logits = self._model.planner(start, plan.cache, plan.position)[:, -1]
+            plan.position += start.shape[1]
+            gop.tokens[:, gop.count] = sample_token(logits, plan.noise[0], self._sampling)
+        gop.count += 1
+        gop.closed = gop.count == self._offsets[-1]
 
-    def _next(self, plan: Plan, group: Group, noise: Tensor) -> Tensor:
-        """The code [1] after another one, by a graph that belongs to the plan's cache or by a tape for all of them."""
+    def _next(self, plan: Plan, gop: GOP, noise: Tensor) -> Tensor:
+        """The token [1] after the last one of the same frame."""
+        last = gop.tokens[:, gop.count - 1 : gop.count]
+        # On the device, so that one graph serves all positions.
+        position = self._positions[plan.position : plan.position + 1]
+        return self._graphs.call("token", self._token, (last, position, noise), (plan.prefix.pooled,), state=plan.cache)
 
-        def step(changing: tuple[Tensor, Tensor, Tensor], pooled: Tensor | None, cache: KVCache) -> Tensor:
-            token, position, noise = changing
-            with self._model.computing():
-                embedded = self._model.planner.embed(token.expand(self._rows, -1), pooled)
-                logits = self._model.planner(embedded, cache, position)[:, -1]
-                return sample_code(logits, noise, self._sampling)
-
-        last = group.codes[:, group.count - 1 : group.count]
-        changing = last, self._positions[plan.position : plan.position + 1], noise
-        if self._graphs.tapes:
-            lasting = plan.prefix.pooled, plan.cache
-            return self._graphs.call("code", lambda changing, lasting: step(changing, *lasting), changing, lasting)
-        # A graph copies its inputs, and the cache is written in place.
-        captured = partial(step, cache=plan.cache)
-        return self._graphs.call(("code", id(plan.cache)), captured, changing, plan.prefix.pooled)
+    def _token(self, changing: tuple[Tensor, Tensor, Tensor], lasting: tuple[Tensor | None], cache: KVCache) -> Tensor:
+        (token, position, noise), (pooled,) = changing, lasting
+        with self._model.computing():
+            embedded = self._model.planner.embed(token.expand(self._rows, -1), pooled)
+            logits = self._model.planner(embedded, cache, position)[:, -1]
+            return sample_token(logits, noise, self._sampling)
 
     def cut(self, plan: Plan, frame: int, text: Tensor) -> None:
-        """Forgets everything from `frame` on; there a new group begins, for the text [1, L, K].
+        """Forgets everything from `frame` on; there a new GOP begins, for the text [1, L, K].
 
         What comes before `frame` must be decided.
         """
-        plan.groups = [group for group in plan.groups if group.start < frame]
-        if plan.groups:
+        plan.gops = [gop for gop in plan.gops if gop.start < frame]
+        if plan.gops:
             assert self.end(plan) >= frame, f"frames up to {frame} must be planned"
-            last = plan.groups[-1]
+            last = plan.gops[-1]
             last.count, last.closed = self._offsets[frame - last.start], True
-        plan.groups.append(self._group(frame))
-        plan.groups[-1].changed = True
+        plan.gops.append(self._gop(frame))
+        plan.gops[-1].changed = True
         plan.prefix = self._prefix(text)
 
     def drop(self, plan: Plan, frame: int) -> None:
-        """Drops groups that neither frames from `frame` on nor their context can need."""
+        """Drops GOPs that neither frames from `frame` on nor their context can need."""
         # At least the last one: its own frames go on behind `frame`, or a cut there closes it.
-        context = max(self._model.config.planner.context_groups, 1)
-        before = [group for group in plan.groups if group.start < frame]
-        plan.groups = before[-context:] + plan.groups[len(before) :]
+        context = max(self._model.config.planner.context_gops, 1)
+        before = [gop for gop in plan.gops if gop.start < frame]
+        plan.gops = before[-context:] + plan.gops[len(before) :]
 
     def features(self, plan: Plan, start: int, end: int) -> FeatureFrames:
         """Features of frames `start` to `end` - 1, which must be decided: [1, end - start, D, h, w] float32."""
         parts = []
-        for group in plan.groups:
-            # Not `count`: how far an open group reaches depends on time, and the shape would decide the last bits.
-            frames = min(end - group.start, self._frames(group)) if group.closed else end - group.start
-            if frames > 0 and group.start + frames > start:
-                decoded = self._model.tokenizer.decode(group.codes[:, : self._offsets[frames]])
-                parts.append(decoded[:, max(start - group.start, 0) :].float())
+        for gop in plan.gops:
+            # Not `count`: how far an open GOP reaches depends on time, and the shape would decide the last bits.
+            frames = min(end - gop.start, self._frames(gop)) if gop.closed else end - gop.start
+            if frames > 0 and gop.start + frames > start:
+                decoded = self._model.tokenizer.decode(gop.tokens[:, : self._offsets[frames]])
+                parts.append(decoded[:, max(start - gop.start, 0) :].float())
         return FeatureFrames(torch.cat(parts, dim=1), start)
 
-    def _step(self, plan: Plan, group: Group, frame: int, place: int) -> Tensor:
-        """Embeddings [rows, N, W] of everything since the last code that was decided, and that code."""
+    def _frame_start(self, plan: Plan, gop: GOP, frame: int) -> Tensor:
+        """Embeddings [rows, N, W] of everything since the last token that was decided, and that token."""
         config, planner = self._model.config.planner, self._model.planner
-        if group.count == 0:
+        if gop.count == 0:
             plan.position = 0
-            tokens = self._tokens([*self._context(plan), torch.tensor([[config.iframe_start]])])
-            return torch.cat([plan.prefix.embeddings, planner.embed(tokens, plan.prefix.pooled)], dim=1)
-        last = group.codes[:, group.count - 1 : group.count]
-        if place == 0:
-            end = config.iframe_end if frame == 1 else config.pframe_end
-            return planner.embed(self._tokens([last, torch.tensor([[end, config.pframe_start]])]), plan.prefix.pooled)
-        return planner.embed(self._tokens([last]), plan.prefix.pooled)
+            sequence = self._tokens([*self._context(plan), torch.tensor([[config.iframe_start]])])
+            return torch.cat([plan.prefix.embeddings, planner.embed(sequence, plan.prefix.pooled)], dim=1)
+        last = gop.tokens[:, gop.count - 1 : gop.count]
+        end = config.iframe_end if frame == 1 else config.pframe_end
+        return planner.embed(self._tokens([last, torch.tensor([[end, config.pframe_start]])]), plan.prefix.pooled)
 
     def _context(self, plan: Plan) -> list[Tensor]:
-        """Tokens [1, N] of the groups before the last, special ones put in.
+        """Tokens [1, N] of the GOPs before the last, special ones put in.
 
-        Under another text the last frame of a whole group is left out: planners go on from whole groups and begin anew
-        behind groups that are cut (`engine.training.build.planner`).
+        Under another text the last frame of a whole GOP is left out: planners go on from whole GOPs and begin anew
+        behind GOPs that are cut (`engine.training.build.planner`).
         """
         config = self._model.config.planner
         parts = []
-        for group in plan.groups[:-1][-config.context_groups :] if config.context_groups else []:
-            left_out = int(plan.groups[-1].changed and group is plan.groups[-2])
-            frames = min(self._frames(group), config.group_frames - left_out)
+        for gop in plan.gops[:-1][-config.context_gops :] if config.context_gops else []:
+            left_out = int(plan.gops[-1].changed and gop is plan.gops[-2])
+            frames = min(self._frames(gop), config.gop_frames - left_out)
             layout = config.layout(frames)
             device = self._model.device
-            tokens = upload(torch.tensor([[0 if token is None else token for token in layout]]), device)
-            places = upload(torch.tensor([place for place, token in enumerate(layout) if token is None]), device)
-            tokens[:, places] = group.codes[:, : self._offsets[frames]]
-            parts.append(tokens)
+            sequence = upload(torch.tensor([[0 if entry is None else entry for entry in layout]]), device)
+            places = upload(torch.tensor([place for place, entry in enumerate(layout) if entry is None]), device)
+            sequence[:, places] = gop.tokens[:, : self._offsets[frames]]
+            parts.append(sequence)
         return parts
 
     def _tokens(self, parts: list[Tensor]) -> Tensor:
         """Int64 [rows, N] on the device."""
         return torch.cat([upload(part, self._model.device) for part in parts], dim=1).expand(self._rows, -1)
 
-    def _frames(self, group: Group) -> int:
-        """Frames of the group that are wholly decided."""
+    def _frames(self, gop: GOP) -> int:
+        """Frames of the GOP that are wholly decided."""
         config = self._model.config.tokenizer
-        return 0 if group.count < config.i_tokens else 1 + (group.count - config.i_tokens) // config.p_tokens
+        return 0 if gop.count < config.i_tokens else 1 + (gop.count - config.i_tokens) // config.p_tokens
 
-    def _group(self, start: int) -> Group:
-        shape = (1, self._model.config.tokenizer.group_tokens)
-        return Group(start, torch.zeros(shape, dtype=torch.int64, device=self._model.device))
+    def _gop(self, start: int) -> GOP:
+        shape = (1, self._model.config.tokenizer.gop_tokens)
+        return GOP(start, torch.zeros(shape, dtype=torch.int64, device=self._model.device))
 
     def _prefix(self, text: Tensor) -> Prefix:
         config = self._model.config

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from huggingface_hub import split_torch_state_dict_into_shards
 from tqdm import tqdm
 
 from engine.config import EngineConfig, preset
 from engine.loading.download import CHECKSUMS, fetch, verify
 from engine.loading.filling import check, owners_of, raise_faults, stored_bytes
-from engine.loading.model import build
+from engine.loading.modules import build
 from engine.loading.published_files import EXTRACTOR
 from engine.loading.tensor_files import Source, not_finite_text, write_safetensors
 from engine.loading.weights import is_own, open_folder, text_folders, text_places, write_description
@@ -27,17 +26,15 @@ _EXTRACTOR_OWN = "theia.safetensors"
 _NOT_ENCODER = shutil.ignore_patterns("*.h5", "*.msgpack", "*.ot", "*.bin", "*.md", ".*")
 
 
-def convert(
-    folder: Path, out: Path, config: EngineConfig, progress: Callable[[int, int], None] = lambda done, total: None
-) -> None:
-    """Writes the weights of a folder anew, as stored, tensor types unchanged, straight from the mapped files.
+def convert(folder: Path, out: Path, config: EngineConfig, shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes the weights of a folder anew, in the types that they are stored in, straight from the mapped files.
 
-    The feature extractor and the text encoders are taken along if the folder has them.
+    The feature extractor and the text encoders come along if the folder has them.
 
     Args:
         folder: as published, or in our own layout.
         out: folder to make; it must not exist or be empty.
-        progress: told bytes written and bytes in all.
+        shard_bytes: about the largest size of a file.
 
     Raises:
         ValueError: naming every fault in the files, or if `out` holds something. Nothing is left in `out` then.
@@ -51,14 +48,12 @@ def convert(
     sources = open_folder(folder, components, config.name)
     check(components, sources)
     owners = owners_of(sources)
-    total, done = stored_bytes(owners.values()), 0
-    with _whole_or_nothing(out) as partial:
-        faults = []
-        for component, module in components.items():
-            for size, bad in _write_component(partial, component, module, owners):
-                done += size
+    total, faults = stored_bytes(owners.values()), []
+    with _whole_or_nothing(out) as partial, tqdm(total=total, unit="B", unit_scale=True, desc=out.name) as bar:
+        for component in components:
+            for size, bad in _write_component(partial, component, owners, shard_bytes):
                 faults += bad
-                progress(done, total)
+                bar.update(size)
         raise_faults(faults)
         for text, place in zip(text_folders(folder), text_places(partial), strict=True):
             if text.is_dir():
@@ -68,15 +63,13 @@ def convert(
 
 @contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place at the end, or vanishes."""
+    """A folder beside `out`, which is missing or empty: renamed to it at the end, or deleted after an error."""
     partial = out.with_name(out.name + ".part")
     if partial.exists():
         raise ValueError(f"{partial} is left of a conversion that was cut off, or of one that runs: delete it")
     partial.mkdir(parents=True)
     try:
         yield partial
-        if out.exists():
-            out.rmdir()
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,59 +77,32 @@ def _whole_or_nothing(out: Path) -> Iterator[Path]:
 
 
 def _write_component(
-    folder: Path, component: str, module: nn.Module, owners: Mapping[str, tuple[Source, str]]
+    folder: Path, component: str, owners: Mapping[str, tuple[Source, str]], shard_bytes: int
 ) -> Iterator[tuple[int, list[str]]]:
-    """Writes a component's shards; of each, its bytes, and one text for each tensor that holds NaN or infinities."""
-    shards = _shards(component, module, owners)
-    for number, names in enumerate(shards, start=1):
-        path = folder / f"{component}-{number:05d}-of-{len(shards):05d}.safetensors"
-        path = path if len(shards) > 1 else folder / f"{component}.safetensors"
-        tensors = {name: source.file.read(key) for name, (source, key) in names.items()}
-        faults = [not_finite_text(*names[name]) for name in write_safetensors(path, tensors)]
+    """Writes a component's shards; yields the bytes of each, and a line for every tensor with NaN or infinities."""
+    start, pattern = component + ".", component + "{suffix}.safetensors"
+    own = {name.removeprefix(start): owner for name, owner in owners.items() if name.startswith(start)}
+    sizes = {name: source.file.read(key).to("meta") for name, (source, key) in own.items()}
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=shard_bytes)
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: own[name][0].file.read(own[name][1]) for name in names}
+        faults = [not_finite_text(*own[name]) for name in write_safetensors(folder / file, tensors)]
         yield sum(tensor.nbytes for tensor in tensors.values()), faults
         del tensors
         # A mapping counts as memory in use for as long as it stands.
-        for source, _ in names.values():
+        for source, _ in own.values():
             source.file.close()
 
 
-def _shards(
-    component: str, module: nn.Module, owners: Mapping[str, tuple[Source, str]]
-) -> list[dict[str, tuple[Source, str]]]:
-    """Tensors of a component in lots of about `SHARD_BYTES`, in the order of the files they come from."""
-    order = {target: place for place, target in enumerate(owners)}
-    shards: list[dict[str, tuple[Source, str]]] = [{}]
-    size = 0
-    for name in sorted(module.state_dict(), key=lambda name: order[f"{component}.{name}"]):
-        owner = owners[f"{component}.{name}"]
-        count = stored_bytes([owner])
-        if shards[-1] and size + count > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = owner
-        size += count
-    return shards
-
-
 def main(argv: Sequence[str]) -> int:
-    """Converts with a progress bar; 0 if it succeeded, 2 for a mistake of the caller or a fault in the files."""
+    """Runs the command. Raises ValueError or OSError for a mistake of the caller or a fault in the files."""
     parser = argparse.ArgumentParser(prog="python -m engine convert", description=__doc__)
     parser.add_argument("source", metavar="DIR", help="folder of the published weights, or a hub id to download")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--md5", action="store_true", help="compare a folder's files with the published md5 first")
     arguments = parser.parse_args(argv)
-    try:
-        folder = fetch(arguments.source)
-        if arguments.md5:
-            verify(folder, CHECKSUMS)
-        with tqdm(unit="B", unit_scale=True, desc=arguments.out.name) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            convert(folder, arguments.out, preset("landiff"), show)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"convert: {error}\n")
-        return 2
+    folder = fetch(arguments.source)
+    if arguments.md5:
+        verify(folder, CHECKSUMS)
+    convert(folder, arguments.out, preset("landiff"))
     return 0

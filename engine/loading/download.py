@@ -35,7 +35,7 @@ CHECKSUMS: Mapping[str, str] = {
     "llm/model.safetensors": "db87f2939b0e0a0f4bc74ac8a04ce920",
     "tokenizer/model.safetensors": "a8b4ed9d4061759ea4314780898767e0",
 }
-"""md5 of every file of the release (FACTS 5), for finding transfer errors; no protection against forgery."""
+"""md5 of every file of the release (REFERENCE 5.1), for finding transfer errors; no protection against forgery."""
 
 
 def fetch(source: str) -> Path:

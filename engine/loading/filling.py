@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from engine.loading.tensor_files import Source, faults_of, is_finite, lots, not_finite, not_finite_text
+from engine.loading.tensor_files import Source, faults_of, is_finite, not_finite, not_finite_text, pieces
 from engine.runtime.fp8 import FP8, place_fp8
 
 _HUGE_PAGE_BYTES = 2 << 20
@@ -32,22 +32,6 @@ def dtypes_of(components: Mapping[str, nn.Module]) -> dict[str, torch.dtype]:
     }
 
 
-def uniform(components: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """One type for all floating tensors, as `fill` takes it."""
-    return {target: dtype for target, own in dtypes_of(components).items() if own.is_floating_point}
-
-
-def lowered(components: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """One type for linear layers and convolutions, which autocast would cast at every call; all else stays as it is."""
-    return {
-        f"{component}.{name}.{leaf}": dtype
-        for component, module in components.items()
-        for name, part in module.named_modules()
-        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d))
-        for leaf, _ in part.named_parameters(recurse=False)
-    }
-
-
 def check(components: Mapping[str, nn.Module], sources: list[Source]) -> None:
     """Compares what the files hold with what the modules need; reads the numbers only if that does not fit.
 
@@ -55,9 +39,9 @@ def check(components: Mapping[str, nn.Module], sources: list[Source]) -> None:
         ValueError: naming every missing, surplus or mis-shaped tensor with file, key and what was expected, and then
             also those that hold NaN or infinities.
     """
-    faults = faults_of(sources, shapes_of(components), dtypes_of(components))
-    if faults:
-        raise_faults(faults + not_finite(sources))
+    shapes, dtypes = shapes_of(components), dtypes_of(components)
+    faults = faults_of(sources, shapes, dtypes)
+    raise_faults(faults and faults + not_finite(sources))
 
 
 def owners_of(sources: list[Source]) -> dict[str, tuple[Source, str]]:
@@ -112,12 +96,12 @@ def fill(
 
 
 def _place_checked(module: nn.Module, name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
-    if dtype == FP8:
-        place_fp8(module, name, tensor.to(device))
-        return is_finite(tensor)
-    kept, finite = take(tensor, device, dtype)
-    place(module, name, kept)
-    return finite
+    if dtype != FP8:
+        kept, finite = take(tensor, device, dtype)
+        place(module, name, kept)
+        return finite
+    place_fp8(module, name, tensor.to(device))
+    return is_finite(tensor)
 
 
 def take(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, bool]:
@@ -127,7 +111,7 @@ def take(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tens
     else:
         copy = torch.empty(tensor.shape, dtype=dtype, device=device)
     finite = True
-    for source, target in zip(lots(tensor), lots(copy), strict=True):
+    for source, target in zip(pieces(tensor), pieces(copy), strict=True):
         finite &= is_finite(source)
         target.copy_(source)
     return copy, finite

@@ -1,4 +1,4 @@
-"""The published model's files: which there are, what is in them, and how they fill the modules (FACTS 5)."""
+"""The published model's files, their tensors, and the modules that they fill (REFERENCE 5.1, 5.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRACTOR = "theia/model.safetensors"
 EXTRACTOR_HUB = "theiainstitute/theia-base-patch16-224-cddsv"
 _EXTRACTOR_EXTRAS = ("backbone.model.pooler.", "pooler.", "translator.", "backbone.processor.")
 
-_MAIN: Rules = tuple((pattern.replace(r"model\.", r"model\.main_model\.", 1), name) for pattern, name in BASE)
+MAIN: Rules = tuple((pattern.replace(r"model\.", r"model\.main_model\.", 1), name) for pattern, name in BASE)
 _FIRST_STAGE: Rules = tuple((r"first_stage_model\." + pattern, name) for pattern, name in VAE)
 
 
@@ -31,8 +31,8 @@ class Section:
 
     component: str
     rules: Rules
-    part: str = ""  # beginning of our names that are meant
-    scope: str = ""  # what the rules put before our names
+    part: str = ""  # prefix of our names that belong to the section
+    scope: str = ""  # prefix that the rules put before our names
     required: bool = True
 
 
@@ -71,7 +71,7 @@ class PublishedFile:
         return False
 
     def path(self, folder: Path) -> Path:
-        """Where the file lies; `latest` beside its folder may name another checkpoint than the one first published.
+        """The file in a folder; `latest` may name another checkpoint than the one first published.
 
         Raises:
             ValueError: if `latest` does not hold the name of a folder.
@@ -101,7 +101,7 @@ FILES = (
             Section("renderer", DIFFUSION, "control."),
             Section("renderer", DIFFUSION, "condition."),
             Section("tokenizer", DIFFUSION, scope="tokenizer."),
-            Section("renderer", _MAIN, "base.", required=False),
+            Section("renderer", MAIN, "base.", required=False),
             Section("vae", _FIRST_STAGE, required=False),
         ),
         "module",
@@ -109,7 +109,7 @@ FILES = (
         ("conditioner.", "first_stage_model.loss", "loss_fn.", "denoiser.", "sampler."),
     ),
 )
-"""In the order of precedence: what comes later overrides."""
+"""Later files override earlier ones."""
 
 
 def open_published(folder: Path, components: Mapping[str, nn.Module]) -> list[Source]:

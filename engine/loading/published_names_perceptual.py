@@ -58,7 +58,7 @@ CONDITION: Rules = (
 """The condition module on its own."""
 
 BASE: Rules = _under(r"model\.diffusion_model\.", "base.", _TRUNK + _HEAD)
-"""The CogVideoX transformer file -> `Renderer`."""
+"""The CogVideoX transformer file -> `DiTRenderer`."""
 
 _CONTROL_PREFIX = r"model\.control_model\.diffusion_model\."
 _SEMANTIC_PREFIX = _CONTROL_PREFIX + r"semantic_conditioner\."
@@ -68,7 +68,7 @@ DIFFUSION: Rules = (
     *_under(_SEMANTIC_PREFIX, "condition.", CONDITION),
     *_under(_SEMANTIC_PREFIX + r"semantic_model\.model\.", "tokenizer.", TOKENIZER),
 )
-"""The diffusion file -> `Renderer` and, under `tokenizer.`, the copy of the tokenizer that it holds."""
+"""The diffusion file -> `DiTRenderer` and, under `tokenizer.`, the copy of the tokenizer that it holds."""
 
 _SPATIAL_NORM: Rules = (
     (r"norm_layer\.(weight|bias)", r"norm.\1"),

@@ -18,7 +18,7 @@ from torch import Tensor
 _LFS_POINTER = b"version https://git-lfs"
 # What stays beside a file while it is downloaded or copied, by name.
 _UNFINISHED = (".incomplete", ".part", ".aria2", ".crdownload")
-_LOT = 1 << 19  # numbers checked and copied at a time, so that the second of the two finds them in the cache
+_PIECE = 1 << 19  # numbers checked and copied at a time, so that the second of the two finds them in the cache
 _HEADER_ALIGNMENT_BYTES = 8
 _DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
@@ -135,7 +135,7 @@ def open_tensors(path: Path, inner: str | None = None) -> TensorFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file and what its tensors are called in the model."""
+    """A file, and the names of its tensors in the model."""
 
     file: TensorFile
     required: dict[str, str]  # key -> COMPONENT.NAME; all must be there
@@ -152,7 +152,7 @@ class Source:
 def faults_of(
     sources: Iterable[Source], shapes: Mapping[str, list[int]], dtypes: Mapping[str, torch.dtype]
 ) -> list[str]:
-    """Everything that is missing, surplus, mis-shaped or of another kind of number, one text each with file and key.
+    """Tensors that are missing, surplus, mis-shaped or of another kind of number, a line each with file and key.
 
     Args:
         shapes: of every COMPONENT.NAME of the model.
@@ -182,24 +182,24 @@ def faults_of(
 
 
 def not_finite(sources: Iterable[Source]) -> list[str]:
-    """Every tensor of the model that holds NaN or infinities, one text each; reads all of them."""
+    """Tensors of the model that hold NaN or infinities, a line each; reads all of them."""
     return [
         not_finite_text(source, key)
         for source in sources
         for key in source.targets().values()
-        if not all(is_finite(lot) for lot in lots(source.file.read(key)))
+        if not all(is_finite(piece) for piece in pieces(source.file.read(key)))
     ]
 
 
 def not_finite_text(source: Source, key: str) -> str:
-    """What is said of such a tensor."""
+    """The line about a tensor with NaN or infinities."""
     return f"{source.file.path}: {key} holds NaN or infinite numbers, expected finite ones"
 
 
-def lots(tensor: Tensor) -> tuple[Tensor, ...]:
+def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """The numbers of a tensor in their order, cut into flat pieces that fit a processor's cache."""
-    pieces: tuple[Tensor, ...] = tensor.reshape(-1).split(_LOT)
-    return pieces
+    parts: tuple[Tensor, ...] = tensor.reshape(-1).split(_PIECE)
+    return parts
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -228,7 +228,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> list[str]:
     with path.open("xb", buffering=0) as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for key, tensor in tensors.items():
-            parts = [(is_finite(part), _write(file, part)) for part in lots(tensor)]
+            parts = [(is_finite(part), _write(file, part)) for part in pieces(tensor)]
             if not all(finite for finite, _ in parts):
                 bad.append(key)
     return bad

@@ -1,4 +1,4 @@
-"""Weights on disk: our own layout, and which layout a folder has.
+"""Weights on disk: our own layout, and telling it from the published one.
 
 Our own layout is a folder with one safetensors file a component, or several numbered ones, and a `config.json` that
 says the format, the preset and what made it. `convert` writes the published model so, training writes `mini` so.
@@ -7,7 +7,6 @@ says the format, the preset and what made it. `convert` writes the published mod
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from engine.loading.download import HUB_ID
 from engine.loading.filling import check, fill, raise_faults
 from engine.loading.published_files import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
 from engine.loading.tensor_files import Source, not_finite, open_tensors, write_safetensors
+from engine.runtime.files import write_atomically
 
 SHIPPED = Path(__file__).parent.parent / "data"  # one folder a preset
 DESCRIPTION = "config.json"
@@ -29,24 +29,18 @@ _OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
 
 
 def save_component(folder: Path, name: str, module: nn.Module) -> None:
-    """Write `module` as `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are."""
+    """Writes `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {key for key, _ in module.named_parameters()}
     tensors = {
         key: value.detach().to("cpu", torch.bfloat16 if key in parameters else value.dtype).contiguous()
         for key, value in module.state_dict().items()
     }
-    partial = folder / f"{name}.safetensors.{os.getpid()}.part"
-    partial.unlink(missing_ok=True)
-    try:
-        write_safetensors(partial, tensors)
-        os.replace(partial, folder / f"{name}.safetensors")
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(folder / f"{name}.safetensors", lambda path: write_safetensors(path, tensors))
 
 
 def load_component(folder: Path, name: str, module: nn.Module) -> None:
-    """Copy a component from a folder of either layout into a module that has memory, casting to its types.
+    """Copies a component from a folder of either layout into a module that has memory, casting to its types.
 
     Raises:
         ValueError: naming the file and every missing, surplus, mis-shaped or non-finite tensor, with nothing loaded.
@@ -64,7 +58,7 @@ def has_component(folder: Path, name: str) -> bool:
 
 
 def write_description(folder: Path, preset: str, made_by: str) -> None:
-    """Write `folder/config.json`.
+    """Writes `folder/config.json`.
 
     Args:
         preset: whose sizes the weights have.
@@ -136,14 +130,14 @@ def is_published(folder: Path) -> bool:
 
 
 def text_folders(folder: Path) -> tuple[Path, Path]:
-    """Where the published text encoders lie in a folder of either layout: the planner's, the renderer's."""
+    """Folders of the planner's and the renderer's published text encoder, in a folder of either layout."""
     if is_own(folder):
         return text_places(folder)
     return folder / PLANNER_TEXT, folder / RENDERER_TEXT
 
 
 def text_places(folder: Path) -> tuple[Path, Path]:
-    """The same in our own layout, whether they are there or not."""
+    """Folders of both text encoders in our own layout, existing or not."""
     return folder / _OWN_PLANNER_TEXT, folder / _OWN_RENDERER_TEXT
 
 

@@ -1,1 +1,1 @@
-"""How the video looks: condition, renderer and autoencoder."""
+"""The perceptual half of the model: condition, renderer and autoencoders."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from engine.perceptual.block import Layout
+from engine.perceptual.block import TokenLayout
 from engine.perceptual.dit import DiTConfig, Trunk
 
 
 class ControlBranch(Trunk):
-    """Layers in series with their zero-initialised linear maps (FACTS 3.3).
+    """Layers in series with their zero-initialised linear maps (REFERENCE 3.3).
 
     The output of a map is both the residual for the base network and the input of the next control layer: it is not a
     side tap. `final_norm` is part of the published files and is not used.
@@ -24,7 +24,7 @@ class ControlBranch(Trunk):
         for parameter in self.zeros.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, layout: Layout) -> list[Tensor]:
+    def forward(self, x: Tensor, layout: TokenLayout) -> list[Tensor]:
         """Runs the branch.
 
         Args:

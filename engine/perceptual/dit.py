@@ -14,26 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.perceptual.block import Block, KeysValues, Layout, Segment
-from engine.perceptual.mini.head import ConvHead, Frames, LinearHead
-from engine.perceptual.timesteps import Moment, Times
+from engine.perceptual.block import DiTBlock, TokenLayout
+from engine.perceptual.head import HeadInputs, LinearHead
+from engine.perceptual.mini.head import ConvHead
+from engine.perceptual.timesteps import Timestep, TimestepCache
+from engine.runtime.kv_cache import KeysValues
 from engine.runtime.layers import sinusoid
 
-PROMPT_TIME = 0.999  # the time condition of frames that are given, clean = 1 (PAPER 2.3)
+CONTEXT_TIME = 0.999  # the time condition of context frames, clean = 1 (REFERENCE 6.2)
 
 
 @dataclass(frozen=True, slots=True)
 class DiTConfig:
-    """Sizes of the trunk and its head; the defaults are the published ones (FACTS 3.2).
+    """Sizes of the trunk and its head; the defaults are the published ones (REFERENCE 3.2).
 
     `frames`, `height` and `width` are the largest window in latents. `position_scale` divides rows and columns in the
     position table. `time_scale` multiplies the time before the sinusoid: 1 where times are the published steps 0..999,
     1000 where they run from 0 (noise) to 1 (clean).
 
-    `per_half_time` gives prompt frames the time condition `PROMPT_TIME`, as the paper says; the release has one time
-    for all frames (FACTS 7). `half_causal` further lets text and prompt frames attend to themselves only and gives the
-    text that time too, so that their keys and values are the same at every denoising step. The control branch then
-    reads text, prompt frames and the new frames' condition, all at that time, and no noisy frame: once a window.
+    `half_causal` gives context frames the time condition `CONTEXT_TIME`, as the paper says, where the release has one
+    time for all frames (REFERENCE 6.2). Text has it too, and text and context frames attend to themselves only, so that
+    their keys and values are the same at every denoising step. The control branch then reads text, context frames and
+    the new frames' condition, all at that time, and no noisy frame: once a window.
 
     `head` is 'linear' as published, or 'conv' for small presets: `head_blocks` residual blocks of `head_width`
     channels at latent resolution, which also see `head_details` channels that are made of the features alone, the last
@@ -54,7 +56,6 @@ class DiTConfig:
     text_length: int = 226
     text_dim: int = 4096
     position_scale: float = 1.875
-    per_half_time: bool = False
     half_causal: bool = False
     head: str = "linear"
     head_width: int = 96
@@ -68,8 +69,6 @@ class DiTConfig:
             raise ValueError(f"hidden {self.hidden} is not a multiple of 16, which the position table needs")
         if self.height % self.patch or self.width % self.patch:
             raise ValueError(f"latents of {self.height}x{self.width} cannot be cut into patches of {self.patch}")
-        if self.half_causal and not self.per_half_time:
-            raise ValueError("half_causal needs per_half_time: cached prompt frames must not know the step's time")
         if self.head not in ("linear", "conv"):
             raise ValueError(f"head {self.head!r} is neither 'linear' nor 'conv'")
 
@@ -96,8 +95,8 @@ def position_table(config: DiTConfig) -> Tensor:
 
 
 @functools.cache
-def _own_table(config: DiTConfig, device: torch.device) -> Tensor:
-    """`position_table`, made once a device."""
+def _kept_table(config: DiTConfig, device: torch.device) -> Tensor:
+    """`position_table`, kept for each device."""
     # Kept tensors must also serve training, so none of them may be an inference tensor.
     with torch.inference_mode(False), torch.device("cpu"):
         table = position_table(config)
@@ -134,7 +133,7 @@ class Trunk(nn.Module):
             nn.Linear(config.hidden, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
         )
         self.blocks = nn.ModuleList(
-            Block(config.hidden, config.heads, config.time_dim, config.mlp_ratio) for _ in range(layers)
+            DiTBlock(config.hidden, config.heads, config.time_dim, config.mlp_ratio) for _ in range(layers)
         )
         self.final_norm = nn.LayerNorm(config.hidden, eps=1e-5)
 
@@ -148,8 +147,8 @@ class Trunk(nn.Module):
         if text.shape[1:] != (config.text_length, config.text_dim):
             expected = (config.text_length, config.text_dim)
             raise ValueError(f"text of {tuple(text.shape[1:])} (tokens, width) given, {expected} expected")
-        words: Tensor = self.text(text)
-        return words + self._places(0, config.text_length, words)
+        tokens: Tensor = self.text(text)
+        return tokens + self._positions(0, config.text_length, tokens)
 
     def join(self, tokens: Tensor, frames: Tensor, start: int) -> Tensor:
         """[B, M, D] tokens, then those of frames [B or 1, T, C, H, W] from window position `start` on: [B, N, D]."""
@@ -174,56 +173,41 @@ class Trunk(nn.Module):
         # A convolution by name only: in bf16 torch 2.13 computes some of these shapes wrongly on a CPU, `mini`'s too.
         tokens = F.linear(patches, self.patch.weight.flatten(1), self.patch.bias)
         first = self.config.text_length + start * self.config.frame_tokens
-        return tokens + self._places(first, tokens.shape[1], tokens)
+        return tokens + self._positions(first, tokens.shape[1], tokens)
 
-    def _places(self, first: int, count: int, like: Tensor) -> Tensor:
+    def _positions(self, first: int, count: int, like: Tensor) -> Tensor:
         """[1, count, D] of the position table from token `first` on, of the type and device of `like`."""
-        table = self.positions if self.config.head == "linear" else _own_table(self.config, like.device)
+        table = self.positions if self.config.head == "linear" else _kept_table(self.config, like.device)
         return table[:, first : first + count].to(like.dtype)
 
     def project_patches(self, patches: Tensor) -> Tensor:
         """[B, N, C P P] -> [B, N, D], to be added to the tokens of other patches at the same places."""
         return F.linear(patches, self.patch.weight.flatten(1))
 
-    def layout(self, time: Tensor | Moment, frames: int, prompt_frames: int) -> Layout:
-        """Text and all `frames`, the first `prompt_frames` of them given; `time` [B] of the others."""
-        config = self.config
-        split = config.per_half_time and prompt_frames > 0
-        segments = [Segment(config.text_length, True, 0), Segment(frames * config.frame_tokens, False, 0)]
-        if split:
-            prompt = Segment(prompt_frames * config.frame_tokens, False, 1)
-            segments[1:] = [prompt, Segment((frames - prompt_frames) * config.frame_tokens, False, 0)]
-        return Layout(tuple(segments), self._times(time, split))
+    def layout(self, timestep: Timestep) -> TokenLayout:
+        """The layout of text and all frames, which attend to each other."""
+        return TokenLayout(self.config.text_length, self._cache(timestep))
 
-    def prompt_layout(self, time: Tensor | Moment, frames: int, prompt_frames: int) -> Layout:
-        """Text and `frames`, all at `time` [B]; text and prompt frames attend to themselves only."""
-        config = self.config
-        segments = [Segment(config.text_length, True, 0)]
-        if frames:
-            segments.append(Segment(frames * config.frame_tokens, False, 0))
-        own = config.text_length + prompt_frames * config.frame_tokens
-        return Layout(tuple(segments), self._times(time, False), own)
+    def context_layout(self, timestep: Timestep, context_frames: int) -> TokenLayout:
+        """The layout of text and frames; text and the first `context_frames` frames attend to themselves only."""
+        text_tokens = self.config.text_length
+        own = text_tokens + context_frames * self.config.frame_tokens
+        return TokenLayout(text_tokens, self._cache(timestep), own)
 
-    def new_layout(self, time: Tensor | Moment, frames: int) -> Layout:
-        """New frames alone, at `time` [B]."""
-        return Layout((Segment(frames * self.config.frame_tokens, False, 0),), self._times(time, False))
+    def new_layout(self, timestep: Timestep) -> TokenLayout:
+        """The layout of new frames alone."""
+        return TokenLayout(0, self._cache(timestep))
 
-    def embed_times(self, times: Tensor) -> Tensor:
-        """[S] times -> [S, Z], as every layer's modulation reads them."""
-        return self._embed_times(times, False).embedded[0]
+    def _cache(self, timestep: Timestep) -> TimestepCache:
+        return timestep.cache(self, self._embed_time)
 
-    def _times(self, time: Tensor | Moment, split: bool) -> Times:
-        moment = Moment(time) if isinstance(time, Tensor) else time
-        return moment.times(self, split, self._embed_times)
-
-    def _embed_times(self, time: Tensor, split: bool) -> Times:
-        """Of [B], and of `PROMPT_TIME` beside it if `split`: after the SiLU that every user of an embedding applies."""
-        times = torch.stack([time, torch.full_like(time, PROMPT_TIME)]) if split else time[None]
-        return Times(F.silu(self.time(sinusoid(times.float() * self.config.time_scale, self.config.hidden))))
+    def _embed_time(self, time: Tensor) -> Tensor:
+        """[B] -> [B, Z], after the SiLU that every user of an embedding applies."""
+        return F.silu(self.time(sinusoid(time.float() * self.config.time_scale, self.config.hidden)))
 
 
 class DiT(Trunk):
-    """The base network: trunk and head (FACTS 3.2)."""
+    """The base network: trunk and head (REFERENCE 3.2)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config, config.layers)
@@ -242,7 +226,11 @@ class DiT(Trunk):
             )
 
     def forward(
-        self, x: Tensor, layout: Layout, residuals: Sequence[Tensor] = (), context: Sequence[KeysValues] | None = None
+        self,
+        x: Tensor,
+        layout: TokenLayout,
+        residuals: Sequence[Tensor] = (),
+        context: Sequence[KeysValues] | None = None,
     ) -> Tensor:
         """Runs the layers.
 
@@ -260,22 +248,21 @@ class DiT(Trunk):
             x, _ = block(x, layout, None if context is None else context[index], residual)
         return x
 
-    def read(self, x: Tensor, layout: Layout, residuals: Sequence[Tensor] = ()) -> tuple[KeysValues, ...]:
+    def keys_values(self, x: Tensor, layout: TokenLayout, residuals: Sequence[Tensor] = ()) -> tuple[KeysValues, ...]:
         """The keys and values of every layer for [B, N, D] tokens; of the last layer nothing else is computed."""
         caches = []
         for index, block in enumerate(self.blocks[:-1]):
-            x, cache = block(x, layout, residual=residuals[index] if index < len(residuals) else None)
+            x, cache = block(x, layout, control=residuals[index] if index < len(residuals) else None)
             caches.append(cache)
         last = self.blocks[-1]
-        assert isinstance(last, Block)
-        return (*caches, last.read(x, layout))
+        assert isinstance(last, DiTBlock)
+        return (*caches, last.keys_values(x, layout))
 
-    def output(self, x: Tensor, layout: Layout, frames: Frames) -> Tensor:
-        """The head's answer for the last `frames.noisy.shape[1]` frames of [B, N, D] tokens: [B, T, C, H, W]."""
+    def output(self, x: Tensor, layout: TokenLayout, inputs: HeadInputs) -> Tensor:
+        """The head's answer [B, T, C, H, W] for new frames, whose tokens are the last of [B, N, D]."""
         config = self.config
-        count = frames.noisy.shape[1]
+        count = inputs.noisy.shape[1]
         grid = (count, config.height // config.patch, config.width // config.patch)
         hidden = self.final_norm(x[:, -count * config.frame_tokens :]).unflatten(1, grid)
-        # New frames are the last segment of every layout.
-        output: Tensor = self.head(hidden, layout.times.row(layout.segments[-1].time), frames)
+        output: Tensor = self.head(hidden, layout.timestep, inputs)
         return output

@@ -1,4 +1,4 @@
-"""Pictures leave the device: decoded video to I420 planes on the host.
+"""Decoded video to I420 planes, on the device or on the host.
 
 BT.601, limited range; luma rounds to nearest, chroma is the mean of 2x2 pixels, rounded to nearest.
 Shapes: `F` frames, `H` x `W` picture size, both even.
@@ -16,7 +16,7 @@ from kernels.planes import rgb_to_i420
 
 
 def to_planes(video: Tensor) -> Tensor:
-    """As `to_host`, but stays on the device: uint8 [F, 3H/2, W]."""
+    """The planes of `to_host`, on the device: uint8 [F, 3H/2, W]."""
     if len(video) != 1:
         raise ValueError(f"{len(video)} videos given; frames of one go to the host at a time")
     return rgb_to_i420(video[0].transpose(0, 1))

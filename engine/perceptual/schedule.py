@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.perceptual.multistep import check_order
-
 
 @dataclass(frozen=True, slots=True)
 class DiffusionLevels:
@@ -27,9 +25,14 @@ class DiffusionLevels:
     guidance: Tensor  # [S] float64
 
 
+def _check_order(order: int) -> None:
+    if order not in (1, 2):
+        raise ValueError(f"solver order {order} is neither 1 nor 2")
+
+
 @dataclass(frozen=True, slots=True)
 class DiffusionSchedule:
-    """The published schedule: betas linear in their roots, SNR shift, zero final SNR (FACTS 3.5 to 3.7).
+    """The published schedule: betas linear in their roots, SNR shift, zero final SNR (REFERENCE 3.5 to 3.7).
 
     `guidance_scale` and `guidance_exponent` shape the guidance, which lies between 1 and 1 + `guidance_scale`.
 
@@ -47,7 +50,7 @@ class DiffusionSchedule:
     order: int = 2
 
     def __post_init__(self) -> None:
-        check_order(self.order)
+        _check_order(self.order)
         if not 0 < self.beta_start < self.beta_end < 1:
             raise ValueError(f"betas must rise within 0..1: beta_start {self.beta_start}, beta_end {self.beta_end}")
         if self.shift < 1:
@@ -110,7 +113,7 @@ class DiffusionSchedule:
     def _alphas(self, times: Tensor) -> Tensor:
         """[S] float32: roots of the cumulated alphas at rising `times`, stretched so that the last is 0.
 
-        The stretch acts on the steps that are used, not on the whole table: the published order (FACTS 8).
+        The stretch acts on the steps that are used, not on the whole table: the published order (REFERENCE 3.5).
         """
         betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=torch.float64) ** 2
         cumulated = torch.cumprod(1 - betas, dim=0)
@@ -119,7 +122,7 @@ class DiffusionSchedule:
         return (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
 
     def _guidance(self, steps: int, time: int) -> float:
-        """Guidance at a network time; in double precision, because the power makes it chaotic (FACTS 3.7)."""
+        """Guidance at a network time; in double precision, because the power makes it chaotic (REFERENCE 3.7)."""
         phase = math.pi * ((steps - time) / steps) ** self.guidance_exponent
         return 1 + self.guidance_scale * (1 - math.cos(phase)) / 2
 
@@ -132,7 +135,7 @@ class FlowSchedule:
     order: int = 1
 
     def __post_init__(self) -> None:
-        check_order(self.order)
+        _check_order(self.order)
         if self.shift <= 0:
             raise ValueError(f"shift {self.shift} is not above 0")
 

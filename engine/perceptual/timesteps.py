@@ -1,6 +1,6 @@
-"""What the networks make of a time alone, kept so that it is made once for each step of a schedule.
+"""Per-step cache of what depends on the timestep alone: time embeddings and adaLN modulations.
 
-Shapes: `E` distinct times, `B` batch, `Z` time embedding width.
+Shapes: `B` batch, `Z` time embedding width.
 """
 
 from __future__ import annotations
@@ -14,45 +14,38 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-# Values by what they are of, each made when it is first asked for: as many as there are layers, never more.
-_Memory = dict[object, Any]
+@dataclass(frozen=True, slots=True)
+class TimestepCache:
+    """One network's time embedding and its layers' modulations of it, made when first asked for and kept.
 
+    As many values as there are layers; they are the same bits as if they were made again.
+    """
 
-def _recall(memory: _Memory, key: object, make: Callable[[], T]) -> T:
-    if key not in memory:
-        memory[key] = make()
-    value: T = memory[key]
-    return value
+    embedding: Tensor  # [B, Z], after the SiLU
+    _values: dict[object, Any] = field(default_factory=dict)
+
+    def modulate(self, layer: nn.Linear) -> Tensor:
+        """The layer's answer [B, outputs] for the embedding."""
+        vectors: Tensor = self.cached(layer, lambda: layer(self.embedding))
+        return vectors
+
+    def cached(self, key: object, make: Callable[[], T]) -> T:
+        """The value under a key; `make` gives it the first time."""
+        if key not in self._values:
+            self._values[key] = make()
+        value: T = self._values[key]
+        return value
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Embedded times and the modulations that layers made of them: exactly what they would make again."""
-
-    embedded: Tensor  # [E, B, Z] or [B, Z], after the SiLU
-    _known: _Memory = field(default_factory=dict)
-
-    def through(self, layer: nn.Linear) -> Tensor:
-        """[..., Z] -> [..., outputs] of a layer."""
-        made: Tensor = _recall(self._known, layer, lambda: layer(self.embedded))
-        return made
-
-    def row(self, number: int) -> Times:
-        """[B, Z]: one of the distinct times."""
-        return _recall(self._known, ("row", number), lambda: Times(self.embedded[number]))
-
-    def kept(self, key: object, make: Callable[[], T]) -> T:
-        """What was made of these times under that key, or is made now."""
-        return _recall(self._known, key, make)
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A step's time, and what each network made of it. Good for any number of windows of as many rows."""
+class Timestep:
+    """A denoising step's time, with a cache for each network. Good for any number of windows of as many rows."""
 
     time: Tensor  # [B], in the unit that `DiTConfig.time_scale` says
-    _known: _Memory = field(default_factory=dict)
+    _caches: dict[nn.Module, TimestepCache] = field(default_factory=dict)
 
-    def times(self, network: nn.Module, split: bool, embed: Callable[[Tensor, bool], Times]) -> Times:
-        """The network's `embed` of this time, with the prompt half's time beside it if `split`."""
-        return _recall(self._known, (network, split), lambda: embed(self.time, split))
+    def cache(self, network: nn.Module, embed: Callable[[Tensor], Tensor]) -> TimestepCache:
+        """The network's cache; `embed` makes its embedding [B, Z] of the time, the first time."""
+        if network not in self._caches:
+            self._caches[network] = TimestepCache(embed(self.time))
+        return self._caches[network]

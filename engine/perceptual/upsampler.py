@@ -19,7 +19,7 @@ _EPS = 1e-6  # of every group norm in the up-sampler
 
 @dataclass(frozen=True, slots=True)
 class ConditionConfig:
-    """Sizes of `Condition`; the defaults are the published ones (FACTS 3.1).
+    """Sizes of `Condition`; the defaults are the published ones (REFERENCE 3.1).
 
     `multipliers` give the width of each level, finest first; every level but the finest ends in a doubling of the
     grid. A level holds `blocks` + 1 residual blocks. With `details` the condition has further channels, for the head.
@@ -80,7 +80,7 @@ class ResidualBlock(nn.Module):
         return output
 
 
-class Level(nn.Module):
+class UpsamplerLevel(nn.Module):
     """Residual blocks, then, but for the finest level, a pixel shuffle and a convolution back to the width."""
 
     def __init__(self, inputs: int, outputs: int, config: ConditionConfig, doubles: bool) -> None:
@@ -99,7 +99,7 @@ class Level(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """The 2-D VQGAN-like decoder that brings features to the latents' grid, frame by frame (FACTS 3.1).
+    """The 2-D VQGAN-like decoder that brings features to the latents' grid, frame by frame (REFERENCE 3.1).
 
     `levels` are kept finest first, as the published files number them, and run from the last to the first.
     """
@@ -110,7 +110,9 @@ class Upsampler(nn.Module):
         self.conv_in = nn.Conv2d(config.feature_dim, widths[-1], 3, padding=1)
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], config.groups) for _ in range(2))
         inputs = (*widths[1:], widths[-1])
-        self.levels = nn.ModuleList(Level(inputs[i], widths[i], config, doubles=i > 0) for i in range(len(widths)))
+        self.levels = nn.ModuleList(
+            UpsamplerLevel(inputs[i], widths[i], config, doubles=i > 0) for i in range(len(widths))
+        )
         self.norm_out = nn.GroupNorm(config.groups, widths[0], eps=_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -126,7 +128,7 @@ class Upsampler(nn.Module):
 
 
 class Condition(nn.Module):
-    """What the control branch adds to the noisy latents: features, up-sampled and brought to their channels."""
+    """Features to the control branch's summand of noisy latents: up-sampled and brought to their channels."""
 
     def __init__(self, config: ConditionConfig) -> None:
         super().__init__()
@@ -135,11 +137,11 @@ class Condition(nn.Module):
         self.project = nn.Conv2d(config.out_channels, config.latent_channels, 3, padding=1)
         self.details = None if config.details is None else Details(config.details, config.feature_dim, config.scale)
 
-    def forward(self, features: Tensor, given: int = 0) -> Tensor:
+    def forward(self, features: Tensor, context_frames: int = 0) -> Tensor:
         """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w].
 
         Frames do not see each other, but for details, which see those around. The first frame is the window's first.
-        Details are 0 in the `given` first frames: the head makes none of them.
+        Details are 0 in the first `context_frames` frames, which the head does not make.
 
         Raises:
             ValueError: if the features' width is not the configuration's.
@@ -148,6 +150,6 @@ class Condition(nn.Module):
             raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
         condition = torch.unflatten(self.project(self.upsampler(features.flatten(0, 1))), 0, features.shape[:2])
         if self.details is not None:
-            details = self.details(features, given).to(condition.dtype)
-            condition = torch.cat([condition, F.pad(details, (0, 0) * 3 + (given, 0))], dim=2)
+            details = self.details(features, context_frames).to(condition.dtype)
+            condition = torch.cat([condition, F.pad(details, (0, 0) * 3 + (context_frames, 0))], dim=2)
         return condition

@@ -2,146 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar
 
-import torch
+from torch import nn
 
-from engine.loading.published_names_perceptual import BASE, CONDITION, DIFFUSION, VAE
+from engine.loading.published_files import MAIN
+from engine.loading.published_names_perceptual import DIFFUSION, VAE
 from engine.loading.published_names_semantic import PLANNER, THEIA, TOKENIZER
 from engine.perceptual.cogvideox.vae_decoder import VAEDecoder
 from engine.perceptual.dit import DiTConfig
-from engine.perceptual.renderer import Renderer, RendererConfig
+from engine.perceptual.renderer import DiTRenderer, RendererConfig
 from engine.perceptual.upsampler import Condition, ConditionConfig
-from engine.published.reference_case import Case
+from engine.published.case import Case
 from engine.semantic.planner import Planner, PlannerConfig
 from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.theia import Theia, TheiaConfig
 from engine.semantic.tokenizer import SemanticTokenizer, TokenizerConfig
 
+T = TypeVar("T")
+
 _TIME_LEVELS = 2  # of the autoencoder
-_SEMANTIC = "semantic_model.model."
 
 
-def tokenizer_config(config: dict[str, Any], frames: int | None = None) -> TokenizerConfig:
-    """The tokenizer that a case's `config` describes, for groups of up to `frames` or the case's own length."""
-    return TokenizerConfig(
-        feature_dim=config["feature_dim"],
-        grid=(config["grid_h"], config["grid_w"]),
-        width=config["width"],
-        layers=config["num_layers"],
-        heads=config["num_heads"],
-        frames=frames or config["temporal_size"],
-        i_tokens=config["iframe_tokens"],
-        p_tokens=config["pframe_tokens"],
-        quantizer=QuantizerConfig(config["token_size"], config["codebook_size"], config["codebook_dim"]),
-    )
+def config_of(kind: Callable[..., T], given: Mapping[str, Any], **names: str) -> T:
+    """A configuration with a case's values; `names` gives the case's name of a field where it is another."""
+    values = {field: given.get(names.get(field, field)) for field in signature(kind).parameters}
+    return kind(**{
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in values.items() if value is not None
+    })  # fmt: skip
 
 
-def tokenizer(case: Case, frames: int | None = None) -> SemanticTokenizer:
-    """The tokenizer of a case of its own, for groups of up to `frames` or the case's own length."""
-    model = SemanticTokenizer(tokenizer_config(case.config, frames))
-    case.fill(model, TOKENIZER)
-    return model
+def tokenizer_config(config: Mapping[str, Any]) -> TokenizerConfig:
+    """The tokenizer that a table of sizes describes."""
+    made = config_of(
+        TokenizerConfig, config, layers="num_layers", heads="num_heads", frames="temporal_size",
+        i_tokens="iframe_tokens", p_tokens="pframe_tokens",
+    )  # fmt: skip
+    quantizer = config_of(QuantizerConfig, config, dim="token_size")
+    return replace(made, grid=(config["grid_h"], config["grid_w"]), quantizer=quantizer)
+
+
+def tokenizer(case: Case) -> SemanticTokenizer:
+    """The tokenizer of a case of its own, for GOPs as long as the longest clip, which need not be cut."""
+    config = tokenizer_config(case.config)
+    clip = case.facts.get("multi", {}).get("total_frames", 0)
+    return case.fill(SemanticTokenizer(replace(config, frames=max(config.frames, clip))), TOKENIZER)
 
 
 def planner(case: Case) -> Planner:
     """The language model."""
-    config = case.config
-    model = Planner(
-        PlannerConfig(
-            hidden=config["hidden"],
-            layers=config["num_layers"],
-            heads=config["num_heads"],
-            mlp=config["mlp_dim"],
-            codebook_size=config["codebook_size"],
-            text_dim=config["t5_dim"],
-            micro_freq=config["micro_freq"],
-            micro_hidden=config["micro_hidden"],
-            i_tokens=config["iframe_tokens"],
-            p_tokens=config["pframe_tokens"],
-            group_frames=config["segment_length"],
-        )
-    )
-    case.fill(model, PLANNER)
-    return model
+    config = config_of(
+        PlannerConfig, case.config, layers="num_layers", heads="num_heads", mlp="mlp_dim", text_dim="t5_dim",
+        i_tokens="iframe_tokens", p_tokens="pframe_tokens", gop_frames="segment_length",
+    )  # fmt: skip
+    return case.fill(Planner(config), PLANNER)
 
 
 def extractor(case: Case) -> Theia:
     """The feature extractor."""
-    config = case.config
-    model = Theia(
-        TheiaConfig(
-            hidden=config["hidden"],
-            layers=config["layers"],
-            heads=config["heads"],
-            mlp=case.weights["layers.0.mlp.fc1.weight"].shape[0],
-            image_size=config["image_size"],
-            patch=config["patch"],
-            canvas=config["canvas"],
-            output_shape=tuple(config["output_shape"]),
-        )
-    )
-    case.fill(model, THEIA)
-    return model
+    mlp = len(case.weights["layers.0.mlp.fc1.weight"])
+    return case.fill(Theia(replace(config_of(TheiaConfig, case.config), mlp=mlp)), THEIA)
 
 
-def renderer(case: Case) -> Renderer:
-    """The renderer with the case's sizes and weights."""
-    config = case.config
-    dit = DiTConfig(
-        hidden=config["hidden"],
-        heads=config["num_heads"],
-        layers=config["num_layers"],
-        frames=config["latent_frames"],
-        height=config["latent_h"],
-        width=config["latent_w"],
-        channels=config["latent_channels"],
-        time_dim=config["time_embed_dim"],
-        text_length=config["text_length"],
-        text_dim=config["text_dim"],
-        position_scale=config["pos_interp"],
-    )
-    sizes = _condition_config(config, config["feature_dim"])
-    model = Renderer(RendererConfig(dit=dit, condition=sizes, control_layers=config["control_layers"]))
-    main = {key.removeprefix("main_"): value for key, value in case.weights.items() if key.startswith("main_model.")}
-    rest = {key: value for key, value in case.weights.items() if not key.startswith("main_model.")}
-    # The two files of the release name their parts from one step further up.
-    replace(case, weights=main).fill(model.base, BASE, ours="base.")
-    replace(case, weights=rest).fill(_Branches(model), DIFFUSION, "model.")
-    return model.eval()
-
-
-class _Branches(torch.nn.Module):
-    """What the diffusion file holds of a renderer."""
-
-    def __init__(self, model: Renderer) -> None:
-        super().__init__()
-        self.control = model.control
-        self.condition = model.condition
+def renderer(case: Case) -> DiTRenderer:
+    """The renderer."""
+    dit = config_of(
+        DiTConfig, case.config, heads="num_heads", layers="num_layers", frames="latent_frames", height="latent_h",
+        width="latent_w", channels="latent_channels", time_dim="time_embed_dim", position_scale="pos_interp",
+    )  # fmt: skip
+    config = RendererConfig(dit, _condition_config(case.config), case.config["control_layers"])
+    return case.fill(DiTRenderer(config), (*MAIN, *DIFFUSION), "model.")
 
 
 def condition(case: Case) -> tuple[SemanticTokenizer, Condition]:
-    """The tokenizer inside a condition's case, and what makes condition latents of its features."""
-    sizes = case.config["tokenizer"]
-    within = SemanticTokenizer(tokenizer_config(sizes))
-    semantic = {key.removeprefix(_SEMANTIC): value for key, value in case.weights.items() if key.startswith(_SEMANTIC)}
-    replace(case, weights=semantic).fill(within, TOKENIZER)
-    model = Condition(_condition_config(case.config, sizes["feature_dim"]))
-    rest = {key: value for key, value in case.weights.items() if not key.startswith(_SEMANTIC)}
-    replace(case, weights=rest).fill(model, CONDITION)
-    return within, model
+    """The tokenizer inside a condition's case, and the module that makes condition latents of its features."""
+    inner = SemanticTokenizer(tokenizer_config(case.config["tokenizer"]))
+    model = Condition(_condition_config(case.config | {"feature_dim": inner.config.feature_dim}))
+    both = nn.ModuleDict({"tokenizer": inner, "condition": model})
+    case.fill(both, DIFFUSION, "model.control_model.diffusion_model.semantic_conditioner.")
+    return inner, model
 
 
-def _condition_config(config: dict[str, Any], feature_dim: int) -> ConditionConfig:
-    return ConditionConfig(
-        feature_dim=feature_dim,
-        width=config["up_ch"],
-        multipliers=tuple(config["up_mult"]),
-        blocks=config["up_blocks"],
-        out_channels=config["up_out"],
-        latent_channels=config["latent_channels"],
-    )
+def _condition_config(config: Mapping[str, Any]) -> ConditionConfig:
+    names = {"width": "up_ch", "blocks": "up_blocks", "multipliers": "up_mult", "out_channels": "up_out"}
+    return config_of(ConditionConfig, config, **names)
 
 
 def decoder(case: Case) -> VAEDecoder:
@@ -149,5 +97,5 @@ def decoder(case: Case) -> VAEDecoder:
     config = case.config
     sizes = (config["z_channels"], config["ch"], tuple(config["ch_mult"]), config["num_res_blocks"])
     model = VAEDecoder(*sizes, time_levels=_TIME_LEVELS)
-    case.fill(model, VAE, ours="decoder.")
+    case.fill(nn.ModuleDict({"decoder": model}), VAE)
     return model

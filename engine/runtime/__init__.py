@@ -1,1 +1,1 @@
-"""How tensor functions run: attention, layers, caches, CUDA graphs, CPU traces, packed and 8-bit weights."""
+"""Execution of tensor functions: attention, layers, caches, CUDA graphs, CPU traces, packed and 8-bit weights."""

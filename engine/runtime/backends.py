@@ -1,7 +1,7 @@
-"""Ways to compute attention: which of them run on a device, and which is fastest there.
+"""Backends of attention: a choice, once at load, of the fastest one that runs on a device and is right.
 
-`choose` asks once, at load; `engine.runtime.attention.attend` then takes what it found. On a CPU nothing is timed:
-torch's own order stands, so that a video never depends on how busy the machine was. On CUDA the choice is kept on disk
+`engine.runtime.attention.attend` takes what `choose` found. On a CPU nothing is timed: torch's own order stands, so
+that a video never depends on how busy the machine was. On CUDA the choice is kept on disk
 (`kernels.tools.memo`) for the same reason. Shapes: `B` batch, `H` heads, `N` tokens, `D` head width.
 """
 
@@ -28,7 +28,7 @@ from kernels.tools import memo
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-Run = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # q, k, v, causal
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, bool], Tensor]  # q, k, v, causal
 Timer = Callable[[Callable[[], Any]], float]  # seconds that one call takes
 
 FORCED = "LANDIFF_ATTENTION"  # environment variable: a name of `BACKENDS`, or "auto"
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What `attend` takes on a device for some calls."""
+    """The backend that `attend` takes on a device for some calls."""
 
     name: str  # one of `BACKENDS`, or "torch" for the order of torch's own
     seconds: float | None  # a call at the shape asked for; None if it was not timed
@@ -59,7 +59,7 @@ class Choice:
     width: int  # of a head
 
     def serves(self, q: Tensor) -> bool:
-        """Whether a call with these queries is of the kind that was tried."""
+        """True if a call with these queries is of the kind that was tried."""
         return self.name != "torch" and q.dtype == self.dtype and q.shape[-1] == self.width and not q.requires_grad
 
 
@@ -99,14 +99,14 @@ def choose(
     return choice
 
 
-def chosen(q: Tensor) -> Run | None:
-    """What was chosen for calls with such queries; None where torch's own order stands."""
+def chosen(q: Tensor) -> AttentionFunction | None:
+    """The backend that was chosen for calls with such queries; None where torch's own order stands."""
     choice = _choices.get(q.device.type)
-    return _AT_WORK[choice.name] if choice is not None and choice.serves(q) else None
+    return _WITH_FALLBACK[choice.name] if choice is not None and choice.serves(q) else None
 
 
 @functools.cache
-def obstacle(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+def unsupported_reason(name: str, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
     """Why a backend cannot attend there with heads of this width; None if it can, and is right."""
     generator, shape = torch.Generator().manual_seed(0), (2, 2, PROBED_TOKENS, width)
     q, k, v = (torch.randn(shape, generator=generator, device="cpu").to(device, dtype) for _ in range(3))
@@ -114,7 +114,7 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, width: int) ->
         warnings.simplefilter("always")
         try:
             for causal in (False, True):
-                truth = written_out(q.float(), k.float(), v.float(), None, causal)
+                truth = attention_reference(q.float(), k.float(), v.float(), None, causal)
                 error = (_RUNS[name](q, k, v, causal).float() - truth).pow(2).mean().sqrt() / truth.pow(2).mean().sqrt()
                 if not float(error) <= _ALLOWED[dtype]:
                     return f"its results are off by {float(error):.1e}, {_ALLOWED[dtype]:.0e} is allowed"
@@ -128,11 +128,11 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype, width: int) ->
 def _forced(name: str, device: torch.device, dtype: torch.dtype, width: int) -> Choice:
     reason = f"there is no such backend; known are {', '.join(BACKENDS)}"
     if name in BACKENDS:
-        found = obstacle(name, device, dtype, width)
+        found = unsupported_reason(name, device, dtype, width)
         if found is None:
             return Choice(name, None, dtype, width)
         reason = found
-    able = [other for other in BACKENDS if obstacle(other, device, dtype, width) is None]
+    able = [other for other in BACKENDS if unsupported_reason(other, device, dtype, width) is None]
     raise ValueError(f"attention {name!r} cannot run on {device}, {dtype}: {reason}. Those that can: {', '.join(able)}")
 
 
@@ -144,7 +144,7 @@ def _fastest(device: torch.device, dtype: torch.dtype, shape: Sequence[int], tim
     for name in BACKENDS:
         if name == "math" and took:
             continue
-        reason = obstacle(name, device, dtype, shape[-1])
+        reason = unsupported_reason(name, device, dtype, shape[-1])
         if reason is not None:
             installed = name == "xformers" and importlib.util.find_spec("xformers") is not None
             logger.log(logging.WARNING if installed else logging.INFO, "attention %s cannot run: %s", name, reason)
@@ -162,11 +162,11 @@ def _fastest(device: torch.device, dtype: torch.dtype, shape: Sequence[int], tim
 
 
 def _recalled(device: torch.device, dtype: torch.dtype, shape: Sequence[int]) -> Choice | None:
-    """What an earlier process chose, as long as it still runs."""
+    """The choice of an earlier process, as long as it still runs."""
     entry = memo.recall(SUBJECT, device).get(_memo_key(dtype, shape))
     if not isinstance(entry, dict) or entry.get("name") not in BACKENDS:
         return None
-    if obstacle(entry["name"], device, dtype, shape[-1]) is not None:
+    if unsupported_reason(entry["name"], device, dtype, shape[-1]) is not None:
         return None
     return Choice(entry["name"], float(entry["seconds"]), dtype, shape[-1])
 
@@ -189,7 +189,7 @@ def _seconds(call: Callable[[], Any]) -> float:
     return statistics.median(times)
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -237,11 +237,11 @@ def _causal_blocks(tokens: int, device: torch.device) -> BlockMask:
 
 
 _STRICT = {name: functools.partial(_by_sdpa, backends=[backend]) for name, backend in _SDPA.items()}
-_RUNS: dict[str, Run] = {"xformers": _by_xformers, **_STRICT, "flex": _by_flex}
+_RUNS: dict[str, AttentionFunction] = {"xformers": _by_xformers, **_STRICT, "flex": _by_flex}
 BACKENDS = tuple(_RUNS)
 # At work a backend of torch's may hand a call it does not cover to the next one.
 _LENIENT = {
     name: functools.partial(_by_sdpa, backends=[backend, *(other for other in _SDPA.values() if other != backend)])
     for name, backend in _SDPA.items()
 }
-_AT_WORK: dict[str, Run] = {**_RUNS, **_LENIENT}
+_WITH_FALLBACK: dict[str, AttentionFunction] = {**_RUNS, **_LENIENT}

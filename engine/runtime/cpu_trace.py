@@ -1,8 +1,8 @@
-"""What a function of tensors did on a CPU, written down once: its operators alone, without the modules around them.
+"""Records the ATen operators of one call and replays them without module overhead: a CUDA graph's CPU counterpart.
 
-A small model's operators take some tens of microseconds each, and what Python does between them up to a third of the
-time. A tape is the straight line of operators that one run called, as a Python function of its own; played with other
-inputs it gives the same bits as the function. As with CUDA graphs, a run must not decide anything by an input's value.
+A small model's operators take some tens of microseconds each, and the Python between them up to a third of the time. A
+CPU trace is a Python function of the operators that one call ran; with other inputs it gives the same bits as the
+traced function. As with CUDA graphs, a call must not decide anything by an input's value.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.runtime.pytree import leaves, planted
+from engine.runtime.pytree import leaves, unflatten
 
 Outputs = TypeVar("Outputs")
 
 
-class Tape(Generic[Outputs]):
-    """One function of trees of tensors, recorded."""
+class CpuTrace(Generic[Outputs]):
+    """A recorded function of trees of tensors."""
 
     def __init__(self, function: Callable[..., Outputs], *trees: Any) -> None:
         """Runs the function once.
@@ -28,28 +28,28 @@ class Tape(Generic[Outputs]):
         Raises:
             ValueError: it reads an input's value.
         """
-        self._function = function  # what it holds must live as long as the tape
-        # Copies: what the function changes in place is still to be changed, and a tensor given twice is two inputs.
-        given = [leaf.clone() for leaf in leaves(trees)]
-        with _Notes(given) as notes:
-            outputs = function(*planted(trees, iter(given)))
+        self._function = function  # what it holds must live as long as the CPU trace
+        # Copies: the recording must change no input in place, and a tensor given twice is two inputs.
+        inputs = [leaf.clone() for leaf in leaves(trees)]
+        with _Recorder(inputs) as recorder:
+            outputs = function(*unflatten(trees, iter(inputs)))
         made = leaves(outputs)
-        self._play = notes.function(made)
-        self._outputs = planted(outputs, iter([torch.empty(0)] * len(made)))  # for its shape
+        self._play = recorder.function(made)
+        self._outputs = unflatten(outputs, iter([torch.empty(0)] * len(made)))  # for its shape
 
     def play(self, inputs: Iterable[Tensor]) -> Outputs:
         """The function's outputs for other leaves of its trees; new memory."""
-        # What autocast did is on the tape.
+        # The casts of autocast are among the recorded operators.
         with torch.autocast("cpu", enabled=False):
-            return planted(self._outputs, iter(self._play(*inputs)))
+            return unflatten(self._outputs, iter(self._play(*inputs)))
 
 
-class _Notes(TorchDispatchMode):
-    """Writes a line for every operator that gives a new tensor or changes one."""
+class _Recorder(TorchDispatchMode):
+    """Writes a line of Python for every operator that gives a new tensor or changes one."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._inputs = [f"given_{number}" for number in range(len(inputs))]
+        self._inputs = [f"input_{number}" for number in range(len(inputs))]
         self._names = {id(tensor): name for tensor, name in zip(inputs, self._inputs, strict=True)}
         self._moving = set(self._inputs)  # names of what depends on an input
         self._lines: list[tuple[str, str, set[str]]] = []  # names made, the call, tensors that it reads
@@ -85,29 +85,29 @@ class _Notes(TorchDispatchMode):
         return made
 
     def function(self, outputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-        """What was noted, as a function of the inputs that gives `outputs` anew."""
+        """The recorded lines as a function of the inputs that gives `outputs`."""
         needed: set[str] = set()
         words = [self._word(output, needed) + ".clone()" * self._is_old(output) for output in outputs]
         body = [f"return [{', '.join(words)}]"]
         for names, call, read in reversed(self._lines):
-            # Memory is free for others as soon as nothing on the tape reads it any more.
+            # Memory is free for others as soon as no later line reads it.
             body += [f"{name} = None" for name in sorted(read - needed) if name.startswith("made_")]
             body.append(f"{names} = {call}")
             needed |= read
         parameters = [*self._inputs, *(f"{name}={name}" for name in self._held)]
         source = "\n    ".join([f"def play({', '.join(parameters)}):", *reversed(body)])
         space = dict(self._held)
-        exec(compile(source, "<tape>", "exec"), space)  # noqa: S102 - written above, of nothing that came from outside
+        exec(compile(source, "<CPU trace>", "exec"), space)  # noqa: S102 - written above, of nothing that came from outside
         self._seen.clear()
         play: Callable[..., Sequence[Tensor]] = space["play"]
         return play
 
     def _is_old(self, tensor: Tensor) -> bool:
-        """Whether its memory was there before the tape was played."""
+        """True if its memory was there before the trace was played."""
         return tensor.numel() > 0 and tensor.untyped_storage().data_ptr() in self._old
 
     def _word(self, value: Any, read: set[str]) -> str:
-        """How an argument is written."""
+        """An argument as Python text."""
         if isinstance(value, Tensor):
             if id(value) not in self._names:
                 self._names[id(value)] = self._hold(value)

@@ -1,7 +1,7 @@
-"""Streams of work on a device, what one lane must know of another, and copies that nobody waits for.
+"""One CUDA stream each for planning and rendering, events between them, and asynchronous copies.
 
-On CUDA planning and rendering run on lanes of their own and overlap: one is bound by memory, the other by arithmetic.
-Elsewhere a lane is a plain call and everything is done when it returns.
+On CUDA planning and rendering overlap: one is bound by memory, the other by arithmetic. Elsewhere work in a stream is a
+plain call, and everything is done when it returns.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A place in a lane's work."""
+class StreamEvent:
+    """A place in a stream's work."""
 
     event: torch.cuda.Event | None = None
 
     @property
-    def reached(self) -> bool:
-        """Whether everything before it is done; never waits."""
+    def done(self) -> bool:
+        """True if everything before it is done; never waits."""
         return self.event is None or self.event.query()
 
     def wait(self) -> None:
@@ -37,26 +37,26 @@ class Mark:
 class Download:
     """A tensor on its way to the host."""
 
-    tensor: Tensor  # on the host, pinned on CUDA; whole when `mark` is reached
-    mark: Mark
+    tensor: Tensor  # on the host, pinned on CUDA; whole when `event` is done
+    event: StreamEvent
 
     def array(self) -> npt.NDArray[np.uint8]:
         """The values; waits for them."""
-        self.mark.wait()
+        self.event.wait()
         values: npt.NDArray[np.uint8] = self.tensor.numpy()
         return values
 
 
-class Lanes:
-    """The lanes of one device, by name."""
+class CudaStreams:
+    """The streams of one device, by name."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._streams: dict[str, torch.cuda.Stream] = {}
 
     @contextmanager
-    def lane(self, name: str) -> Iterator[None]:
-        """Work inside is put into the lane."""
+    def stream(self, name: str) -> Iterator[None]:
+        """Work inside is put into the stream."""
         if self._device.type != "cuda":
             yield
             return
@@ -67,28 +67,28 @@ class Lanes:
         with torch.cuda.stream(self._streams[name]):
             yield
 
-    def mark(self) -> Mark:
-        """The place that the current lane has got to."""
+    def record(self) -> StreamEvent:
+        """The place that the current stream has got to."""
         if self._device.type != "cuda":
-            return Mark()
+            return StreamEvent()
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
-        return Mark(event)
+        return StreamEvent(event)
 
-    def take(self, tensor: Tensor, mark: Mark) -> None:
-        """Lets the current lane use a tensor of another one, whole when the mark is reached."""
-        if mark.event is not None:
+    def take(self, tensor: Tensor, event: StreamEvent) -> None:
+        """Lets the current stream use a tensor of another one, whole when the event is done."""
+        if event.event is not None:
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(mark.event)
+            stream.wait_event(event.event)
             tensor.record_stream(stream)
 
     def download(self, tensor: Tensor) -> Download:
-        """Starts a copy to the host, in the current lane."""
+        """Starts a copy to the host, in the current stream."""
         if tensor.device.type != "cuda":
-            return Download(tensor.cpu(), Mark())
+            return Download(tensor.cpu(), StreamEvent())
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
-        return Download(host, self.mark())
+        return Download(host, self.record())
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

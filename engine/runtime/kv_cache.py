@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class KeysValues:
-    """What a layer attends to: a view of the cache, overwritten by later writes."""
+    """Keys and values of some tokens in one layer."""
 
-    keys: Tensor  # [B, H, M or fewer, D]
+    keys: Tensor  # [B, H, tokens, D]
     values: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """State of one sequence a row; nothing in it grows. The caller keeps count of positions."""
+    """State of one sequence a row; nothing in it grows. The caller counts positions."""
 
     keys: Tensor  # [L, B, H, M, D]
     values: Tensor
@@ -50,7 +50,7 @@ class KVCache:
         return self.keys.shape[3]
 
     def write(self, layer: int, keys: Tensor, values: Tensor, position: int | Tensor) -> KeysValues:
-        """Puts new keys and values at `position` and following, and returns what there is to attend to.
+        """Puts new keys and values at `position` and following, and returns a view of all there is to attend to.
 
         Args:
             layer: 0..L-1.
@@ -69,11 +69,6 @@ class KVCache:
         self.keys[layer, :, :, position:end] = keys
         self.values[layer, :, :, position:end] = values
         return KeysValues(self.keys[layer, :, :, :end], self.values[layer, :, :, :end])
-
-    def reset(self) -> None:
-        """Zeroes all rows in place."""
-        self.keys.zero_()
-        self.values.zero_()
 
     @staticmethod
     def _scatter(cached: Tensor, new: Tensor, position: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Layers that several stages share; each runs a kernel where there is one, and is written out in torch elsewhere.
+"""Layers that several stages share.
 
 Shapes: `B` batch, `N` tokens, `D` width, `P` rotary pairs (half a head's width).
 """
@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import gelu, rmsnorm, rotary
-from kernels.tools.launch import fuses
+from kernels.rmsnorm import add_rms_norm, rms_norm
 
 _TABLE_STEP = 256  # positions by which a kept table of rotations grows
 
 
 def sinusoid(values: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding [cos | sin] with w_i = exp(-ln(10000) i / (dim/2)) (FACTS 2.3, 3.2).
+    """Sinusoidal embedding [cos | sin] with w_i = exp(-ln(10000) i / (dim/2)) (REFERENCE 2.3, 3.2).
 
     Args:
         values: [...], any real dtype.
@@ -41,36 +40,16 @@ def _frequencies(count: int, device: torch.device) -> Tensor:
         return torch.exp(-math.log(10000.0) * places / count).to(device)
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What the next matrix product of `x` computes in: a kernel that writes this type saves a pass to cast."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the next matrix product of `x`: a kernel that writes it saves a pass to cast.
 
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on interleaved pairs (x0, x1), (x2, x3), ... in float32 (FACTS 1.5, 2.5).
-
-    Args:
-        x: [..., N, 2P].
-        cos, sin: [N, P] float32, broadcast over the leading dimensions.
-
-    Returns:
-        The rotated tensor, same shape and dtype as `x`.
+    That of `x` where gradients are wanted, so that their sums are not rounded.
     """
-    # Tables that differ from row to row have no kernel.
-    if x.ndim == 4 and cos.ndim == 2 and fuses(x):
-        return rotary.rotate(x, cos, sin)
-    pairs = x.float().unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
-
-
-def rotate_both(pair: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """`rotate` of queries and keys, [2, ..., N, 2P], in as few passes as run here."""
-    if fuses(pair):
-        return rotate(pair[0], cos, sin), rotate(pair[1], cos, sin)
-    query, key = rotate(pair, cos, sin)
-    return query, key
+    device = x.device.type
+    # There is no autocast for meta tensors, of which sizes are counted.
+    if torch.is_grad_enabled() or x.is_meta or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor:
@@ -88,7 +67,7 @@ def rotary_angles(positions: Tensor, dim: int, theta: float = 10000.0) -> Tensor
 
 
 def rotations(start: int, count: int, dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [count, dim / 2] for `rotate`, of positions from `start` on, out of a table that is kept."""
+    """Cosines and sines [count, dim / 2] of positions from `start` on, out of a table that is kept."""
     cos, sin = rotation_table(start + count, dim, theta, device)
     return cos[start : start + count], sin[start : start + count]
 
@@ -107,7 +86,7 @@ def _rotation_table(reach: int, dim: int, theta: float, device: torch.device) ->
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed and scaled in float32, then cast back (FACTS 2.5)."""
+    """Root-mean-square norm, computed and scaled in float32, then cast back (REFERENCE 2.5)."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -115,25 +94,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D], same dtype; on the way to a matrix product in its type where a kernel runs."""
-        if fuses(x):
-            return rmsnorm.rms_norm(x.contiguous(), self.weight, self.eps, product_dtype(x))
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        """[..., D] -> [..., D], in the dtype of the matrix product that follows."""
+        return rms_norm(x, self.weight, self.eps, autocast_dtype(x))
 
     def add(self, x: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + update, and the sum itself."""
-        if fuses(x):
-            dtype = product_dtype(x)
-            return rmsnorm.add_rms_norm(x.contiguous(), update.contiguous(), self.weight, self.eps, dtype)
-        total = x + update
-        return self(total), total
-
-
-def gated_gelu(gate: Tensor, up: Tensor) -> Tensor:
-    """gelu_tanh(gate) up, all [..., D] (FACTS 2.5)."""
-    if fuses(gate):
-        return gelu.gated_gelu(gate.flatten(0, -2), up.flatten(0, -2)).view(gate.shape)
-    return F.gelu(gate, approximate="tanh") * up
+        return add_rms_norm(x, update, self.weight, self.eps, autocast_dtype(x))
 
 
 class Gated(nn.Module):

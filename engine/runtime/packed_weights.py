@@ -1,4 +1,4 @@
-"""Weights in the order in which the processor multiplies, kept beside the usual one.
+"""Copies of weights in the order in which the processor multiplies (oneDNN's packed formats).
 
 oneDNN brings a bf16 weight into its own order at every call, which for the few rows of a planned token costs more than
 the product itself. Packed once, the products are the same bit for bit (a convolution's are those of pictures whose
@@ -19,15 +19,15 @@ _PICTURE = (6, 16, 24)  # pictures of so many rows and columns, for which convol
 LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache, and twice as much may not fit
 
 
-class _Packed:
-    """A second copy of a weight, good as long as the first is what it was."""
+class _PackedCopy:
+    """A packed copy of a weight, valid as long as the weight is what it was."""
 
     def __init__(self, weight: Tensor, packed: Tensor) -> None:
         self.packed = packed
         self._made_of = self._state(weight)
 
     def serves(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether a call may use it: nothing learns, the weight has not moved, and the product would be in bf16."""
+        """True if a call may use it: nothing learns, the weight has not moved, and the product would be in bf16."""
         if torch.is_grad_enabled() or self._state(weight) != self._made_of:
             return False
         return x.dtype == weight.dtype or torch.is_autocast_enabled("cpu")
@@ -42,18 +42,20 @@ class _Packed:
 
 
 class PackedLinear(nn.Linear):
-    """As the layer it is made of, whose parameters it has."""
+    """A linear layer with a packed copy beside its weight."""
 
-    _copy: _Packed
+    _copy: _PackedCopy
     _rows: int
-    _pair: tuple[_Packed, Tensor] | None = None  # the copy of a layer beside this one, and both weights packed as one
+    _pair: tuple[_PackedCopy, Tensor] | None = (
+        None  # the copy of a layer beside this one, and both weights packed as one
+    )
 
     @classmethod
     def of(cls, layer: nn.Linear, rows: int) -> Self:
-        """Packs for about so many rows a call; any number gives the same results."""
+        """The layer, packed for about so many rows a call; any number gives the same results. Shares its parameters."""
         packed = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         packed.weight, packed.bias = layer.weight, layer.bias
-        packed._copy = _Packed(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
+        packed._copy = _PackedCopy(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
         packed._rows = rows
         return packed.train(layer.training)
 
@@ -61,7 +63,7 @@ class PackedLinear(nn.Linear):
         return self.product(x, "none") if self.serves(x) else super().forward(x)
 
     def serves(self, x: Tensor) -> bool:
-        """Whether `product` may be called."""
+        """True if `product` may be called."""
         return self._copy.serves(x, self.weight)
 
     def product(self, x: Tensor, activation: str) -> Tensor:
@@ -82,13 +84,13 @@ class PackedLinear(nn.Linear):
 
 
 class PackedConv(nn.Conv2d):
-    """As the layer it is made of, whose parameters it has."""
+    """A convolution with a packed copy beside its weight."""
 
-    _copy: _Packed
+    _copy: _PackedCopy
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Self:
-        """Packs for pictures of `_PICTURE`; any size gives right results, and the same ones in every run."""
+        """The layer, packed for pictures of `_PICTURE`; any size gives right results, the same in every run."""
         sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         packed = cls(*sizes, layer.groups, layer.bias is not None, device="meta")  # type: ignore[arg-type]
         packed.weight, packed.bias = layer.weight, layer.bias
@@ -96,14 +98,14 @@ class PackedConv(nn.Conv2d):
         weight = torch.ops.mkldnn._reorder_convolution_weight(
             layer.weight.detach(), *geometry, [_PICTURE[0], layer.in_channels, *_PICTURE[1:]]
         )
-        packed._copy = _Packed(layer.weight, weight)
+        packed._copy = _PackedCopy(layer.weight, weight)
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(x, self.bias, "none") if self.serves(x) else super().forward(x)
 
     def serves(self, x: Tensor) -> bool:
-        """Whether `product` may be called."""
+        """True if `product` may be called."""
         return self._copy.serves(x, self.weight)
 
     def product(self, x: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -177,7 +179,7 @@ def pack(module: nn.Module, rows: int) -> None:
 
 @functools.cache
 def packs() -> bool:
-    """Whether packing works here and gives what the plain product gives."""
+    """True if packing works here and gives what the plain product gives."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             layer = nn.Linear(32, 48, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Trees of tensors: records, sequences and dicts of them, however deep."""
+"""Trees of tensors: records, sequences and dicts of them, at any depth."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def planted(tree: T, tensors: Iterator[Tensor]) -> T:
-    """The same tree with other tensors, taken in the order of `leaves`."""
-    grown: Any = tree
-    if isinstance(tree, Tensor):
-        grown = next(tensors)
-    elif names := _fields(type(tree)):
-        grown = type(tree)(*(planted(getattr(tree, name), tensors) for name in names))
-    elif isinstance(tree, dict):
-        grown = {key: planted(value, tensors) for key, value in tree.items()}
-    elif isinstance(tree, (list, tuple)):
-        grown = type(tree)([planted(branch, tensors) for branch in tree])
-    return grown  # type: ignore[no-any-return]
+def unflatten(like: T, tensors: Iterator[Tensor]) -> T:
+    """A tree like the given one with other tensors, taken in the order of `leaves`."""
+    tree: Any = like
+    if isinstance(like, Tensor):
+        tree = next(tensors)
+    elif names := _fields(type(like)):
+        tree = type(like)(*(unflatten(getattr(like, name), tensors) for name in names))
+    elif isinstance(like, dict):
+        tree = {key: unflatten(value, tensors) for key, value in like.items()}
+    elif isinstance(like, (list, tuple)):
+        tree = type(like)([unflatten(branch, tensors) for branch in like])
+    return tree  # type: ignore[no-any-return]
 
 
 def _collect(tree: Any, found: list[Tensor]) -> None:

@@ -1,1 +1,1 @@
-"""What happens in the video: features, tokens and the planner."""
+"""The semantic half of the model: features, tokens and the planner."""

@@ -1,7 +1,7 @@
-"""Who may attend to whom inside a group of the tokenizer (FACTS 1.6).
+"""Attention masks inside a GOP of the tokenizer (REFERENCE 1.6).
 
 The sequence is [patches of all frames ; latent tokens], the latents being the I frame's, then each P frame's.
-Shapes: `F` frames of the group, `P` patches of a frame, `N` = F * P + latents.
+Shapes: `F` frames of the GOP, `P` patches of a frame, `N` = F * P + latents.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.runtime.attention import Rule, dense
+from engine.runtime.attention import MaskRule, dense_mask
 
 
-def encoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Rule:
+def encoder_rule(
+    frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu"
+) -> MaskRule:
     """Patches see the patches of their own and earlier frames; latents see those too, and the latents up to
     and including themselves."""
     frame = frame_of_places(frames, patches, i_tokens, p_tokens, device)
@@ -25,7 +27,9 @@ def encoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device
     return rule
 
 
-def decoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Rule:
+def decoder_rule(
+    frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu"
+) -> MaskRule:
     """Everything sees every patch and latent of its own and earlier frames, so decoding is causal by frame."""
     frame = frame_of_places(frames, patches, i_tokens, p_tokens, device)
 
@@ -37,18 +41,18 @@ def decoder_rule(frames: int, patches: int, i_tokens: int, p_tokens: int, device
 
 def encoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
     """`encoder_rule` for all pairs: [N, N] bool, query by key, True = may attend."""
-    tokens = group_tokens(frames, patches, i_tokens, p_tokens)
-    return dense(encoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
+    tokens = gop_tokens(frames, patches, i_tokens, p_tokens)
+    return dense_mask(encoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
 
 
 def decoder_mask(frames: int, patches: int, i_tokens: int, p_tokens: int, device: torch.device | str = "cpu") -> Tensor:
     """`decoder_rule` for all pairs: [N, N] bool, query by key, True = may attend."""
-    tokens = group_tokens(frames, patches, i_tokens, p_tokens)
-    return dense(decoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
+    tokens = gop_tokens(frames, patches, i_tokens, p_tokens)
+    return dense_mask(decoder_rule(frames, patches, i_tokens, p_tokens, device), tokens, device)
 
 
-def group_tokens(frames: int, patches: int, i_tokens: int, p_tokens: int) -> int:
-    """N of a group."""
+def gop_tokens(frames: int, patches: int, i_tokens: int, p_tokens: int) -> int:
+    """N of a GOP."""
     return frames * (patches + p_tokens) + i_tokens - p_tokens
 
 

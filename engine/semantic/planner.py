@@ -1,7 +1,7 @@
-"""Planner: the language model that writes a video's semantic tokens (FACTS 2.1-2.5).
+"""Planner: the language model that writes a video's semantic tokens (REFERENCE 2.1-2.5).
 
-A sequence is [BOS, frame count, motion score, text, START_OF_IFRAME, codes of the I frame, END_OF_IFRAME,
-START_OF_PFRAME, codes of a P frame, END_OF_PFRAME, ...]; positions count from BOS = 0.
+A sequence is [BOS, frame count, motion score, text, START_OF_IFRAME, tokens of the I frame, END_OF_IFRAME,
+START_OF_PFRAME, tokens of a P frame, END_OF_PFRAME, ...]; positions count from BOS = 0.
 Shapes: `B` batch, `L` text tokens, `N` tokens, `M` keys, `W` width, `V` vocabulary.
 """
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from engine.runtime.attention import attend
 from engine.runtime.kv_cache import KVCache
-from engine.runtime.layers import RMSNorm, gated_gelu, rotate_both, rotation_table, rotations, sinusoid
+from engine.runtime.layers import RMSNorm, rotation_table, rotations, sinusoid
 from engine.runtime.packed_weights import both_of
-from kernels.tools.launch import fuses
+from kernels.decode_attention import FilledLength
+from kernels.gelu import gated_gelu
+from kernels.rotary import rotate
 
 _SPECIALS = 7
 _MICRO_VECTORS = 2  # frame count and motion score
@@ -37,8 +39,8 @@ class PlannerConfig:
     micro_hidden: int = 512
     i_tokens: int = 330
     p_tokens: int = 74
-    group_frames: int = 13
-    context_groups: int = 0  # earlier groups kept before the one being planned
+    gop_frames: int = 13
+    context_gops: int = 0  # earlier GOPs kept before the one being planned
     pooled_text: bool = False  # the mean of the text, projected, is added to every position
     null_micro: bool = False  # frame count and motion score may be left out
     rope_theta: float = 10000.0
@@ -48,13 +50,13 @@ class PlannerConfig:
             raise ValueError(f"hidden {self.hidden} over {self.heads} heads must give an even head width")
         if self.micro_freq % 2:
             raise ValueError(f"micro_freq {self.micro_freq} is odd; it holds cosines and sines in equal number")
-        if min(self.i_tokens, self.p_tokens, self.group_frames, self.codebook_size, self.layers) < 1:
+        if min(self.i_tokens, self.p_tokens, self.gop_frames, self.codebook_size, self.layers) < 1:
             raise ValueError(
-                f"i_tokens {self.i_tokens}, p_tokens {self.p_tokens}, group_frames {self.group_frames}, codebook_size "
+                f"i_tokens {self.i_tokens}, p_tokens {self.p_tokens}, gop_frames {self.gop_frames}, codebook_size "
                 f"{self.codebook_size} and layers {self.layers} must be positive"
             )
-        if self.context_groups < 0:
-            raise ValueError(f"context_groups {self.context_groups} is negative; 0 plans each group by the text alone")
+        if self.context_gops < 0:
+            raise ValueError(f"context_gops {self.context_gops} is negative; 0 plans each GOP by the text alone")
 
     @property
     def eos(self) -> int:
@@ -97,40 +99,39 @@ class PlannerConfig:
         return 1 + _MICRO_VECTORS + text_len
 
     def max_len(self, text_len: int) -> int:
-        """Positions of the longest sequence of endless planning: prefix, context groups and the new group."""
-        return self.prefix_len(text_len) + (self.context_groups + 1) * self.code_len(self.group_frames)
+        """Positions of the longest sequence of endless planning: prefix, context GOPs and the new GOP."""
+        return self.prefix_len(text_len) + (self.context_gops + 1) * self.plan_len(self.gop_frames)
 
     def layout(self, frames: int) -> tuple[int | None, ...]:
-        """What stands at each position of a plan of so many frames: a special token, or None for a code."""
+        """The special token at each position of a plan of so many frames, None for a position of a semantic token."""
         i_frame = (self.iframe_start, *[None] * self.i_tokens, self.iframe_end)
         p_frame = (self.pframe_start, *[None] * self.p_tokens, self.pframe_end)
         layout: tuple[int | None, ...] = ()
         for frame in range(frames):
-            layout += p_frame if frame % self.group_frames else i_frame
+            layout += p_frame if frame % self.gop_frames else i_frame
         return layout
 
-    def code_len(self, frames: int) -> int:
+    def plan_len(self, frames: int) -> int:
         """Positions of a plan of so many frames, special tokens included."""
         return len(self.layout(frames))
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """A prompt as the planner reads it."""
+    """A prompt's text and the micro conditions, embedded."""
 
     embeddings: Tensor  # [B, 3 + L, W]: BOS, frame count, motion score, text
     pooled: Tensor | None  # [B, 1, W], already part of `embeddings`; `Planner.embed` adds it to tokens
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where the new tokens stand and what they may see."""
+class _NewTokens:
+    """Rotary angles and mask of the new tokens."""
 
     cos: Tensor  # [N, head_dim / 2], or [B, 1, N, head_dim / 2] where rows differ
     sin: Tensor
-    mask: Tensor | None  # bool, broadcastable to [B, heads, N, M]
+    mask: Tensor | FilledLength | None  # as `attend` takes it
     causal: bool
-    length: Tensor | None  # int64 [1] or [B]: keys that a single token sees, where a kernel attends for it
 
 
 class MicroEmbedding(nn.Module):
@@ -165,7 +166,7 @@ class MicroEmbedding(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class PlannerBlock(nn.Module):
     """LLaMA-like pre-norm block with a gated tanh-GELU."""
 
     def __init__(self, config: PlannerConfig) -> None:
@@ -179,16 +180,16 @@ class Block(nn.Module):
         self.up = nn.Linear(config.hidden, config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, places: _Places, layer: int, cache: KVCache | None, position: int | Tensor) -> Tensor:
+    def forward(self, x: Tensor, new: _NewTokens, layer: int, cache: KVCache | None, position: int | Tensor) -> Tensor:
         """[B, N, W] -> [B, N, W]; writes its keys, already rotated, and values to `cache` at `position`."""
         projected = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
         projected = projected.permute(2, 0, 3, 1, 4)
-        q, k = rotate_both(projected[:2], places.cos, places.sin)
+        q, k = rotate(projected[:2], new.cos, new.sin)
         v = projected[2]
         if cache is not None:
             seen = cache.write(layer, k, v, position)
             k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
-        attended = attend(q, k, v, places.mask, places.causal, places.length)
+        attended = attend(q, k, v, new.mask, new.causal)
         normed, x = self.mlp_norm.add(x, self.out(attended.transpose(1, 2).flatten(2)))
         out: Tensor = x + self.down(gated_gelu(*both_of(self.gate, self.up, normed)))
         return out
@@ -207,7 +208,7 @@ class Planner(nn.Module):
         self.frames = MicroEmbedding(config, "the frame count")
         self.motion = MicroEmbedding(config, "the motion score")
         self.tokens = nn.Embedding(config.vocab, config.hidden)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(PlannerBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden)
         self.head = nn.Linear(config.hidden, config.vocab, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
@@ -261,11 +262,11 @@ class Planner(nn.Module):
         return self.logits(self.transform(embeddings, cache, position))
 
     def transform(self, embeddings: Tensor, cache: KVCache | None = None, position: int | Tensor = 0) -> Tensor:
-        """As `forward`, but gives the last block's output [B, N, W]."""
-        places = self._places(embeddings, cache, position)
+        """`forward` without the head: the last block's output [B, N, W]."""
+        new = self._new_tokens(embeddings, cache, position)
         x = embeddings
         for layer, block in enumerate(self.blocks):
-            x = block(x, places, layer, cache, position)
+            x = block(x, new, layer, cache, position)
         return x
 
     def logits(self, x: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ class Planner(nn.Module):
             normed = F.layer_norm(x.float(), weight.shape, weight, bias, self.norm.eps)
             return F.linear(normed, self.head.weight.float())
 
-    def _places(self, embeddings: Tensor, cache: KVCache | None, position: int | Tensor) -> _Places:
+    def _new_tokens(self, embeddings: Tensor, cache: KVCache | None, position: int | Tensor) -> _NewTokens:
         count, device = embeddings.shape[1], embeddings.device
         start = position.reshape(-1, 1) if isinstance(position, Tensor) else position
         positions = start + torch.arange(count, device=device)
@@ -285,12 +286,12 @@ class Planner(nn.Module):
             assert cache is not None, "without a cache positions count from 0"
             table = rotation_table(cache.length, self.config.head_dim, self.config.rope_theta, device)
             cos, sin = (part[positions][:, None] for part in table)
-        mask, length = None, None
-        if cache is not None and count == 1 and fuses(embeddings):
-            after = position + 1
-            length = after.reshape(-1) if isinstance(after, Tensor) else torch.full((1,), after, device=device)
-        elif cache is not None and isinstance(position, Tensor):
-            mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
+        mask: Tensor | FilledLength | None = None
+        if cache is not None and isinstance(position, Tensor):
+            if count == 1:
+                mask = FilledLength(position.reshape(-1) + 1, cache.length)
+            else:
+                mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
         elif isinstance(position, int) and position > 0 and count > 1:
             mask = torch.arange(position + count, device=device) <= positions[:, None]
-        return _Places(cos, sin, mask, causal=mask is None and count > 1, length=length)
+        return _NewTokens(cos, sin, mask, causal=mask is None and count > 1)

@@ -1,4 +1,4 @@
-"""Vector quantizer: the codebook between the tokenizer's encoder and decoder (FACTS 1.7).
+"""Vector quantizer: the codebook between the tokenizer's encoder and decoder (REFERENCE 1.7).
 
 Shapes: `B` batch, `N` tokens, `M` = B * N vectors of a batch, `D` token width, `K` codes, `C` code width.
 """
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.codebook import lookup_project, nearest_code
-from kernels.tools.launch import fuses
 
 Metric = Literal["euclidean", "cosine"]
 
@@ -48,7 +47,7 @@ class QuantizerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What quantizing a batch gives."""
+    """The result of quantizing a batch."""
 
     output: Tensor  # [B, N, D]; its gradient passes to the input as if nothing were rounded
     indices: Tensor  # [B, N] int64
@@ -85,13 +84,7 @@ class VectorQuantizer(nn.Module):
 
     def decode(self, indices: Tensor) -> Tensor:
         """int64 [B, N] -> [B, N, D]."""
-        if fuses(indices):
-            layer = self.project_out
-            rows = lookup_project(layer.weight, layer.bias, self.codes[0], indices.flatten(), cosine=False)
-            return rows.view(*indices.shape, -1)
-        codes = self.codes[0].to(self.project_out.weight.dtype)
-        out: Tensor = self.project_out(F.embedding(indices, codes))
-        return out
+        return lookup_project(indices, self.codes[0], self.project_out.weight, self.project_out.bias)
 
     def project(self, x: Tensor) -> Tensor:
         """[B, N, D] -> float32 [B, N, C], where codes are compared."""
@@ -168,21 +161,14 @@ class VectorQuantizer(nn.Module):
         self.cluster_size[0].masked_fill_(dead, size)
 
     def _clusters(self, flat: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """How many vectors chose each code [K], and their sums [K, C]."""
+        """Numbers of vectors that chose each code [K], and their sums [K, C]."""
         count = torch.bincount(indices, minlength=self.config.codebook_size).float()
         total = torch.zeros_like(self.codes[0]).index_add_(0, indices, flat)
         return count, total
 
     def _nearest(self, flat: Tensor, codes: Tensor) -> Tensor:
         """[M, C], [K, C] -> [M] int64."""
-        if fuses(flat):
-            return nearest_code(flat, codes, self.config.metric == "cosine")
-        product = flat @ codes.T
-        if self.config.metric == "cosine":
-            return product.argmax(dim=-1)
-        squared = flat.pow(2).sum(-1)[:, None] + codes.pow(2).sum(-1)[None, :] - 2.0 * product
-        # The root rounds near-ties together, which decides some of them: it belongs to the published numerics.
-        return squared.clamp(min=0.0).sqrt().argmin(dim=-1)
+        return nearest_code(flat, codes, self.config.metric == "cosine")
 
     def _on_sphere(self, x: Tensor) -> Tensor:
         return F.normalize(x, dim=-1) if self.config.metric == "cosine" else x

@@ -1,4 +1,4 @@
-"""Feature extractor: pictures -> features of what they show, by a plain vision transformer (FACTS 1.1).
+"""Feature extractor: pictures -> features of what they show, by a plain vision transformer (REFERENCE 1.1).
 
 Shapes: `B` batch, `T` frames, `H` x `W` picture, `h` x `w` feature grid, `S` side of the canvas in patches,
 `N` = 1 + S * S tokens, `D` feature channels.
@@ -54,7 +54,7 @@ class TheiaConfig:
         return self.hidden if self.feature_dim is None else self.feature_dim
 
 
-class Block(nn.Module):
+class TheiaBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: TheiaConfig) -> None:
@@ -91,7 +91,7 @@ class Theia(nn.Module):
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, config.hidden))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + table_side**2, config.hidden))
         self.patch_embed = nn.Conv2d(3, config.hidden, config.patch, config.patch)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TheiaBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden, eps=_NORM_EPS)
         self.head = None if config.feature_dim is None else nn.Linear(config.hidden, config.feature_dim)
 

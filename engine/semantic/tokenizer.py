@@ -1,6 +1,6 @@
-"""Semantic tokenizer: features of a group of frames <-> one flat list of codes (FACTS 1.2-1.8).
+"""Semantic tokenizer: features of a GOP of frames <-> one flat list of tokens (REFERENCE 1.2-1.8).
 
-Shapes: `B` batch, `T` frames of a group, `D` feature channels, `h` x `w` feature grid, `P` patches of a frame,
+Shapes: `B` batch, `T` frames of a GOP, `D` feature channels, `h` x `w` feature grid, `P` patches of a frame,
 `L` latent tokens of T frames (the I frame's, then each P frame's), `N` = T * P + L, `W` width, `E` token width.
 """
 
@@ -12,14 +12,22 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from engine.runtime.attention import masked
+from engine.runtime.attention import mask_of
 from engine.runtime.layers import rotary_angles
-from engine.semantic.masks import decoder_rule, encoder_rule, group_tokens
+from engine.semantic.masks import decoder_rule, encoder_rule, gop_tokens
 from engine.semantic.quantizer import QuantizerConfig, VectorQuantizer
-from engine.semantic.transformer import Block, Geometry
+from engine.semantic.transformer import SequenceGeometry, TokenizerBlock
 
 _FEATURE_EPS = 1e-8
 _POSITION_STD = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFrames:
+    """Semantic features of consecutive frames, first frame number `start` since the video began."""
+
+    features: Tensor  # [1, T, D, h, w]
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class TokenizerConfig:
     width: int = 768
     layers: int = 12
     heads: int = 12
-    frames: int = 13  # longest group
+    frames: int = 13  # longest GOP
     i_tokens: int = 330
     p_tokens: int = 74
     normalize: bool = False  # standardise features by the buffers `mean` and `std`; the release never does
@@ -67,41 +75,41 @@ class TokenizerConfig:
         return self.patch_grid[0] * self.patch_grid[1]
 
     @property
-    def group_tokens(self) -> int:
-        """Codes of a full group."""
+    def gop_tokens(self) -> int:
+        """Tokens of a full GOP."""
         return self.tokens(self.frames)
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Where each frame's codes start in a full group, and the end: `frames` + 1 numbers."""
+        """The first token of each frame in a full GOP, and the end: `frames` + 1 numbers."""
         return (0, *(self.tokens(frames) for frames in range(1, self.frames + 1)))
 
     def tokens(self, frames: int) -> int:
-        """Codes of a group's first `frames` frames."""
+        """Tokens of a GOP's first `frames` frames."""
         if not 1 <= frames <= self.frames:
-            raise ValueError(f"a group has 1 to {self.frames} frames, not {frames}")
+            raise ValueError(f"a GOP has 1 to {self.frames} frames, not {frames}")
         return self.i_tokens + self.p_tokens * (frames - 1)
 
     def frames_of(self, tokens: int) -> int:
-        """Frames that a group of so many codes has; the inverse of `tokens`."""
+        """Frames that a GOP of so many tokens has; the inverse of `tokens`."""
         frames, rest = divmod(tokens - self.i_tokens, self.p_tokens)
         if rest or not 0 <= frames < self.frames:
-            raise ValueError(f"{tokens} codes do not make whole frames: expected one of {self.offsets[1:]}")
+            raise ValueError(f"{tokens} tokens do not make whole frames: expected one of {self.offsets[1:]}")
         return frames + 1
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerOutput:
-    """What a training step needs."""
+    """The result of a training step."""
 
     reconstruction: Tensor  # [B, T, D, h, w]
     latents: Tensor  # [B, L, E], what the decoder read
-    codes: Tensor  # [B, L] int64
+    tokens: Tensor  # [B, L] int64
     commitment: Tensor  # []
     perplexity: Tensor  # []
 
 
-def group_angles(config: TokenizerConfig, frames: int, device: torch.device | str) -> Tensor:
+def gop_angles(config: TokenizerConfig, frames: int, device: torch.device | str) -> Tensor:
     """Rotary angles of time, row and column: patches at (t, y, x), the k-th latent at (k, k, k).
 
     Returns:
@@ -128,14 +136,14 @@ def group_angles(config: TokenizerConfig, frames: int, device: torch.device | st
 
 # Bounded on purpose: a full-size mask is 352 MB.
 @lru_cache(maxsize=4)
-def _geometry(config: TokenizerConfig, frames: int, device: torch.device, decoding: bool) -> Geometry:
+def _geometry(config: TokenizerConfig, frames: int, device: torch.device, decoding: bool) -> SequenceGeometry:
     make_rule = decoder_rule if decoding else encoder_rule
     sizes = frames, config.patches, config.i_tokens, config.p_tokens
     # Kept tensors must also serve training, so none of them may be an inference tensor.
     with torch.inference_mode(False):
-        angles = group_angles(config, frames, device)
-        mask = masked(make_rule(*sizes, device), group_tokens(*sizes), device)
-        return Geometry(cos=angles.cos(), sin=angles.sin(), mask=mask)
+        angles = gop_angles(config, frames, device)
+        mask = mask_of(make_rule(*sizes, device), gop_tokens(*sizes), device)
+        return SequenceGeometry(cos=angles.cos(), sin=angles.sin(), mask=mask)
 
 
 class Positions(nn.Module):
@@ -148,14 +156,14 @@ class Positions(nn.Module):
         self.patch = nn.Parameter(_POSITION_STD * torch.randn(config.patches, config.width))
 
     def forward(self, frames: int) -> Tensor:
-        """[N, W] for a group of so many frames, patches first."""
+        """[N, W] for a GOP of so many frames, patches first."""
         visual = self.frame[:frames, None] + self.patch
         counts = [self.config.i_tokens, *[self.config.p_tokens] * (frames - 1)]
         owner = torch.repeat_interleave(torch.tensor(counts, device=self.frame.device))
         return torch.cat([visual.flatten(0, 1), self.frame[owner]])
 
 
-class Encoder(nn.Module):
+class TokenizerEncoder(nn.Module):
     """Features -> one vector for each latent token."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -167,7 +175,7 @@ class Encoder(nn.Module):
         self.patch_embed = nn.Conv2d(config.feature_dim, config.width, config.patch, config.patch)
         self.positions = Positions(config) if config.learned_positions else None
         self.norm_in = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TokenizerBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.width)
         self.project = nn.Linear(config.width, config.quantizer.dim)
 
@@ -185,7 +193,7 @@ class Encoder(nn.Module):
         return out
 
 
-class Decoder(nn.Module):
+class TokenizerDecoder(nn.Module):
     """One vector for each latent token -> features."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -195,7 +203,7 @@ class Decoder(nn.Module):
         self.positions = Positions(config) if config.learned_positions else None
         self.embed = nn.Linear(config.quantizer.dim, config.width)
         self.norm_in = nn.LayerNorm(config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(TokenizerBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.width)
         self.head_in = nn.Linear(config.width, 2 * config.width)
         self.head_out = nn.Linear(2 * config.width, config.feature_dim * config.patch**2)
@@ -219,7 +227,7 @@ class Decoder(nn.Module):
 
 
 class SemanticTokenizer(nn.Module):
-    """Encoder, quantizer and decoder. Groups of any length up to `config.frames` pass; each starts at time 0."""
+    """Encoder, quantizer and decoder. GOPs of any length up to `config.frames` pass; each starts at time 0."""
 
     mean: Tensor
     std: Tensor
@@ -229,27 +237,28 @@ class SemanticTokenizer(nn.Module):
         self.config = config
         self.register_buffer("mean", torch.zeros(config.feature_dim))
         self.register_buffer("std", torch.ones(config.feature_dim))
-        self.encoder = Encoder(config)
+        self.encoder = TokenizerEncoder(config)
         self.quantizer = VectorQuantizer(config.quantizer)
-        self.decoder = Decoder(config)
+        self.decoder = TokenizerDecoder(config)
 
     def encode(self, features: Tensor) -> Tensor:
-        """Features [B, T, D, h, w] -> codes int64 [B, L]; ValueError for other shapes."""
+        """Features [B, T, D, h, w] -> tokens int64 [B, L]; ValueError for other shapes."""
         return self.quantizer.encode(self._latents(features))
 
-    def decode(self, codes: Tensor, frames: int | None = None) -> Tensor:
-        """Codes int64 [B, L] -> features [B, T, D, h, w], causal by frame: the first frames depend on their codes only.
+    def decode(self, tokens: Tensor, frames: int | None = None) -> Tensor:
+        """Tokens int64 [B, L] -> features [B, T, D, h, w], causal by frame: the first frames depend on their tokens
+        only.
 
         Args:
-            codes: of the first T frames of a group.
-            frames: T, where the caller wants it checked; ValueError if the codes do not make that many.
+            tokens: of the first T frames of a GOP.
+            frames: T, where the caller wants it checked; ValueError if the tokens do not make that many.
         """
-        if frames is not None and codes.shape[1] != (tokens := self.config.tokens(frames)):
-            raise ValueError(f"{frames} frames take {tokens} codes, not {codes.shape[1]}")
-        return self._features(self.quantizer.decode(codes))
+        if frames is not None and tokens.shape[1] != (sequence := self.config.tokens(frames)):
+            raise ValueError(f"{frames} frames take {sequence} tokens, not {tokens.shape[1]}")
+        return self._features(self.quantizer.decode(tokens))
 
     def forward(self, features: Tensor, quantize: bool = True) -> TokenizerOutput:
-        """What a training step needs; in training mode the codebook moves.
+        """One training step; in training mode the codebook moves.
 
         Args:
             features: [B, T, D, h, w].
@@ -260,7 +269,7 @@ class SemanticTokenizer(nn.Module):
         return TokenizerOutput(
             reconstruction=self._features(quantized.output),
             latents=quantized.output,
-            codes=quantized.indices,
+            tokens=quantized.indices,
             commitment=quantized.commitment,
             perplexity=quantized.perplexity,
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.runtime.attention import attend
-from engine.runtime.layers import rotate
+from kernels.rotary import rotate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -21,15 +21,15 @@ _MLP_RATIO = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """Positions and masks of a group of a certain length."""
+class SequenceGeometry:
+    """Positions and mask of a GOP of a certain length."""
 
     cos: Tensor  # [N, head_dim / 2] float32
     sin: Tensor
     mask: Tensor | BlockMask  # [N, N] bool, or the same in blocks
 
 
-class Attention(nn.Module):
+class MaskedAttention(nn.Module):
     """Masked self-attention with rotary positions."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+    def forward(self, x: Tensor, geometry: SequenceGeometry) -> Tensor:
         """[B, N, W] -> [B, N, W]."""
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.query, self.key, self.value)
@@ -51,18 +51,18 @@ class Attention(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class TokenizerBlock(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = MaskedAttention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, _MLP_RATIO * width)
         self.down = nn.Linear(_MLP_RATIO * width, width)
 
-    def forward(self, x: Tensor, geometry: Geometry) -> Tensor:
+    def forward(self, x: Tensor, geometry: SequenceGeometry) -> Tensor:
         """[B, N, W] -> [B, N, W]."""
         x = x + self.attention(self.attention_norm(x), geometry)
         out: Tensor = x + self.down(F.gelu(self.up(self.mlp_norm(x))))

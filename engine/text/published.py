@@ -1,4 +1,4 @@
-"""Prompts to text embeddings as the release makes them: two T5 encoders (FACTS 2.2, 3.4).
+"""Prompts to text embeddings as the release makes them: two T5 encoders (REFERENCE 2.2, 3.4).
 
 The release uses the slow T5 tokenizer, which is sentencepiece plus an end of sentence; so does this. Names of special
 tokens in a prompt are text like any other.
@@ -12,23 +12,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
-from engine.loading.tensor_files import is_finite, lots
-from engine.wire.frames import TextEmbedding
+from engine.text.embedding import TextEmbedding
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedTextConfig:
-    """How prompts are cut and kept."""
+    """Limits of prompts and of the cache of their embeddings."""
 
     planner_tokens: int = 512  # longest prompt for the planner; longer ones are cut
     renderer_tokens: int = 226  # every prompt for the renderer, filled up or cut
@@ -53,11 +50,11 @@ class TextModel:
     """An encoder and its vocabulary."""
 
     encoder: T5EncoderModel
-    words: SentencePieceProcessor
+    tokenizer: SentencePieceProcessor
 
     def ids(self, prompt: str, most: int) -> list[int]:
         """At most so many pieces of a prompt, the last of them the end of sentence."""
-        return [*self.words.encode(prompt)[: most - 1], self.words.eos_id()]
+        return [*self.tokenizer.encode(prompt)[: most - 1], self.tokenizer.eos_id()]
 
 
 class PublishedText:
@@ -97,7 +94,7 @@ class PublishedText:
         length, model = self.config.renderer_tokens, self.renderer
         ids = model.ids(prompt, length)
         # The release masks nothing: padding is attended to like any word.
-        return self._run(model, ids + [model.words.pad_id()] * (length - len(ids)))
+        return self._run(model, ids + [model.tokenizer.pad_id()] * (length - len(ids)))
 
     @torch.inference_mode()
     def _run(self, model: TextModel, ids: list[int]) -> Tensor:
@@ -110,67 +107,3 @@ class PublishedText:
             logger.info("moving a text encoder off %s, which has %.1f GB free", self.device, free / 1e9)
             encoder.to("cpu")
         return hidden.float()
-
-
-def t5_xxl() -> T5EncoderModel:
-    """The encoder of T5-v1.1-XXL, which has Flan-T5-XXL's sizes, on the meta device."""
-    sizes = T5Config(
-        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
-    )
-    with torch.device("meta"):
-        return T5EncoderModel(sizes)
-
-
-def text_bytes(folder: Path, width: int) -> int:
-    """Bytes that an encoder takes in bfloat16; nothing but its `config.json` is read.
-
-    Args:
-        width: of the embeddings that are read.
-
-    Raises:
-        ValueError: if there is no such file, or it is of an encoder of another width.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder / 'config.json'} is missing: download the text encoder's folder anew")
-    try:
-        sizes = T5Config.from_pretrained(str(folder))
-        with torch.device("meta"):
-            encoder = T5EncoderModel(sizes)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
-    if sizes.d_model != width:
-        raise ValueError(f"{folder} holds a text encoder of width {sizes.d_model}, expected {width}: download it anew")
-    count: int = sum(value.numel() for value in encoder.parameters())
-    return count * torch.bfloat16.itemsize
-
-
-def load_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextModel:
-    """Reads an encoder with its vocabulary, onto the host.
-
-    Args:
-        folder: holds `config.json`, weights and `spiece.model`.
-        dtype: bfloat16 in the release.
-
-    Raises:
-        ValueError: naming what the folder lacks, or which tensors are not finite.
-    """
-    vocabulary = folder / "spiece.model"
-    if not vocabulary.is_file():
-        raise ValueError(f"{vocabulary} is missing: download the text encoder's folder anew")
-    try:
-        words = SentencePieceProcessor(model_file=str(vocabulary))
-        # Pickles may hold code, and `convert` leaves them behind.
-        encoder, report = T5EncoderModel.from_pretrained(
-            str(folder), dtype=dtype, output_loading_info=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} holds no complete T5 encoder ({reason}): download it anew") from error
-    # What is missing would be left at random numbers.
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))}: download it anew")
-    bad = [name for name, value in encoder.named_parameters() if not all(is_finite(lot) for lot in lots(value.data))]
-    if bad:
-        raise ValueError(f"{folder} holds NaN or infinite numbers in {', '.join(bad)}: download it anew")
-    return TextModel(encoder.eval(), words)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from engine.wire.frames import TextEmbedding
+from engine.text.embedding import TextEmbedding
 
 TOKENIZER_FOLDER = "text_tokenizer"  # beside the weights
 
 
 @dataclass(frozen=True, slots=True)
-class TextConfig:
+class SmallT5Config:
     """Preset `mini`'s own small T5, which planner and renderer share."""
 
     hidden: int
@@ -38,7 +38,7 @@ class TextConfig:
         return self.max_length
 
 
-def text_encoder(config: TextConfig) -> T5EncoderModel:
+def text_encoder(config: SmallT5Config) -> T5EncoderModel:
     """The encoder without its tokenizer, weights at random."""
     return T5EncoderModel(
         T5Config(
@@ -57,7 +57,7 @@ def text_encoder(config: TextConfig) -> T5EncoderModel:
 class SmallT5(nn.Module):
     """A T5 encoder trained with the planner, and its tokenizer. Case and unknown characters do not matter."""
 
-    def __init__(self, config: TextConfig, tokenizer: T5Tokenizer) -> None:
+    def __init__(self, config: SmallT5Config, tokenizer: T5Tokenizer) -> None:
         """Raises ValueError if the tokenizer has more pieces than the encoder's vocabulary."""
         super().__init__()
         if len(tokenizer) > config.vocabulary:

@@ -1,186 +1,114 @@
-"""`python -m engine reconstruct`: semantic tokens of a file back to a video, by the renderer's hops.
+"""`python -m engine reconstruct`: semantic tokens of a file back to a video, chunk by chunk.
 
-Groups are decoded one at a time and put end to end; where two overlap, the features fade from one into the other. Hops
-are those of an endless video: the last one is filled up with its last frame, and what is too much is cut off.
+GOPs are decoded one at a time and put end to end; where two overlap, their features fade from one into the other.
+Chunks are those of an endless video: the last one is filled up with its last frame, and the surplus is cut off.
 Shapes: `T` semantic frames, `D` feature channels, `h` x `w` their grid.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from engine.config import EngineConfig, preset
+from engine.arguments import add_weights, checked, seed
+from engine.config import EngineConfig
 from engine.live.generator import Generator
-from engine.loading.memory import check_memory
-from engine.loading.model import (
-    Model,
-    assemble,
-    build,
-    load,
-    pick_device,
-    pick_dtype,
-    products,
-    use_cores,
-    weights_folder,
-)
+from engine.live.offline import finished
+from engine.loading.model import Model, assemble, load
+from engine.loading.modules import autocast_dtypes, build
+from engine.loading.options import place
+from engine.loading.placement import check_memory
 from engine.loading.weights import load_weights
-from engine.video.token_file import TokenFile, TokenGroup, TokenHeader
+from engine.semantic.tokenizer import FeatureFrames
+from engine.text.embedding import FixedText, TextEmbedding
+from engine.video.token_file import TokenFile, TokenGOP
 from engine.video.video_file import VideoFile
-from engine.wire.frames import FeatureFrames, FrameChunk, TextEmbedding
-from engine.wire.messages import SEED_LIMIT
+from engine.wire.frames import FrameBatch
 from engine.wire.prompt import check_prompt
 
-STAGES = ("tokenizer", "renderer", "vae")  # all that a video without a prompt takes
 
-
-class FeatureReader:
-    """Features of groups in order; holds those of two groups at most."""
-
-    def __init__(self, groups: Iterator[TokenGroup], model: Model) -> None:
-        self._model = model
-        self._spans = self._follow(groups)
-        self._start = 0
-        self._held = next(self._spans)  # [1, T, D, h, w] of the frames from `_start` on, at least one
-
-    def read(self, frames: int) -> FeatureFrames:
-        """The next `frames` frames; behind the end the last frame stands still."""
-        while self._held.shape[1] <= frames:
+def read_features(gops: Sequence[TokenGOP], model: Model, lengths: Iterable[int]) -> Iterator[FeatureFrames]:
+    """Features in parts of the given lengths; after the end the last frame is repeated. Holds those of two GOPs."""
+    decoded = _decode(gops, model)
+    held, start = next(decoded), 0
+    for length in lengths:
+        while held.shape[1] <= length:
             # One frame is kept back, since it may be the last.
-            span = next(self._spans, self._held[:, -1:])
-            self._held = torch.cat([self._held, span], dim=1)
-        planned = FeatureFrames(self._held[:, :frames], self._start)
-        self._held, self._start = self._held[:, frames:], self._start + frames
-        return planned
+            held = torch.cat([held, next(decoded, held[:, -1:])], dim=1)
+        yield FeatureFrames(held[:, :length], start)
+        held, start = held[:, length:], start + length
 
-    def _follow(self, groups: Iterator[TokenGroup]) -> Iterator[Tensor]:
-        """The groups' features without what overlaps, which is faded: [1, T, D, h, w] each."""
-        before: Tensor | None = None  # of the group before this one, from this one's start on
-        for group, following in pairwise(chain(groups, [None])):
-            assert group is not None, "only the last is None"
-            features = self._decode(group)
+
+def _decode(gops: Sequence[TokenGOP], model: Model) -> Iterator[Tensor]:
+    """Features of each GOP up to where the next one begins, [1, T, D, h, w].
+
+    Over the frames that it shares with the GOP before it, that one's features fade into its own in even steps.
+    """
+    before: Tensor | None = None  # features of the frames that the GOP before shares with this one
+    for gop, end in zip(gops, [*(gop.start for gop in gops[1:]), gops[-1].end], strict=True):
+        with model.computing():
+            tokens = torch.tensor(gop.tokens.astype(np.int64), device=model.device)
+            features = model.tokenizer.decode(tokens[None]).float()
             if before is not None:
-                features = torch.cat([_faded(before, features), features[:, before.shape[1] :]], dim=1)
-            alone = group.frames if following is None else following.start - group.start
-            yield features[:, :alone]
-            before = features[:, alone:]
-
-    def _decode(self, group: TokenGroup) -> Tensor:
-        with self._model.computing():
-            codes = torch.tensor(group.codes.astype(np.int64), device=self._model.device)
-            return self._model.tokenizer.decode(codes[None]).float()
-
-
-def _faded(out: Tensor, into: Tensor) -> Tensor:
-    """Frames of `out` [1, T, D, h, w] that turn into the first T of `into` in even steps."""
-    frames = out.shape[1]
-    share = torch.arange(1, frames + 1, device=out.device) / (frames + 1)
-    return torch.lerp(out, into[:, :frames], share[:, None, None, None])
-
-
-@dataclass(frozen=True, slots=True)
-class NoText:
-    """No text, which the renderer was trained with too: zeros, not an encoded empty prompt (FACTS 3.4)."""
-
-    embedding: TextEmbedding
-
-    @classmethod
-    def of(cls, config: EngineConfig, device: torch.device) -> NoText:
-        dit, planner = config.renderer.dit, config.planner
-        return cls(
-            TextEmbedding(
-                planner=torch.zeros(1, 0, planner.text_dim, device=device),
-                renderer=torch.zeros(1, dit.text_length, dit.text_dim, device=device),
-            )
-        )
-
-    def embed(self, prompt: str) -> TextEmbedding:
-        """The same for every prompt."""
-        return self.embedding
+                common = before.shape[1]
+                share = torch.arange(1, common + 1, device=model.device) / (common + 1)
+                features[:, :common] = before.lerp(features[:, :common], share[:, None, None, None])
+        yield features[:, : end - gop.start]
+        before = features[:, end - gop.start :]
 
 
 def load_without_text(config: EngineConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
-    """A model that renders; its planner has no weights and takes no memory. Raises ValueError as `model.load` does."""
-    modules = build(config)
-    needed = {name: modules[name] for name in STAGES}
-    dtypes = {name: kind for name, kind in products(modules, dtype).items() if name.split(".")[0] in needed}
+    """A model that renders without text; its planner has no weights. Raises ValueError as `model.load` does.
+
+    In place of text the renderer reads zeros, as it also did in training, not an empty prompt encoded (REFERENCE 3.4).
+    """
+    modules, dit = build(config), config.renderer.dit
+    needed = {name: module for name, module in modules.items() if name != "planner"}
+    dtypes = autocast_dtypes(modules, dtype)
     check_memory(needed, device, dtypes)
     load_weights(folder, needed, config.name, device, dtypes)
-    return assemble(config, NoText.of(config, device), modules, device, dtype)
+    text = TextEmbedding(
+        planner=torch.zeros(1, 0, config.planner.text_dim, device=device),
+        renderer=torch.zeros(1, dit.text_length, dit.text_dim, device=device),
+    )
+    return assemble(config, FixedText(text), modules, device, dtype)
 
 
-def film(generator: Generator, tokens: TokenFile, prompt: str, seed: int) -> Iterator[FrameChunk]:
-    """All frames of a video in order."""
+def reconstruct(generator: Generator, tokens: TokenFile, prompt: str, seed: int) -> Iterator[FrameBatch]:
+    """All frames of the video, in order."""
     with generator.model.computing():
         state = generator.start(generator.model.text.embed(prompt), seed)
-    reader = FeatureReader(tokens.groups(), generator.model)
-    left = tokens.header.frames
-    while left > 0:
-        for unit in generator.render(state, reader.read(generator.new_latents(state))):
-            if unit.chunk is not None and left > 0:
-                yield dataclasses.replace(unit.chunk, i420=unit.chunk.i420[:left])
-                left -= unit.chunk.frames
-
-
-def check_preset(header: TokenHeader, config: EngineConfig) -> None:
-    """Raises ValueError, naming what differs, if the tokens are not of this preset."""
-    own, wanted = (dataclasses.asdict(item) for item in (header, TokenHeader.of(config, header.frames)))
-    faults = [f"{name} {own[name]}, not {value}" for name, value in wanted.items() if own[name] != value]
-    if faults:
-        raise ValueError(f"the tokens are not of this preset {config.name!r}: {', '.join(faults)}; tokenize again")
+    config, left = tokens.config, tokens.frames
+    lengths = chain([config.first_chunk_length], repeat(config.chunk_length))
+    for features in read_features(tokens.gops, generator.model, lengths):
+        for batch in finished(generator.render(state, features), left):
+            left -= batch.frames
+            yield batch
+        if not left:
+            return
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status, 2 for a mistake of the caller."""
-    arguments = _parser().parse_args(argv)
-    use_cores()
-    try:
-        prompt = None if arguments.prompt is None else check_prompt(arguments.prompt)
-        tokens = TokenFile(arguments.tokens)
-        config = preset(tokens.header.preset)
-        check_preset(tokens.header, config)
-        with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
-            device = pick_device(arguments.device)
-            folder = weights_folder(config, arguments.weights)
-            read = load_without_text if prompt is None else load
-            generator = Generator(read(config, folder, device, pick_dtype(device)))
-            with tqdm(total=tokens.header.frames, unit="frame", desc="reconstruct") as bar:
-                for chunk in film(generator, tokens, prompt or "", arguments.seed):
-                    file.write(chunk.i420)
-                    bar.update(chunk.frames)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"reconstruct: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("reconstruct: interrupted; nothing was written\n")
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m engine reconstruct", description="Writes the video that a file of semantic tokens describes."
-    )
+    """Runs the command. Raises ValueError for a mistake of the caller."""
+    told = "Writes the video that a file of semantic tokens describes."
+    parser = argparse.ArgumentParser(prog="python -m engine reconstruct", description=told)
     parser.add_argument("tokens", type=Path, metavar="T.npz", help="file that `tokenize` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
-    parser.add_argument("--prompt", help="what the renderer reads beside the tokens (default: no text)")
-    parser.add_argument("--seed", type=_seed, default=0, help="of the renderer's noise (default: 0)")
-    parser.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to use instead of the preset's own")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    return parser
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= SEED_LIMIT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed, 0 to {SEED_LIMIT - 1}")
-    return int(text)
+    parser.add_argument("--prompt", type=checked(check_prompt), help="text for the renderer (default: none)")
+    parser.add_argument("--seed", type=checked(seed), default=0, help="of the renderer's noise (default: 0)")
+    add_weights(parser)
+    arguments = parser.parse_args(argv)
+    tokens = TokenFile.read(arguments.tokens)
+    config = tokens.config
+    with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
+        read = load_without_text if arguments.prompt is None else load
+        model = read(config, *place(config, arguments.weights, arguments.device))
+        batches = reconstruct(Generator(model), tokens, arguments.prompt or "", arguments.seed)
+        file.write_batches(batches, tokens.frames)
+    return 0

@@ -1,67 +1,23 @@
-"""What the server process and the engine process say to each other over the control pipe.
+"""Messages between the server process and the engine process, over one pipe.
 
-Imports no torch, so that the server process can use it. Every message is a frozen dataclass of plain values, pickled
-by `multiprocessing.connection.Connection`. Frames do not travel here: `ChunkReady` names the ring slot that holds them.
-Frame numbers count from 0 since the channel's video began and go on across restarts of the engine process.
+Every message is a frozen dataclass of plain values, pickled by `multiprocessing.connection.Connection`. Frames do not
+travel here: `FramesReady` names the ring slot that holds them. Frame numbers count from 0 since the channel's video
+began and go on across restarts of the engine process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
-
-
-class FrameRing(Protocol):
-    """The engine's end of the shared ring: slots are credits, granted again by `Shown.freed_slots`."""
-
-    @property
-    def slot_bytes(self) -> int:
-        """Size of one slot in bytes."""
-        ...
-
-    def acquire(self) -> int | None:
-        """Takes a free slot, or None when every slot holds frames that were not shown yet."""
-        ...
-
-    def write(self, slot: int, i420: npt.NDArray[np.uint8]) -> None:
-        """Copies frames [F, 3H/2, W] uint8 into an acquired slot. Raises ValueError when they do not fit."""
-        ...
-
-    def release(self, slots: Sequence[int]) -> None:
-        """Gives slots back: their frames were shown, or were never announced."""
-        ...
+from engine.wire.settings import ChannelSettings
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Everything an engine process needs to begin, or to go on after a crash, with one channel."""
+class OpenChannel:
+    """Asks for a channel's video; its frames follow as `FramesReady`."""
 
-    preset: str
-    weights: str | None  # folder or hub id; None means the preset's own
-    device: str  # "auto", "cpu" or "cuda"
     channel: str
-    prompt: str
-    seed: int
-    first_frame: int  # number of the first frame to deliver: 0, or where a crashed engine stopped
-    first_hop: int  # number of the first hop, which keys the noise together with the seed
-    low_mark_frames: int  # a hop starts only when at most this many rendered frames are not yet shown
-    memory_gb: float | None = None  # most of the device's memory to use; None plans nothing
-    steps: int | None = None  # denoising steps of a hop; None means the preset's own
-    reuse: float = 0.0  # as in `EngineConfig`
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < SEED_LIMIT:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below {SEED_LIMIT}")
-        if self.first_frame < 0 or self.first_hop < 0:
-            raise ValueError(f"first_frame {self.first_frame} and first_hop {self.first_hop} must be at least 0")
-        if self.low_mark_frames < 1:
-            raise ValueError(f"low_mark_frames is {self.low_mark_frames}; it must be at least 1")
+    settings: ChannelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +54,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Warm: sent once, before the first `ChunkReady`."""
+    """Warm: sent once, before the first `FramesReady`."""
 
     width: int  # pixels
     height: int  # pixels
     fps: float
     warm_up_s: float
     preset: str
-    steps: int  # denoising steps per hop
+    steps: int  # denoising steps of a chunk, where a channel's settings name none
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,28 +79,27 @@ class Refused:
     """A request cannot be done; `reason` is one sentence for the person who asked."""
 
     request: int
+    channel: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkReady:
+class FramesReady:
     """A slot of the ring holds finished frames [frames, 3H/2, W] uint8, I420."""
 
     channel: str
     slot: int
     index: int  # number of the first frame in the slot
-    hop: int
+    chunk: int
     frames: int
-    created_s: float  # time.monotonic() of the engine process; the clock is the same for both processes
-    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
-class HopDone:
-    """Figures of a finished hop. `compute_s` excludes waiting for credits."""
+class ChunkDone:
+    """Figures of a finished chunk. `compute_s` excludes waiting for credits."""
 
     channel: str
-    hop: int
+    chunk: int
     steps: int
     seconds_of_video: float
     compute_s: float
@@ -158,5 +113,6 @@ class Failed:
     error: str
 
 
-ToEngine = SetPrompt | Shown | Stop
-FromEngine = Progress | Ready | PromptSet | Refused | ChunkReady | HopDone | Failed
+ToEngine = OpenChannel | SetPrompt | Shown | Stop
+ChannelMessage = PromptSet | Refused | FramesReady | ChunkDone
+FromEngine = Progress | Ready | ChannelMessage | Failed

@@ -1,4 +1,4 @@
-"""FrameChunks across the process border: memory that both processes map, cut into slots that are granted as credits.
+"""Frame batches across the process border: memory that both processes map, in slots that are granted as credits.
 
 The memory is an unlinked temporary file, so it has no name that could outlive the processes, however they end; a
 `RingWriter` carries the file to the engine process while that is being spawned. The server creates a new ring for every
@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from engine.wire.frames import FrameChunk
 
 # A file in here lives in memory; elsewhere it may reach a disk, which is slower but right.
 MEMORY_FOLDER = "/dev/shm"
@@ -45,7 +43,7 @@ class RingConfig:
 
 
 class RingWriter:
-    """The engine's end; `engine.wire.messages.FrameRing` says what its methods promise. Owns the mapping."""
+    """The engine's end. Slots are credits, granted again by `Shown.freed_slots`. Owns the mapping."""
 
     def __init__(self, fd: int, config: RingConfig) -> None:
         self._fd = fd
@@ -53,14 +51,12 @@ class RingWriter:
         self._memory = mmap.mmap(fd, config.total_bytes)
         self._free = deque(range(config.slots))
 
-    @property
-    def slot_bytes(self) -> int:
-        return self._config.slot_bytes
-
     def acquire(self) -> int | None:
+        """Takes a free slot, or None when every slot holds frames that were not shown yet."""
         return self._free.popleft() if self._free else None
 
     def write(self, slot: int, i420: npt.NDArray[np.uint8]) -> None:
+        """Copies frames [F, 3H/2, W] uint8 into an acquired slot. Raises ValueError when they do not fit."""
         if i420.dtype != np.uint8 or i420.ndim != 3:
             raise ValueError(f"frames must be [F, 3H/2, W] uint8; got {i420.shape} {i420.dtype}")
         if i420.nbytes > self._config.slot_bytes:
@@ -72,6 +68,7 @@ class RingWriter:
         np.copyto(target, i420)
 
     def release(self, slots: Sequence[int]) -> None:
+        """Gives slots back: their frames were shown, or were never announced."""
         for slot in slots:
             if slot in self._free or not 0 <= slot < self._config.slots:
                 raise ValueError(f"slot {slot} is already free or does not exist")
@@ -122,45 +119,3 @@ class RingReader:
     def close(self) -> None:
         """Closes the file; idempotent. The memory goes when both processes dropped their mappings and views."""
         self._file.close()
-
-
-class ChunkQueue:
-    """Frames rendered and not yet shown, in order. Bounded by the ring: a chunk keeps its slot until shown."""
-
-    def __init__(self, start: int) -> None:
-        self._chunks: deque[tuple[FrameChunk, int | None]] = deque()
-        self._start = self._end = start
-
-    def __len__(self) -> int:
-        return self._end - self._start
-
-    @property
-    def start(self) -> int:
-        """Number of the next frame to take."""
-        return self._start
-
-    @property
-    def end(self) -> int:
-        """Number of the next frame to put."""
-        return self._end
-
-    def put(self, chunk: FrameChunk, slot: int) -> None:
-        """Appends a chunk whose frames are a view of `slot`. Raises ValueError when it does not follow the last one."""
-        if chunk.index != self._end:
-            raise ValueError(f"chunk begins at frame {chunk.index}; frame {self._end} comes next")
-        self._chunks.append((chunk, slot))
-        self._end += chunk.frames
-
-    def take(self) -> tuple[int, npt.NDArray[np.uint8], tuple[int, ...]]:
-        """The next frame's number, a copy of it [3H/2, W], and slots that are free now. Raises IndexError if empty."""
-        chunk, slot = self._chunks[0]
-        index, self._start = self._start, self._start + 1
-        frame = chunk.i420[index - chunk.index].copy()
-        if self._start < chunk.index + chunk.frames:
-            return index, frame, ()
-        self._chunks.popleft()
-        return index, frame, () if slot is None else (slot,)
-
-    def forget_slots(self) -> None:
-        """The writer is gone: frames stay, but their slots are nobody's to give back."""
-        self._chunks = deque((chunk, None) for chunk, _ in self._chunks)

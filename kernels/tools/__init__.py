@@ -1,1 +1,1 @@
-"""What every kernel shares: dispatch, tiles, choices kept on disk, cases."""
+"""Shared by all kernels: dispatch, tiles, choices kept on disk, cases."""

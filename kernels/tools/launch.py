@@ -1,4 +1,4 @@
-"""Which code runs an operation, and how a Triton kernel is started.
+"""Dispatch between a Triton kernel and its reference in torch, and the start of kernels.
 
 Imports without Triton: `jit` then leaves functions as they are and every operation runs its reference.
 """
@@ -40,9 +40,8 @@ __all__ = [
     "Uncovered",
     "constexpr",
     "dispatch",
-    "fuses",
+    "interpreting",
     "jit",
-    "obstacle",
     "operand",
     "preferring",
     "recording",
@@ -66,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What an operation cannot do without: memory traffic with each operand moved once, and arithmetic."""
+    """The least that an operation costs: memory traffic with each operand moved once, and arithmetic."""
 
     bytes: int
     flops: int
@@ -130,33 +129,13 @@ def preferring(backend: Backend) -> Iterator[None]:
         _preferred.reset(token)
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether operations on `x` should go through this package, or be written out in torch by the caller.
-
-    True on a device that Triton can use, and where kernels were ordered; false under autograd, since they have no
-    backward pass, under torch.compile, and where they were switched off. Where a device should have them and cannot,
-    one warning says why.
-
-    Raises:
-        ValueError: kernels were ordered and cannot run.
-    """
-    # A compiler fuses operations of torch by itself.
-    if torch.compiler.is_compiling():
-        return False
-    preferred = _preferred.get()
-    if preferred == "reference" or (preferred == "auto" and not x.is_cuda) or torch.is_grad_enabled():
-        return False
-    reason = None if _recorder.get() is not None else obstacle(x.device)
-    if reason is None:
-        return True
-    if preferred == "triton":
-        raise ValueError(f"{PREFERENCE}=triton cannot run: {reason}; 'auto' and 'reference' can")
-    _warn_once(EVERY, reason)
-    return False
+def interpreting() -> bool:
+    """True if operations on the CPU shall run under Triton's interpreter, of which a CPU trace would see nothing."""
+    return INTERPRETED and _preferred.get() == "triton"
 
 
 @functools.cache
-def obstacle(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on tensors of `device`; None where they can."""
     if triton is None:
         return "Triton is not installed"
@@ -195,27 +174,32 @@ def _warn_once(name: str, reason: str) -> None:
 def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Runs `fused` where Triton can, `plain` elsewhere; the first operand is a tensor and names the device.
 
-    Kernels have no backward pass: under autograd "auto" takes `plain`, which has.
+    Kernels have no backward pass: where an operand requires a gradient "auto" takes `plain`, which has. So it does
+    under torch.compile, which fuses operations of torch by itself.
 
     Args:
         backend: "auto" takes Triton on CUDA, and also on the CPU if the environment variable says "triton"; nowhere
             if that says "reference". "triton" and "reference" are orders.
 
     Raises:
-        ValueError: "triton" was ordered and cannot run, or the backend is unknown.
+        ValueError: Triton was ordered, here or by the environment, and cannot run, or the backend is unknown.
     """
     first = args[0]
     assert isinstance(first, Tensor)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be {' or '.join(map(repr, BACKENDS))}, not {backend!r}")
-    if torch.compiler.is_compiling():
-        return plain(*args, **kwargs)
-    learning = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
     preferred = _preferred.get()
-    off = learning or preferred == "reference" or (preferred == "auto" and first.device.type == "cpu")
-    if backend == "reference" or (backend == "auto" and off):
+    learning = torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    off = learning or preferred == "reference" or (preferred == "auto" and not first.is_cuda)
+    if backend == "reference" or (backend == "auto" and off) or torch.compiler.is_compiling():
         return plain(*args, **kwargs)
-    reason = everywhere = None if _recorder.get() is not None else obstacle(first.device)
+    reason = None if _recorder.get() is not None else unsupported_reason(first.device)
+    if reason is not None and backend == "auto":
+        if preferred == "triton":
+            raise ValueError(f"{PREFERENCE}=triton cannot run: {reason}; 'auto' and 'reference' can")
+        # What is true of the device is said once, not by every operation.
+        _warn_once(EVERY, reason)
+        return plain(*args, **kwargs)
     if learning:
         reason = "an operand requires a gradient, which kernels do not give"
     if reason is None:
@@ -224,9 +208,8 @@ def dispatch(backend: Backend, fused: Callable[P, T], plain: Callable[P, T], *ar
         except UNFIT as error:
             reason = str(error)
     if backend == "triton":
-        raise ValueError(f"backend 'triton' cannot run {plain.__name__}: {reason}; 'reference' can")
-    # What is true of the device is said once, not by every operation.
-    _warn_once(EVERY if reason == everywhere else plain.__name__, reason)
+        raise ValueError(f"backend 'triton' cannot run {fused.__name__.strip('_')}: {reason}; 'reference' can")
+    _warn_once(fused.__name__.strip("_"), reason)
     return plain(*args, **kwargs)
 
 

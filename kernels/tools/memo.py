@@ -1,4 +1,4 @@
-"""What was measured once on a device, kept on disk, so that every later process on it decides alike.
+"""Measurements of a device, kept on disk, so that every later process on it decides alike.
 
 A choice that two processes made differently would change the last bits of a video. One JSON file a subject, in the
 folder that `LANDIFF_CACHE` names, else in the user's cache folder; entries belong to a device and the versions of what
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder() -> Path:
-    """Where files are kept; it need not exist."""
+    """The folder of the files; it need not exist."""
     chosen = os.environ.get(FOLDER)
     if chosen:
         return Path(chosen)
@@ -42,7 +42,7 @@ def device_key(device: torch.device) -> str:
 
 
 def recall(subject: str, device: torch.device) -> dict[str, Any]:
-    """What was kept about a subject for this device; empty where nothing was, or where the file cannot be read."""
+    """The entries about a subject for this device; empty if there are none or the file cannot be read."""
     entries = _read(folder() / f"{subject}.json").get(device_key(device), {})
     return entries if isinstance(entries, dict) else {}
 

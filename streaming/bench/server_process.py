@@ -1,4 +1,4 @@
-"""The server that is measured: started for the measurement or found at a URL, its processes, and the machine.
+"""The measured server: started for the measurement or found at a URL, its processes, and the machine.
 
 Memory is resident set size in MB of 10^6 bytes.
 """
@@ -6,9 +6,10 @@ Memory is resident set size in MB of 10^6 bytes.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import glob
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -17,47 +18,46 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 import psutil
 
-from streaming.bench.client import BenchError, Http, RequestError
+from streaming.bench.client import Http, RequestError
+from streaming.bench.measure import BenchError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVER = (sys.executable, str(ROOT / "server.py"))
 READY_LIMIT_S = 600.0
 READY_EVERY_S = 0.1
 STOP_LIMIT_S = 15.0
 PACKAGES = ("torch", "aiortc", "av", "numpy", "fastapi", "uvicorn")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TRACKER = "multiprocessing.resource_tracker"  # Python's own helper process, which holds nothing of ours
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class MeasuredServer:
     """A server that is ready."""
 
     http: Http
-    pid: int | None  # of its process on this machine, if there is one
+    pid: int | None  # None for one that ran already
     addresses: tuple[str, ...]  # of this machine that can reach it, loopback included; empty when it is elsewhere
     ready_s: float | None  # from its start to ready; None for one that ran already
     ended: Callable[[], Any]  # coroutine function that raises BenchError when the server ends
 
-    @property
-    def here(self) -> bool:
-        """Whether it is on this machine, so that clocks can be compared."""
-        return bool(self.addresses)
-
 
 @asynccontextmanager
-async def launched(command: Sequence[str]) -> AsyncIterator[Subject]:
+async def launch_server(command: Sequence[str]) -> AsyncIterator[MeasuredServer]:
     """Starts the server on a free port with all media on loopback, and stops it afterwards.
 
     Raises BenchError when it ends by itself or is not ready in time.
     """
-    port = _free_port()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     http = Http(f"http://127.0.0.1:{port}")
     argv = (*command, "--port", str(port), "--ice-address", "127.0.0.1")
     # A file, since a pipe that nobody reads would hold the server.
@@ -71,52 +71,46 @@ async def launched(command: Sequence[str]) -> AsyncIterator[Subject]:
 
         try:
             await _ready(http, ended)
-            yield Subject(http, process.pid, ("127.0.0.1",), time.monotonic() - began_s, ended)
+            yield MeasuredServer(http, process.pid, ("127.0.0.1",), round(time.monotonic() - began_s, 3), ended)
         finally:
             await _stop(process)
 
 
 @asynccontextmanager
-async def found(url: str) -> AsyncIterator[Subject]:
+async def find_server(url: str) -> AsyncIterator[MeasuredServer]:
     """A server that runs already. Raises BenchError when there is none, or it is not ready in time."""
     http = Http(url)
     await http.request("GET", "/healthz")
-    parts = urlsplit(url)
-    here = _is_loopback(parts.hostname or "")
-    pid = _listener(parts.port or (443 if parts.scheme == "https" else 80)) if here else None
-    # Which of them it sends media from is not known.
-    addresses = _own_addresses() if here else ()
+    addresses: tuple[str, ...] = ()
+    if urlsplit(url).hostname in LOOPBACK:
+        # It may send media from any of this machine's addresses.
+        interfaces = psutil.net_if_addrs().values()
+        addresses = tuple(entry.address for many in interfaces for entry in many if entry.family == socket.AF_INET)
     # The samples that are taken all the time notice its end.
     await _ready(http, asyncio.Event().wait)
-    yield Subject(http, pid, addresses, None, asyncio.Event().wait)
+    yield MeasuredServer(http, None, addresses, None, asyncio.Event().wait)
 
 
 async def _ready(http: Http, ended: Callable[[], Any]) -> None:
-    watch = asyncio.create_task(ended())
-    try:
-        async with asyncio.timeout(READY_LIMIT_S):
-            while not watch.done():
-                try:
-                    await http.request("GET", "/readyz")
-                    return
-                except RequestError as error:
-                    if error.status not in (None, 503):
-                        raise
-                await asyncio.wait([watch], timeout=READY_EVERY_S)
-            await watch
-    except TimeoutError as error:
-        raise BenchError(f"the server was not ready within {READY_LIMIT_S:.0f} s") from error
-    finally:
-        watch.cancel()
-        await asyncio.wait([watch])
+    """Asks until it is ready. Raises BenchError when it ends or takes too long."""
+    give_up_s = time.monotonic() + READY_LIMIT_S
+    while time.monotonic() < give_up_s:
+        try:
+            await http.request("GET", "/readyz")
+            return
+        except RequestError as error:
+            if error.status not in (None, 503):
+                raise
+        with suppress(TimeoutError):
+            await asyncio.wait_for(ended(), READY_EVERY_S)
+    raise BenchError(f"the server was not ready within {READY_LIMIT_S:.0f} s")
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
     try:
-        async with asyncio.timeout(STOP_LIMIT_S):
-            await process.wait()
+        await asyncio.wait_for(process.wait(), STOP_LIMIT_S)
     except TimeoutError:
         process.kill()
         await process.wait()
@@ -126,33 +120,6 @@ def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = log.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _own_addresses() -> tuple[str, ...]:
-    interfaces = psutil.net_if_addrs().values()
-    return tuple(entry.address for many in interfaces for entry in many if entry.family == socket.AF_INET)
-
-
-def _listener(port: int) -> int | None:
-    """Process that listens on a TCP port here, when the system tells."""
-    try:
-        connections = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        return None
-    pids = [entry.pid for entry in connections if entry.status == psutil.CONN_LISTEN and entry.laddr.port == port]
-    return pids[0] if pids else None
 
 
 def memory_mb(pid: int) -> dict[str, float]:
@@ -169,44 +136,33 @@ def memory_mb(pid: int) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What this machine and this installation are."""
-    cpu = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    """Device, system, versions and commit, for the conditions of a report."""
+    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
+    device = _named("/proc/cpuinfo", r"model name\s*: (.+)") or platform.machine()
+    if not versions.get("torch", "").endswith("+cpu"):
+        # With `--device auto` a server computes on the first NVIDIA GPU.
+        device = _named("/proc/driver/nvidia/gpus/*/information", r"Model:\s*(.+)") or device
     return {
-        "device": _device(cpu),
-        "cpu": cpu,
+        "device": device,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": platform.platform(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions,
         "commit": _commit(),
     }
 
 
-def _device(cpu: str) -> str:
-    """What a server on this machine computes on with `--device auto`."""
-    if _version("torch").endswith("+cpu"):
-        return cpu
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in path.read_text().splitlines():
-            if line.startswith("Model:"):
-                return line.partition(":")[2].strip()
-    return cpu
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+def _named(files: str, pattern: str) -> str | None:
+    """What the pattern's group matches first in files of the system."""
+    for path in sorted(glob.glob(files)):
+        if found := re.search(f"^{pattern}$", Path(path).read_text(), re.MULTILINE):
+            return found[1]
+    return None
 
 
 def _commit() -> str | None:
     """Commit of this source tree, with `-dirty` when files differ from it; None outside a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError):
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+    return None

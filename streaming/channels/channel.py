@@ -1,7 +1,7 @@
-"""One endless video on air: ring to pacer to hubs, and what people ask of it.
+"""One endless video on air: frames from the engine to the pacer to the hubs, and what people ask of it.
 
-A `Channel` lives in the server's event loop. The supervisor hands it a ring and the messages of each engine process;
-viewers hand it sinks. Only `run` awaits encoders; everything else returns at once.
+A `Channel` lives in the server's event loop. The engine's link hands it messages, viewers hand it sinks. Only `run`
+awaits encoders; everything else returns at once.
 """
 
 from __future__ import annotations
@@ -13,31 +13,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engine.wire.frames import FrameChunk
-from engine.wire.messages import (
-    ChunkReady,
-    EngineSettings,
-    FromEngine,
-    HopDone,
-    Progress,
-    PromptSet,
-    Ready,
-    Refused,
-    SetPrompt,
-    Shown,
-    ToEngine,
-)
-from engine.wire.ring import ChunkQueue, RingReader
-from streaming.channels.events import Broadcast, StateChanged, Unavailable
+from engine.wire.frames import FrameBatch
+from engine.wire.messages import ChannelMessage, ChunkDone, FramesReady, PromptSet, Refused, SetPrompt, Shown
+from engine.wire.settings import ChannelSettings, ChannelStart
+from streaming.channels.events import Broadcast, StateChanged
 from streaming.channels.prompts import PromptBook
-from streaming.channels.stats import ChannelReport, HopStats, Metrics
+from streaming.channels.report import ChannelReport, ChunkStats
+from streaming.engines.link import EngineLink
+from streaming.errors import Unavailable
+from streaming.media.frame_queue import FrameQueue
 from streaming.media.hub import Geometry, Hub, Picture, Sink
+from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import Action, Pacer
 
 
 @dataclass(frozen=True, slots=True)
 class PromptAnswer:
-    """What a prompt change is answered with."""
+    """The answer to a prompt change."""
 
     prompt: str
     frame: int  # first frame under the prompt
@@ -45,76 +37,59 @@ class PromptAnswer:
 
 
 class Channel:
-    """The channel of one engine process after another; `settings` are those of the first."""
+    """A video that goes on over crashes of the engine; `settings` are those that it begins with."""
 
-    def __init__(self, settings: EngineSettings, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self.id = settings.channel
+    def __init__(
+        self,
+        name: str,
+        settings: ChannelSettings,
+        engine: EngineLink,
+        metrics: ChannelMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.id = name
         self.events = Broadcast()
         self._first = settings
+        self._engine = engine
         self._metrics = metrics
         self._clock = clock
-        self._engine = "starting"  # starting, running, restarting or failed
-        self._error: str | None = None
-        self._progress: str | None = None
-        self._ready: Ready | None = None
         self._pacer: Pacer | None = None
-        self._ring: RingReader | None = None
-        self._send: Callable[[ToEngine], None] | None = None
-        self._chunks = ChunkQueue(settings.first_frame)
-        self._next_hop = settings.first_hop
+        self._frames = FrameQueue(settings.start.frame)
+        self._next_chunk = settings.start.chunk
         self._on_air: Picture | None = None
         self._hubs: dict[tuple[str, bool], Hub] = {}
-        self._hops = HopStats()
-        self._prompts = PromptBook(settings.prompt, settings.first_frame)
+        self._chunks = ChunkStats()
+        self._prompts = PromptBook(settings.prompt, settings.start.frame)
         self._wake = asyncio.Event()
 
-    def settings(self) -> EngineSettings:
+    def settings(self) -> ChannelSettings:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
-        return dataclasses.replace(
-            self._first, prompt=self._prompts.newest, first_frame=self._chunks.end, first_hop=self._next_hop
-        )
+        start = ChannelStart(self._frames.end, self._next_chunk)
+        return dataclasses.replace(self._first, prompt=self._prompts.newest, start=start)
 
-    def attach(self, ring: RingReader, send: Callable[[ToEngine], None]) -> None:
-        """A new engine process writes to `ring` and hears what is given to `send`."""
-        self._ring, self._send = ring, send
-
-    def receive(self, message: FromEngine) -> None:
+    def receive(self, message: ChannelMessage) -> None:
         """Takes one message of the engine. Raises ValueError when it breaks the protocol."""
         match message:
-            case Progress():
-                self._progress = f"{message.stage} {message.fraction:.0%}"
-            case Ready():
-                self._on_ready(message)
-            case ChunkReady():
+            case FramesReady():
+                self._on_frames(message)
+            case ChunkDone():
                 self._on_chunk(message)
-            case HopDone():
-                self._on_hop(message)
             case PromptSet():
                 self._prompts.accept(message)
             case Refused():
                 self._prompts.refuse(message)
-            case _:
-                raise ValueError(f"the engine sent {message!r}, which a channel does not expect")
         self._changed()
 
-    def detach(self, error: str, final: bool) -> None:
+    def engine_changed(self) -> None:
+        """The engine's status is another; with the first process that is ready the media clock is made."""
+        if self._engine.ready is not None and self._pacer is None:
+            self._pacer = Pacer(self._geometry().fps)
+        self._changed()
+
+    def interrupted(self) -> None:
         """The engine process ended. Buffered frames still go on air, then the last one repeats."""
-        self._engine, self._error, self._progress = ("failed" if final else "restarting"), error, None
-        self._send = None
-        self._chunks.forget_slots()
-        self._prompts.interrupt(self._chunks.end)
-        self._metrics.ready.set(0)
-        self._changed()
-
-    @property
-    def ready(self) -> bool:
-        """Whether the engine is warm and running."""
-        return self._engine == "running"
-
-    @property
-    def was_ready(self) -> bool:
-        """Whether an engine of this channel was ever ready."""
-        return self._ready is not None
+        self._frames.forget_slots()
+        self._prompts.interrupt(self._frames.end)
 
     @property
     def rate_bps(self) -> int:
@@ -123,7 +98,7 @@ class Channel:
 
     @property
     def viewers(self) -> int:
-        """How many sinks receive the video."""
+        """Number of sinks that receive the video."""
         return sum(hub.sinks for hub in self._hubs.values())
 
     def join(self, sink: Sink, codec: str, marked: bool) -> Hub:
@@ -132,7 +107,7 @@ class Channel:
             self._hubs[codec, marked] = Hub(codec, self._geometry(), marked, self._metrics, self._clock)
         hub = self._hubs[codec, marked]
         hub.add(sink)
-        self._wind()
+        self._update_clock()
         self._changed()
         return hub
 
@@ -140,7 +115,7 @@ class Channel:
         """Stops sending to `sink`; idempotent."""
         for hub in self._hubs.values():
             hub.discard(sink)
-        self._wind()
+        self._update_clock()
         self._changed()
 
     async def set_prompt(self, prompt: str, mode: str) -> PromptAnswer:
@@ -148,35 +123,36 @@ class Channel:
 
         Raises Unavailable when the engine is not running or stops meanwhile, PromptRefused when it refuses.
         """
-        if self._send is None or not self.ready:
-            raise Unavailable(self._error or "The engine is still starting; try again in a moment.")
         number, future = self._prompts.ask()
-        self._send(SetPrompt(number, self.id, prompt, mode))
-        answer = await future
-        ahead = max(0, answer.frame - self._chunks.start)
+        try:
+            self._engine.send(SetPrompt(number, self.id, prompt, mode))
+            answer = await future
+        finally:
+            future.cancel()
+        ahead = max(0, answer.frame - self._frames.start)
         return PromptAnswer(answer.prompt, answer.frame, round(ahead / self._geometry().fps, 3))
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""
-        ready, hop = self._ready, self._hops.last
+        engine, ready, chunk = self._engine, self._engine.ready, self._chunks.last
         return ChannelReport(
             id=self.id,
             prompt=self._prompts.newest,
             seed=self._first.seed,
-            preset=self._first.preset,
+            preset=engine.settings.preset,
             width=ready.width if ready else None,
             height=ready.height if ready else None,
             fps=ready.fps if ready else None,
-            state=("live" if self.viewers else "idle") if self.ready else self._engine,
-            error=self._error,
+            state=("live" if self.viewers else "idle") if engine.running else engine.status.value,
+            error=engine.error,
             frame=self._on_air.index if self._on_air else None,
             buffered_s=self._buffered_s,
             viewers=self.viewers,
             repeats=self._pacer.repeats if self._pacer else 0,
-            realtime_factor=self._hops.realtime_factor,
-            steps=hop.steps if hop else ready.steps if ready else None,
-            progress=self._progress,
-            hop=self._hops.report(),
+            realtime_factor=self._chunks.realtime_factor,
+            steps=chunk.steps if chunk else self._first.steps or (ready.steps if ready else None),
+            progress=engine.progress,
+            chunk=self._chunks.report(),
             prompts=self._prompts.report(),
         )
 
@@ -210,15 +186,14 @@ class Channel:
 
     async def _tick(self, pacer: Pacer, now_s: float) -> None:
         underruns, slips = pacer.underruns, pacer.slips
-        tick = pacer.tick(now_s, len(self._chunks))
+        tick = pacer.tick(now_s, len(self._frames))
         self._metrics.lateness_s.observe(tick.late_s)
         self._metrics.underruns.inc(pacer.underruns - underruns)
         self._metrics.slips.inc(pacer.slips - slips)
         if tick.action is Action.SHOW:
-            index, i420, freed = self._chunks.take()
+            index, i420, freed = self._frames.take()
             self._on_air = Picture(index, i420)
-            if self._send is not None:
-                self._send(Shown(self.id, index + 1, freed))
+            self._engine.shown(Shown(self.id, index + 1, freed))
             self._metrics.frames.inc()
         else:
             self._metrics.repeats.inc()
@@ -230,46 +205,34 @@ class Channel:
     async def _encode(self, hubs: list[Hub], picture: Picture, pts: int) -> None:
         await asyncio.gather(*(hub.encode(picture, pts) for hub in hubs))
 
-    def _on_ready(self, ready: Ready) -> None:
-        if self._ready is not None and (self._ready.width, self._ready.height, self._ready.fps) != (
-            ready.width,
-            ready.height,
-            ready.fps,
-        ):
-            raise ValueError(f"the engine came back as {ready}; viewers watch {self._ready}")
-        self._ready = ready
-        self._pacer = self._pacer or Pacer(self._geometry().fps)
-        self._engine, self._error, self._progress = "running", None, None
-        self._metrics.ready.set(1)
-
-    def _on_chunk(self, message: ChunkReady) -> None:
-        if self._pacer is None or self._ready is None or self._ring is None:
-            raise ValueError(f"the engine sent {message} before it was ready")
-        view = self._ring.frames(message.slot, message.frames, self._ready.height, self._ready.width)
-        self._chunks.put(FrameChunk(message.index, message.hop, view, message.created_s), message.slot)
-        self._next_hop = message.hop + 1
+    def _on_frames(self, message: FramesReady) -> None:
+        view = self._engine.frames(message)
+        self._frames.put(FrameBatch(message.index, message.chunk, view), message.slot)
+        self._next_chunk = message.chunk + 1
+        assert self._pacer is not None, "an engine that sends frames was ready"
         self._pacer.arrive(self._clock())
-        self._wind()
+        self._update_clock()
 
-    def _on_hop(self, hop: HopDone) -> None:
-        self._hops.add(hop)
-        self._metrics.hop_s.observe(hop.compute_s)
-        self._metrics.realtime_factor.set(self._hops.realtime_factor or 0)
+    def _on_chunk(self, chunk: ChunkDone) -> None:
+        self._chunks.add(chunk)
+        self._metrics.chunk_s.observe(chunk.compute_s)
+        self._metrics.realtime_factor.set(self._chunks.realtime_factor or 0)
 
     def _geometry(self) -> Geometry:
-        if self._ready is None:
+        ready = self._engine.ready
+        if ready is None:
             raise Unavailable("The channel has no video yet.")
-        return Geometry(self._ready.width, self._ready.height, self._ready.fps)
+        return Geometry(ready.width, ready.height, ready.fps)
 
     @property
     def _buffered_s(self) -> float:
-        return round(len(self._chunks) / self._ready.fps, 3) if self._ready else 0.0
+        return round(len(self._frames) / self._pacer.fps, 3) if self._pacer else 0.0
 
-    def _wind(self) -> None:
+    def _update_clock(self) -> None:
         """Runs the media clock while someone watches and there is something to see."""
         if self._pacer is None:
             return
-        if self.viewers and (self._on_air is not None or len(self._chunks)):
+        if self.viewers and (self._on_air is not None or len(self._frames)):
             self._pacer.resume(self._clock())
         else:
             self._pacer.pause()

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from streaming.errors import Unavailable
+
 MOST_LISTENERS = 256
 EVENTS_KEPT = 16  # per listener; one that falls further behind is cut off and may come back
-
-
-class Unavailable(Exception):
-    """The server cannot do this now; the text says why. Worth trying again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from collections import deque
 from itertools import count
 
 from engine.wire.messages import PromptSet, Refused
-from streaming.channels.events import PromptShown, Unavailable
-from streaming.channels.stats import PromptReport
+from streaming.channels.events import PromptShown
+from streaming.channels.report import PromptReport
+from streaming.errors import Unavailable
 
 PROMPTS_KEPT = 8
 MOST_REQUESTS = 16

@@ -1,7 +1,7 @@
-"""Starts, watches and restarts the engine process; carries its messages to the channel and back.
+"""Starts, watches and restarts the engine process; plugs each one into the engine's link.
 
 The engine process is known here only as a function to call in a spawned process, by its messages and by the ring.
-A process that ends, however it ends, is named in the log and to the channel; the next one goes on where it stopped.
+A process that ends, however it ends, is named in the log and to the link; the next one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
-from engine.wire.messages import EngineSettings, Failed, FrameRing, FromEngine, Ready, Stop, ToEngine
-from engine.wire.ring import RingConfig, RingReader
-from streaming.channels.channel import Channel
-from streaming.channels.stats import Metrics
+from engine.wire.messages import Failed, FromEngine, Ready, Stop, ToEngine
+from engine.wire.ring import RingConfig, RingReader, RingWriter
+from engine.wire.settings import EngineSettings
+from streaming.engines.link import EngineLink
+from streaming.media.metrics import Metrics
 
-EngineTarget = Callable[[EngineSettings, FrameRing, Connection], None]
+EngineTarget = Callable[[EngineSettings, RingWriter, Connection], None]
 
 log = logging.getLogger(__name__)
 
@@ -170,18 +171,18 @@ class EngineProcess:
 
 
 class Supervisor:
-    """Keeps an engine process running for one channel."""
+    """Keeps an engine process running behind its link."""
 
     def __init__(
         self,
         target: EngineTarget,
-        channel: Channel,
+        link: EngineLink,
         metrics: Metrics,
         config: SupervisorConfig | None = None,
         ring: RingConfig | None = None,
     ) -> None:
         self._target = target
-        self._channel = channel
+        self._link = link
         self._metrics = metrics
         self._config = config or SupervisorConfig()
         self._ring = ring or RingConfig()
@@ -199,28 +200,28 @@ class Supervisor:
             self._ready_s = None
             error = await self._run_engine()
             healthy = self._ready_s is not None and time.monotonic() - self._ready_s >= self._config.healthy_s
-            if not self._channel.was_ready:
+            if self._link.ready is None:
+                self._link.detach(error, final=True)
                 raise EngineError(error)
             failures = 1 if healthy else failures + 1
             final = failures > self._config.restarts
-            self._channel.detach(error, final)
+            self._link.detach(error, final)
             if final:
-                log.error("channel %s: %s; giving up after %d restarts", self._channel.id, error, failures - 1)
+                log.error("%s; giving up after %d restarts", error, failures - 1)
                 return
             delay_s = self._config.delay_s(failures)
-            log.error("channel %s: %s; restarting it in %.0f s", self._channel.id, error, delay_s)
+            log.error("%s; restarting it in %.0f s", error, delay_s)
             self._metrics.restarts.inc()
             await asyncio.sleep(delay_s)
 
     async def _run_engine(self) -> str:
         """Runs one engine process to its end and says why it ended."""
-        settings = self._channel.settings()
         ring = RingReader(self._ring)
         try:
-            self.engine = EngineProcess(self._target, settings, ring, self._on_message, self._config)
+            self.engine = EngineProcess(self._target, self._link.settings, ring, self._on_message, self._config)
             try:
-                self._channel.attach(ring, self.engine.send)
-                log.info("channel %s: engine process %d begins", settings.channel, self.engine.pid)
+                log.info("engine process %d begins", self.engine.pid)
+                self._link.attach(ring, self.engine.send)
                 return await self.engine.wait()
             finally:
                 engine, self.engine = self.engine, None
@@ -229,12 +230,11 @@ class Supervisor:
             ring.close()
 
     def _on_message(self, message: FromEngine) -> None:
-        self._channel.receive(message)
+        self._link.receive(message)
         if isinstance(message, Ready):
             self._ready_s = time.monotonic()
             log.info(
-                "channel %s: %s is ready, %dx%d at %g fps, warm after %.1f s",
-                self._channel.id,
+                "%s is ready, %dx%d at %g fps, warm after %.1f s",
                 message.preset,
                 message.width,
                 message.height,

@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
+
 MOST_MEDIA = 8
-MOST_CANDIDATES = 20
 MOST_LINES = 1000
 LONGEST_LINE = 1024  # characters
 DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
@@ -24,38 +25,11 @@ CANDIDATE = re.compile(
 ICE_CHARS = r"[A-Za-z0-9+/]"
 
 
-class WhepError(Exception):
-    """A text that is refused: HTTP status and one sentence for the person who sent it."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Which candidates are worth a connectivity check."""
 
     loopback: bool  # only when the server itself offers a loopback address
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A checked offer, ready for aiortc."""
-
-    sdp: str
-    codec: str
-    mid: str  # of the video, which carries the bundle's transport when it comes first
-    ufrag: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """A checked trickle fragment: candidates in the form that `aiortc.sdp.candidate_from_sdp` takes."""
-
-    candidates: tuple[str, ...]
-    complete: bool  # end of candidates
 
 
 @dataclass(slots=True)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import PictureType
 
-from streaming.channels.stats import Metrics
 from streaming.media import marker
+from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import MEDIA_CLOCK_HZ
 
 CODECS = ("vp8", "h264")
@@ -120,7 +120,7 @@ class Hub:
         codec: str,
         geometry: Geometry,
         marked: bool,
-        metrics: Metrics,
+        metrics: ChannelMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder = Encoder(codec, geometry)

@@ -1,8 +1,8 @@
 """When which frame goes on air: arrival and clock times in, decisions and media timestamps out. No I/O, no await.
 
 All times are seconds of one monotonic clock, passed in. A frame is due one period after the frame before it. A frame
-that is not there when due makes the last one repeat, and the clock is anchored again when frames arrive: the video
-resumes where it stopped, nothing is dropped and nothing bursts.
+that is not there when due makes the last one repeat, and the clock is mixed with a context-free window again when
+frames arrive: the video resumes where it stopped, nothing is dropped and nothing bursts.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Pacer:
     def __init__(self, fps: float) -> None:
         if not 0 < fps <= 240:
             raise ValueError(f"fps is {fps}; it must be above 0 and at most 240")
+        self.fps = fps
         self._period_s = 1 / fps
         self._due_s: float | None = None
         self._origin_s: float | None = None
@@ -61,7 +62,10 @@ class Pacer:
         self._due_s = None
 
     def arrive(self, now_s: float) -> None:
-        """Frames arrived. After an underrun the clock is anchored again: the next frame is due now."""
+        """Frames arrived.
+
+        After an underrun the clock is mixed with a context-free window again: the next frame is due now.
+        """
         if self._starved and self._due_s is not None:
             self._due_s = now_s
             self._starved = False

@@ -14,18 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import av
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 from aiortc.sdp import candidate_from_sdp
 
-from streaming.channels.channel import Channel
-from streaming.channels.events import Unavailable
-from streaming.channels.stats import Metrics
-from streaming.http.whep import MOST_CANDIDATES, Fragment, Offer, WhepError
-from streaming.media.hub import Hub
+from streaming.errors import Unavailable
+from streaming.media.hub import Hub, Sink
+from streaming.media.metrics import Metrics
+from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
 
 log = logging.getLogger(__name__)
@@ -49,6 +48,23 @@ class ViewerConfig:
             raise ValueError(f"most {self.most}, queue {self.queue} and tombstones {self.tombstones} must be positive")
         if min(self.negotiate_s, self.connect_s, self.silence_s, self.check_s, self.close_s) <= 0:
             raise ValueError("times of a viewer must be positive")
+
+
+class Broadcaster(Protocol):
+    """A channel as a viewer sees it."""
+
+    @property
+    def rate_bps(self) -> int:
+        """Bit rate of the encoded video. Raises Unavailable before there is one."""
+        ...
+
+    def join(self, sink: Sink, codec: str, marked: bool) -> Hub:
+        """Sends to `sink` from now on, a key frame first."""
+        ...
+
+    def leave(self, sink: Sink) -> None:
+        """Stops sending to `sink`; idempotent."""
+        ...
 
 
 class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
@@ -107,7 +123,7 @@ class Viewer:
     """One peer connection of one channel. `ended` is called once, after everything was freed."""
 
     def __init__(
-        self, channel: Channel, config: ViewerConfig, metrics: Metrics, ended: Callable[[Viewer, str], None]
+        self, channel: Broadcaster, config: ViewerConfig, metrics: Metrics, ended: Callable[[Viewer, str], None]
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         # Enough to tell viewers apart in the log, not enough to end their sessions.
@@ -224,7 +240,7 @@ class Viewers:
     def __len__(self) -> int:
         return len(self._viewers)
 
-    async def open(self, channel: Channel, offer: Offer, marked: bool) -> tuple[Viewer, str]:
+    async def open(self, channel: Broadcaster, offer: Offer, marked: bool) -> tuple[Viewer, str]:
         """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
         if len(self._viewers) >= self._config.most:
             raise Unavailable(f"{self._config.most} viewers are connected, which is the limit; try again later.")

@@ -1,10 +1,10 @@
-// The page: a channel's state and prompts around the player. State arrives as server-sent events.
+// The page: the state and prompts of the channel on screen around the player. State arrives as server-sent events.
 
 import { Events } from "./events.js";
 import { IDEAS, PARTS, surprise } from "./ideas.js";
 import { Problem, WhepPlayer } from "./whep.js";
 
-const CHANNEL = "/channels/main";
+const FIRST_CHANNEL = "main"; // on screen where the address names none, as in /#sea
 const ANSWER_MS = 15000; // for a prompt; the server gives up before
 const TICK_MS = 1000;
 const RATE_TICKS = 4; // over which the frame rate is taken
@@ -14,9 +14,9 @@ const $ = (id) => document.getElementById(id);
 const video = $("video");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-let player;
-let events;
-let state; // the newest report of the channel; null while the server cannot be reached
+const channels = new Map(); // by id, what this page has open of each: player, events, newest report
+let shown; // the entry of `channels` on screen
+let state; // its newest report; null while the server cannot be reached
 let playing = { state: "connecting", detail: "" };
 let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
 
@@ -58,7 +58,7 @@ function onPlayer(name, detail) {
 
 function onState(report) {
   const joinable = report.width !== null && report.state !== "failed";
-  if (joinable && state?.width == null) player.retry();
+  if (joinable && state?.width == null) shown.player.retry();
   state = report;
   const newest = report.prompts.at(-1);
   // An event may have been lost with a connection; the report knows too.
@@ -105,7 +105,7 @@ async function send(text) {
 
 /** The server's answer to a prompt. Throws Problem or another Error whose message is for people. */
 async function ask(prompt) {
-  const reply = await fetch(CHANNEL, {
+  const reply = await fetch(shown.url, {
     method: "PATCH",
     headers: { ...headers(), "Content-Type": "application/json" },
     body: JSON.stringify({ prompt, mode: "flow" }),
@@ -170,14 +170,14 @@ function timelineRow() {
 }
 
 function showEngine() {
-  const stages = Object.entries(state.hop?.ms ?? {});
+  const stages = Object.entries(state.chunk?.ms ?? {});
   const facts = {
     Model: state.preset,
     Picture: state.width ? `${state.width} × ${state.height}, ${state.fps} fps` : "–",
     Frame: state.frame?.toLocaleString("en") ?? "–",
     Seed: state.seed,
     Steps: state.steps ?? "–",
-    ...Object.fromEntries(stages.map(([stage, ms]) => [`Last hop, ${stage}`, `${Math.round(ms)} ms`])),
+    ...Object.fromEntries(stages.map(([stage, ms]) => [`Last chunk, ${stage}`, `${Math.round(ms)} ms`])),
     "Late frames": state.repeats,
     Viewers: state.viewers,
   };
@@ -267,14 +267,24 @@ function onKey(event) {
 
 /** Ends the waits before the next attempts: the network or the person is back. */
 function hurry() {
-  events.retry();
-  player.retry();
+  for (const channel of channels.values()) {
+    channel.events.retry();
+    channel.player.retry();
+  }
+}
+
+/** Opens a channel on screen. */
+function show(id) {
+  const url = `/channels/${encodeURIComponent(id)}`;
+  const player = new WhepPlayer(video, `/whep/${encodeURIComponent(id)}`, headers, onPlayer);
+  const events = new Events(`${url}/events`, { state: onState, prompt: onPrompt }, () => player.check(), onLost);
+  shown = { id, url, player, events };
+  channels.set(id, shown);
+  player.start();
+  events.listen();
 }
 
 function start() {
-  player = new WhepPlayer(video, "/whep/main", headers, onPlayer);
-  const handlers = { state: onState, prompt: onPrompt };
-  events = new Events(`${CHANNEL}/events`, handlers, () => player.check(), onLost);
   offer("Surprise me", surprise, "any");
   for (const idea of IDEAS) offer(idea, () => idea, PARTS.colour.find((colour) => idea.includes(colour)));
   $("form").addEventListener("submit", (event) => {
@@ -283,17 +293,17 @@ function start() {
   });
   $("lock").addEventListener("submit", () => {
     sessionStorage.setItem("token", $("token").value);
-    player.retry();
+    shown.player.retry();
   });
   $("fullscreen").addEventListener("click", toggleFullscreen);
   addEventListener("keydown", onKey);
-  addEventListener("pagehide", () => player.stop());
+  addEventListener("pagehide", () => channels.forEach((channel) => channel.player.stop()));
+  addEventListener("hashchange", () => location.reload());
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   for (const name of ["online", "visibilitychange"]) addEventListener(name, hurry);
   setInterval(glow, GLOW_MS);
   watchRate();
-  player.start();
-  events.listen();
+  show(decodeURIComponent(location.hash.slice(1)) || FIRST_CHANNEL);
 }
 
 start();

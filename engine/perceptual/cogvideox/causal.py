@@ -31,7 +31,7 @@ class CausalState:
 
 
 class CausalConv(nn.Conv3d):
-    """3x3x3 convolution; before the first frame stands that frame itself (FACTS 4)."""
+    """3x3x3 convolution; before the first frame stands that frame itself (REFERENCE 4.2)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, _KERNEL, padding=(0, _KERNEL // 2, _KERNEL // 2))

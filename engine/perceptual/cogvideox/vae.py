@@ -1,4 +1,4 @@
-"""CogVideoX's causal autoencoder, slice by slice over a video without end (FACTS 4).
+"""CogVideoX's causal autoencoder, slice by slice over a video without end (REFERENCE 4.1).
 
 The first latent stands for one frame, every other one for four. Group norms take their statistics over a slice, so
 slices are part of the result: both directions cut a video in the published way, whatever the calls bring.
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from engine.perceptual.base import FRAMES_PER_LATENT, SLICE_LATENTS, slice_lengths
 from engine.perceptual.cogvideox.causal import CausalState
 from engine.perceptual.cogvideox.vae_decoder import GROUPS, VAEDecoder
 from engine.perceptual.cogvideox.vae_encoder import VAEEncoder
 
-_TIME_LEVELS = 2  # levels that halve the frame rate
-FRAMES_PER_LATENT = 2**_TIME_LEVELS
-SLICE_LATENTS = 2  # of every slice; the first has one more
+_TIME_LEVELS = 2  # levels that halve the frame rate, to FRAMES_PER_LATENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +43,6 @@ class VAEConfig:
         return 1 << (len(self.multipliers) - 1)
 
 
-def slice_lengths(latents: int, started: bool) -> list[int]:
-    """How a run of latents is cut: 3, 2, 2, ... at the start of a video, 2, 2, ... within it.
-
-    Raises:
-        ValueError: if the number is even at the start or odd later, which the published decoder has no meaning for.
-    """
-    first = min(latents, 0 if started else SLICE_LATENTS + 1)
-    if latents < 1 or (latents - first) % SLICE_LATENTS:
-        place, wanted = ("within a video", "an even") if started else ("at the start of a video", "an odd")
-        raise ValueError(f"{latents} latents {place}: {wanted} number is needed")
-    return [length for length in (first, *(latents - first) // SLICE_LATENTS * (SLICE_LATENTS,)) if length]
-
-
 class VAE(nn.Module):
     """Encoder and decoder; latents are in the renderer's scale. Each direction of a video has a state of its own."""
 
@@ -67,14 +53,16 @@ class VAE(nn.Module):
         self.encoder = VAEEncoder(*sizes)
         self.decoder = VAEDecoder(*sizes)
 
+    slice_lengths = staticmethod(slice_lengths)
+
     @staticmethod
     def new_state() -> CausalState:
-        """Of one direction of a video that has not begun."""
+        """The state of one direction of a video that has not begun."""
         return CausalState()
 
     @staticmethod
-    def begin_hop(state: CausalState) -> None:
-        """Hops are decoded as one run of latents."""
+    def begin_chunk(state: CausalState) -> None:
+        """Chunks are decoded as one run of latents."""
 
     def decode(self, latents: Tensor, state: CausalState) -> Tensor:
         """Frames of the next latents, one slice or several.
@@ -89,7 +77,7 @@ class VAE(nn.Module):
         return torch.cat(list(self.decode_slices(latents, state)), dim=1)
 
     def decode_slices(self, latents: Tensor, state: CausalState) -> Iterator[Tensor]:
-        """As `decode`, but gives the frames of each slice as soon as they are there."""
+        """`decode`, slice by slice: the frames of each as soon as they are there."""
         z = latents.transpose(1, 2) / self.config.latent_scale
         for part in torch.split(z, slice_lengths(latents.shape[1], state.started), dim=2):
             frames: Tensor = self.decoder(part, state)

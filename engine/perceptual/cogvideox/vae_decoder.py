@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
-import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.perceptual.cogvideox.causal import (
@@ -19,23 +17,14 @@ from engine.perceptual.cogvideox.causal import (
     number_convolutions,
     per_frame,
 )
-from kernels.spatial_norm import spatial_norm_silu
-from kernels.tools.launch import fuses
+from kernels.spatial_norm import resize_nearest, spatial_norm_silu
 
 GROUPS = 32  # of every group norm in the autoencoder
 NORM_EPS = 1e-6
 
 
-def _resized(x: Tensor, frames: int, height: int, width: int) -> Tensor:
-    """Nearest neighbours; an odd number of frames keeps its first frame apart, as the first latent is one frame."""
-    if frames > 1 and frames % 2:
-        first = nnf.interpolate(x[:, :, :1], (1, height, width))
-        return torch.cat([first, nnf.interpolate(x[:, :, 1:], (frames - 1, height, width))], dim=2)
-    return nnf.interpolate(x, (frames, height, width))
-
-
 class SpatialNorm(nn.Module):
-    """Group norm, scaled and shifted at every place by what the latent there says, then SiLU (FACTS 4)."""
+    """Group norm, scaled and shifted at every place by what the latent there says, then SiLU (REFERENCE 4.3)."""
 
     def __init__(self, channels: int, latent_channels: int) -> None:
         super().__init__()
@@ -47,11 +36,7 @@ class SpatialNorm(nn.Module):
         """[B, C, F, H, W] and [B, latent channels, T, h, w] -> [B, C, F, H, W]."""
         # Mapping before resizing gives the same numbers as the other way round, for a fraction of the work.
         scale, shift = self.scale(latents), self.shift(latents)
-        if fuses(x):
-            operands = x.contiguous(), self.norm.weight, self.norm.bias, scale.contiguous(), shift.contiguous()
-            return spatial_norm_silu(*operands, GROUPS, NORM_EPS)
-        scale, shift = _resized(scale, *x.shape[2:]), _resized(shift, *x.shape[2:])
-        return nnf.silu(self.norm(x) * scale + shift)
+        return spatial_norm_silu(x, self.norm.weight, self.norm.bias, scale, shift, GROUPS, NORM_EPS)
 
 
 class DecoderLevel(nn.Module):
@@ -74,7 +59,7 @@ class DecoderLevel(nn.Module):
         if self.doubles_time:
             # One odd frame stands for itself, every other one for two.
             frames = 2 * frames - frames % 2
-        return per_frame(self.upsample, _resized(x, frames, 2 * height, 2 * width))
+        return per_frame(self.upsample, resize_nearest(x, frames, 2 * height, 2 * width))
 
 
 class VAEDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""What the head reads of the features itself: fine patterns, and what stands where it always stands.
+"""Channels that the head reads of the features itself: fine patterns, and things that stand where they always stand.
 
 The published model has none of it. The condition has as many channels as the latents and goes through convolutions that
 know no place, which in small models blurs outlines and hardly learns a backdrop by heart.
@@ -50,18 +50,25 @@ class Details(nn.Module):
         self.place_bias = nn.Parameter(torch.zeros(cells, 1, config.place_width))
         self.place_out = nn.Parameter(torch.zeros(cells, config.place_width, own))
 
-    def forward(self, features: Tensor, given: int = 0) -> Tensor:
-        """A window's frames from its first one on, [B, P + T, D, h, w] -> [B, T, total, H, W] of those behind the first
-        P = `given` ones."""
+    def forward(self, features: Tensor, context_frames: int = 0) -> Tensor:
+        """Channels for a window's new frames.
+
+        Args:
+            features: [B, P + T, D, h, w] of the window, from its first frame on.
+            context_frames: P, of which no channels are made.
+
+        Returns:
+            [B, T, total, H, W].
+        """
         wide = F.interpolate(features.flatten(0, 1), scale_factor=self.scale, mode="bilinear")
         wide = wide.unflatten(0, features.shape[:2])
-        new = wide[:, given:]
+        new = wide[:, context_frames:]
         # With none before it, a frame is taken to stand still.
-        before = torch.cat([wide[:, :given][:, -1:] if given else new[:, :1], new[:, :-1]], dim=1)
+        before = torch.cat([wide[:, :context_frames][:, -1:] if context_frames else new[:, :1], new[:, :-1]], dim=1)
         fine = self.fine(new.flatten(0, 1), before.flatten(0, 1))
-        places = self._places(features[:, given:].flatten(0, 1)).to(fine.dtype)
+        places = self._places(features[:, context_frames:].flatten(0, 1)).to(fine.dtype)
         beside = torch.cat([fine, places], dim=1).unflatten(0, new.shape[:2])
-        return torch.cat([beside, self.sketch(wide, given).to(fine.dtype)], dim=2)
+        return torch.cat([beside, self.sketch(wide, context_frames).to(fine.dtype)], dim=2)
 
     def _places(self, x: Tensor) -> Tensor:
         """[B T, D, h, w] -> [B T, place channels, H, W]."""

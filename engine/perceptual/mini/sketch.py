@@ -1,4 +1,4 @@
-"""What subjects look like in latents, drawn from the plan alone, cell by cell.
+"""Sketches of subjects in latents, drawn from the plan alone, cell by cell.
 
 The published model has none of it. A small renderer spends itself on what stands still; here a network of each cell
 sees little but how far away a subject is, and answers with a piece of it.
@@ -56,24 +56,31 @@ class Sketch(nn.Module):
         self.strokes = Waves(config.waves, feature_dim, config.channels, config.hints)
         self.opacity = nn.Conv2d(feature_dim, 1, 1, bias=False)
 
-    def forward(self, path: Tensor, given: int) -> Tensor:
-        """Frames of a window from its first one on, [B, P + T, D, H, W] in latent cells, of which the first P = `given`
-        ones are drawn already -> [B, T, channels + 1, H, W]."""
-        inputs = self.look(path, given)
+    def forward(self, path: Tensor, context_frames: int) -> Tensor:
+        """Latents and opacity of a window's new frames.
+
+        Args:
+            path: [B, P + T, D, H, W] features of the window in latent cells, from its first frame on.
+            context_frames: P, which are not drawn.
+
+        Returns:
+            [B, T, channels + 1, H, W].
+        """
+        inputs = self.look(path, context_frames)
         drawn = torch.unflatten(self.draw(inputs.flatten(0, 1)), 0, inputs.shape[:2])
-        opacity = self.opacity(path[:, given:].flatten(0, 1)).clamp(0, 1).unflatten(0, inputs.shape[:2])
+        opacity = self.opacity(path[:, context_frames:].flatten(0, 1)).clamp(0, 1).unflatten(0, inputs.shape[:2])
         return torch.cat([drawn, opacity], dim=2)
 
-    def look(self, path: Tensor, given: int) -> Tensor:
-        """What each cell sees, [B, T, I, H, W]: the frames around, each with a mark that it is in the window, and
-        whether its own number is odd. Arguments as for `forward`."""
+    def look(self, path: Tensor, context_frames: int) -> Tensor:
+        """The input of each cell, [B, T, I, H, W]: the frames around, each with a mark that it is in the window, and
+        a mark that its own number is odd. Arguments as for `forward`."""
         back, ahead = self.config.back, self.config.ahead
-        new = path.shape[1] - given
-        known = min(given, back)
-        frames = torch.cat([path, torch.ones_like(path[:, :, :1])], dim=2)[:, given - known :]
+        new = path.shape[1] - context_frames
+        known = min(context_frames, back)
+        frames = torch.cat([path, torch.ones_like(path[:, :, :1])], dim=2)[:, context_frames - known :]
         frames = F.pad(frames, (0, 0) * 3 + (back - known, ahead))
-        odd = torch.arange(given, given + new, device=path.device).remainder(2).to(path.dtype)
-        odd = odd[:, None, None, None].expand_as(path[:, given:, :1])
+        odd = torch.arange(context_frames, context_frames + new, device=path.device).remainder(2).to(path.dtype)
+        odd = odd[:, None, None, None].expand_as(path[:, context_frames:, :1])
         return torch.cat([*(frames[:, start : start + new] for start in range(self.seen)), odd], dim=2)
 
     def draw(self, inputs: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-FRAMES_PER_LATENT = 4
+from engine.perceptual.base import FRAMES_PER_LATENT, slice_lengths
+
 PATCH_PX = 8
 
 
@@ -24,7 +25,7 @@ class TinyVAEConfig:
 
     `smoothing`, in pixels' range of 2: where pictures change by no more than this as a new latent begins, the change is
     spread over its four frames. Without it flaws of latents that stand for a still picture pulse twice a second.
-    `seam_smoothing` is the same where a hop begins: its latents were rendered apart from those before.
+    `seam_smoothing` is the same where a chunk begins: its latents were rendered apart from those before.
     """
 
     latent_channels: int = 24
@@ -58,10 +59,10 @@ class TinyVAEState:
     level_4: Tensor | None = None  # [B, width at 1/4, 2h, 2w]
     frame: Tensor | None = None  # [B, 3, H, W] float32, of a decoder
     started: bool = False
-    seam: bool = False  # the next latent to decode begins a hop
+    seam: bool = False  # the next latent to decode begins a chunk
 
 
-class Residual(nn.Module):
+class TinyVAEBlock(nn.Module):
     """Two 3x3 convolutions around SiLU, added to the input."""
 
     def __init__(self, width: int) -> None:
@@ -75,13 +76,13 @@ class Residual(nn.Module):
         return out
 
 
-class Level(nn.Module):
+class TinyVAELevel(nn.Module):
     """Blocks at one resolution; the first sees the features of the latent before."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         self.memory = nn.Conv2d(width, width, 3, padding=1)
-        self.blocks = nn.ModuleList(Residual(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(TinyVAEBlock(width) for _ in range(blocks))
 
     def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, T, width, h, w] and the last features of the call before -> the same shape, and this call's last."""
@@ -112,27 +113,29 @@ class TinyVAE(nn.Module):
         self.register_buffer("latent_scale", torch.ones(c))
         w8, w4 = config.encoder_width_8, config.encoder_width_4
         self.encode_in = nn.Conv2d(packed_4, w4, 3, padding=1)
-        self.encode_4 = Level(w4, config.blocks_4 - 1)
+        self.encode_4 = TinyVAELevel(w4, config.blocks_4 - 1)
         self.encode_down = nn.Conv2d(4 * w4, w8, 1)
-        self.encode_8 = Level(w8, config.blocks_8)
+        self.encode_8 = TinyVAELevel(w8, config.blocks_8)
         self.encode_out = nn.Conv2d(w8, c, 3, padding=1)
         w8, w4 = config.decoder_width_8, config.decoder_width_4
         self.decode_in = nn.Conv2d(c, w8, 3, padding=1)
-        self.decode_8 = Level(w8, config.blocks_8)
+        self.decode_8 = TinyVAELevel(w8, config.blocks_8)
         self.decode_up = nn.Conv2d(w8, 4 * w4, 1)
-        self.decode_4 = Level(w4, config.blocks_4)
+        self.decode_4 = TinyVAELevel(w4, config.blocks_4)
         self.decode_out = nn.Conv2d(w4, packed_4, 3, padding=1)
         for parameter in (*self.encode_out.parameters(), *self.decode_out.parameters()):
             nn.init.zeros_(parameter)
 
+    slice_lengths = staticmethod(slice_lengths)
+
     @staticmethod
     def new_state() -> TinyVAEState:
-        """Of one direction of a video that has not begun."""
+        """The state of one direction of a video that has not begun."""
         return TinyVAEState()
 
     @staticmethod
-    def begin_hop(state: TinyVAEState) -> None:
-        """The next latent to decode is the first of a hop."""
+    def begin_chunk(state: TinyVAEState) -> None:
+        """The next latent to decode is the first of a chunk."""
         state.seam = True
 
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:

@@ -1,128 +1,84 @@
-"""Stage `distill`: a renderer that needs fewer steps, learned from one that is trained (progressive distillation).
+"""Stage `distill`: a renderer with fewer steps learns from a trained one (progressive distillation).
 
-The student's step from time s to time e has to arrive where the teacher arrives in several steps of the same flow,
-starting from the same noisy latents. As the step is linear in the clean latents that the network predicts, the
-prediction that leads there is known in closed form, and the student learns it. Guidance by text, if the teacher uses
-any, is folded in.
+A student's step has to end where several steps of its teacher end, from the same noisy latents. A step is linear in
+the clean latents that the network predicts, so the right prediction is known in closed form, and the student learns it.
 Shapes: `B` batch, `T` latent frames, `C` channels, `h` x `w` latent size.
 """
 
 from __future__ import annotations
 
 import copy
-import random
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from engine.config import EngineConfig
 from engine.loading.weights import load_component, save_component
-from engine.perceptual.mini.vae import TinyVAE
-from engine.perceptual.solver import guide
-from engine.training.latent_pool import Quantise, Window
-from engine.training.stages.renderer import Batch, EncodeText, RendererStage
-
-
-@dataclass(frozen=True, slots=True)
-class DistillConfig:
-    """`steps` of the student for a hop, `teacher_steps` of the teacher for each of them, its `guidance` by text."""
-
-    steps: int = 2
-    teacher_steps: int = 4
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.teacher_steps < 2:
-            raise ValueError(
-                f"steps {self.steps} must be at least 1, and teacher_steps {self.teacher_steps} at least 2: with one "
-                "there is nothing to learn"
-            )
+from engine.perceptual.schedule import FlowSchedule
+from engine.training.setup import StageSetup
+from engine.training.stages.renderer import RendererBatch, RendererStage
 
 
 def move(x: Tensor, clean: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """One Euler step of the flow from the times `start` to the times `end` [B], given the clean latents' estimate."""
-    keep, start, end = ((1 - end) / (1 - start)).view(-1, 1, 1, 1, 1), _per_row(start), _per_row(end)
-    return keep * x + (end - keep * start) * clean
+    """One Euler step of the flow from times `start` to times `end` [B], with an estimate of the clean latents."""
+    keep, gain = _coefficients(start, end)
+    return keep * x + gain * clean
 
 
 def aim(x: Tensor, arrived: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """The estimate with which `move` goes from `x` to `arrived`."""
-    keep, start, end = ((1 - end) / (1 - start)).view(-1, 1, 1, 1, 1), _per_row(start), _per_row(end)
-    return (arrived - keep * x) / (end - keep * start)
+    """Inverse of `move`: the clean estimate for a step from `x` to `arrived`."""
+    keep, gain = _coefficients(start, end)
+    return (arrived - keep * x) / gain
 
 
-def _per_row(time: Tensor) -> Tensor:
-    return time.view(-1, 1, 1, 1, 1)
+def _coefficients(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    start, end = start.view(-1, 1, 1, 1, 1), end.view(-1, 1, 1, 1, 1)
+    keep = (1 - end) / (1 - start)
+    return keep, end - keep * start
 
 
 class DistillStage(RendererStage):
-    """Trains a student, which begins as a copy of its teacher, on the windows that renderers train on."""
+    """Trains a student, which starts as a copy of its teacher, on windows like `RendererStage`."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        distill: DistillConfig,
-        vae: TinyVAE,
-        encode_text: EncodeText,
-        quantise: Quantise,
-        seed: int,
-        device: str,
-        weights: Path,
-        student: Path,
-    ) -> None:
-        """The teacher is read from `weights`; the student goes to the folder `student`, with all other components."""
-        if student.resolve() == weights.resolve():
-            raise ValueError(f"the student would overwrite its teacher in {weights}: give another --student")
-        super().__init__(replace(config, steps=distill.steps), vae, encode_text, quantise, seed, device, weights)
-        load_component(weights, "renderer", self.renderer)
+    def __init__(self, setup: StageSetup) -> None:
+        """Reads the teacher from `setup.weights`; the student is written to `setup.student`. Raises ValueError if both
+        are one folder, or numbers of steps or the preset's schedule do not allow it."""
+        if setup.student is None or setup.student.resolve() == setup.weights.resolve():
+            raise ValueError(f"the student would overwrite its teacher in {setup.weights}: give another --student")
+        if setup.steps < 1 or setup.teacher_steps < 2:
+            raise ValueError(f"steps {setup.steps} must be at least 1, teacher_steps {setup.teacher_steps} at least 2")
+        if not isinstance(setup.config.schedule, FlowSchedule):
+            raise ValueError(f"the renderer of preset {setup.config.name!r} is no flow: only flows can be distilled")
+        setup.require("renderer")
+        super().__init__(replace(setup, config=replace(setup.config, steps=setup.steps)))
+        load_component(setup.weights, "renderer", self.renderer)
         self.teacher = copy.deepcopy(self.renderer).requires_grad_(False).eval()
-        self.distill, self.student = distill, student
-        self.times = self.schedule.times(distill.steps).float().to(device)
+        self.teacher_steps, self.student = setup.teacher_steps, setup.student
+        self.times = setup.config.schedule.times(setup.steps).float().to(self.device)
 
-    def errors(self, windows: list[Window], prompted: bool, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Squared distance [B, T, C, h, w] from the prediction that leads where the teacher goes, and the weights."""
-        batch = self.batch(windows, prompted, rng)
-        index = torch.randint(self.distill.steps, (len(windows),), device=self.device)
+    def errors(self, batch: RendererBatch) -> Tensor:
+        """Squared error [B, T, C, h, w] against the prediction that ends where the teacher ends."""
+        index = torch.randint(len(self.times) - 1, (len(batch.clean),), device=self.device)
         start, end = self.times[index], self.times[index + 1]
-        noisy = self.schedule.mix(batch.clean, batch.noise, start)
+        noisy = FlowSchedule.mix(batch.clean, batch.noise, start)
         with torch.autocast(self.device, torch.bfloat16):
             wanted = aim(noisy, self.taught(batch, noisy, start, end), start, end)
             predicted = self.renderer.denoise(noisy, start, batch.read(self.renderer)).float()
-        return (predicted - wanted).square(), batch.weight
+        return (predicted - wanted).square()
 
     @torch.no_grad()
-    def taught(self, batch: Batch, x: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        """Where the teacher takes `x` from the times `start` to the times `end`."""
-        estimate = self.estimator(batch)
-        for step in range(self.distill.teacher_steps):
-            now = start + (end - start) * (step / self.distill.teacher_steps)
-            after = start + (end - start) * ((step + 1) / self.distill.teacher_steps)
-            x = move(x, estimate(x, now), now, after)
+    def taught(self, batch: RendererBatch, x: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        """Latents after the teacher's steps from `x` at times `start` to times `end`."""
+        cache = batch.read(self.teacher)
+        for step in range(self.teacher_steps):
+            now = start + (end - start) * (step / self.teacher_steps)
+            after = start + (end - start) * ((step + 1) / self.teacher_steps)
+            x = move(x, self.teacher.denoise(x, now, cache).float(), now, after)
         return x
 
-    def estimator(self, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
-        """The teacher's (guided) estimate of the clean latents, from noisy ones and their times."""
-        cache = batch.read(self.teacher)
-
-        def with_text(x: Tensor, time: Tensor) -> Tensor:
-            return self.teacher.denoise(x, time, cache).float()
-
-        if self.distill.guidance == 1.0:
-            return with_text
-        bare = replace(batch, text=torch.zeros_like(batch.text)).read(self.teacher)
-
-        def guided(x: Tensor, time: Tensor) -> Tensor:
-            without = self.teacher.denoise(x, time, bare).float()
-            return guide(without, with_text(x, time), self.distill.guidance)
-
-        return guided
-
     def export(self) -> None:
-        """A complete folder of weights: the student's renderer beside copies of everything else."""
+        """Writes a complete folder of weights: the student's renderer and copies of all other components."""
         self.student.mkdir(parents=True, exist_ok=True)
         for path in self.weights.iterdir():
             copied = self.student / path.name

@@ -1,6 +1,6 @@
-"""Everything behind the subjects of a drawn world: sky, clouds, ridges, ground and landmarks, as pictures and as maps.
+"""Everything behind the subjects of a drawn world, as pictures and as coverage maps.
 
-Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` points.
+Shapes: `B` worlds, `F` frames, `H` x `W` pixels, `h` x `w` points at `x` [w] and `y` [h] px.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.training.world.scenery import CLOUD_SPAN_PX, CLOUDS, DRIFT_PX, HEIGH
 from engine.training.world.spec import Spec
 from engine.training.world.subjects import Layer
 
-CLOUD_ROWS = 72  # no cloud reaches below
+CLOUD_ROWS = 72  # no cloud reaches lower
 PUFFS = ((-9.0, 1.0, 9.0), (0.0, -3.0, 11.0), (10.0, 1.0, 9.0))  # x, y, radius of a cloud's parts
 STARS = torch.rand(30, 3, generator=torch.Generator().manual_seed(7)) * torch.tensor([192.0, 62.0, 0.8])
 RAYS_PX = 60.0  # how far light reaches under water
@@ -35,7 +35,7 @@ def near_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def scroll(spec: Spec, frames: Tensor, x: Tensor) -> Tensor:
-    """Where a column lies between landmarks, as an angle [B, F, w]: half a turn where one stands."""
+    """Position of each column between two landmarks, as an angle [B, F, w]: half a turn where a landmark stands."""
     return 6.2832 / PERIOD_PX * torch.remainder(x + spec.panned(frames)[..., None], PERIOD_PX)
 
 
@@ -51,29 +51,19 @@ def cloud_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     columns = torch.exp(-(((x - middle_x.flatten(2)[..., None]) / radius) ** 2))
     rows = torch.exp(-(((y - middle_y.flatten(2)[..., None]) / (0.45 * radius)) ** 2))
     density = torch.einsum("bfpx,bfpy->bfyx", columns, rows)
-    most = torch.tensor([PLACES[scene].clouds for scene in spec.scenes], device=x.device)[:, None, None, None]
-    return most * torch.sigmoid((density - 0.55) * 9.0)
+    return scenery.each(x, spec.scenes, "clouds")[..., None] * torch.sigmoid((density - 0.55) * 9.0)
 
 
 def glow(spec: Spec, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Sun or moon: its disc and the shine around it, [B, h, w] each."""
-    radius, low = (
-        torch.tensor([getattr(PLACES[scene], name) for scene in spec.scenes], device=x.device)[:, None]
-        for name in ("sun_px", "low_sun_px")
-    )
+    radius, low = (scenery.each(x, spec.scenes, name)[..., 0] for name in ("sun_px", "low_sun_px"))
     dx, dy = x - spec.layouts.sun[:, 0, None], y - spec.layouts.sun[:, 1, None] - low
     square = dx[:, None, :] ** 2 + dy[:, :, None] ** 2
     return torch.sigmoid(radius[..., None] - square.sqrt()), torch.exp(-square / (900.0 + 40 * low[..., None]))
 
 
 def draw(spec: Spec, frames: Tensor, video: Tensor) -> None:
-    """Draw one world without its subjects.
-
-    Args:
-        spec: 1 world.
-        frames: [F] frame numbers.
-        video: float32 [F, 3, H, W], overwritten by values in 0..1.
-    """
+    """Draws 1 world without its subjects into `video`, float32 [F, 3, H, W] in 0..1; `frames` [F] are numbers."""
     [label] = spec.labels
     place = PLACES[label.scene]
     x = torch.arange(WIDTH_PX, device=frames.device) + 0.5
@@ -128,7 +118,7 @@ def _behind(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, T
 def _passing(paint: Callable[[Tensor], Layer], x: Tensor, passed: Tensor) -> tuple[Tensor, Tensor]:
     """A layer that moves to the left by `passed` [F] px: rgb [F, 3, h, w] and alpha [F, 1, h, w].
 
-    Every column of scenery is painted once, however often it is seen; F is 1 where nothing moves.
+    Each column of scenery is painted once, however often it is seen; F is 1 if nothing moves.
     """
     if bool((passed == passed[0]).all()):
         alpha, rgb = paint(x + passed[0])

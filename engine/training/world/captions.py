@@ -1,101 +1,53 @@
-"""Captions of the drawn world: a small grammar with paraphrases, and which combinations are held out.
+"""Captions of the drawn world: labels, a small grammar that words them, and the text tokenizer of its words.
 
-A `Label` is what a caption says; `caption` words it in one of many ways. Held-out labels never occur in training.
+A `Label` is the content of a caption; `caption` puts it in one of many ways. A tenth of all labels is held out from
+training.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Callable
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-# New words come last: their place is a feature channel of trained weights.
-SUBJECTS = ("ball", "sailboat", "car", "fish", "balloon", "bird", "airplane", "butterfly")
-COLOURS = ("red", "yellow", "green", "blue", "purple", "white", "orange", "pink")
-SCENES = ("hills", "desert", "sea", "night", "sunset", "underwater")
-DIRECTIONS = ("still", "left", "right", "up", "down", "bounce")
-SPEEDS = ("slow", "medium", "fast")
-CAMERAS = ("fixed", "left", "right")
-RELATIONS = ("above", "left of")
-# Of each field of a `Label`, what it may be; the last three are None without a second subject.
+from transformers import T5Tokenizer
+
+from engine.text.small_t5 import TOKENIZER_FOLDER
+from engine.training.world.tables import TABLES
+
+WORDINGS = TABLES["captions"]
+SUBJECTS, COLOURS, SCENES = tuple(WORDINGS["subjects"]), tuple(TABLES["colours"]), tuple(WORDINGS["scenes"])
+DIRECTIONS = ("still", *WORDINGS["directions"], "bounce")
+SPEEDS, CAMERAS, RELATIONS = (tuple(WORDINGS[name]) for name in ("speeds", "cameras", "relations"))
+# Allowed words of each field of a `Label`; the last three fields are None without a second subject.
 WORDS = {
-    "subject": SUBJECTS,
-    "colour": COLOURS,
-    "scene": SCENES,
-    "direction": DIRECTIONS,
-    "speed": SPEEDS,
-    "camera": CAMERAS,
-    "relation": RELATIONS,
-    "subject2": SUBJECTS,
-    "colour2": COLOURS,
-}
+    "subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "direction": DIRECTIONS, "speed": SPEEDS,
+    "camera": CAMERAS, "relation": RELATIONS, "subject2": SUBJECTS, "colour2": COLOURS,
+}  # fmt: skip
 PAIR_WORDS = ("relation", "subject2", "colour2")
 
 HELD_OUT_SHARE = 0.1
-PAIR_SHARE = 0.15  # of labels with a second subject
-PAN_SHARE = 0.25  # of labels whose camera pans
-MOST_WORDS = 23  # of a caption, commas counted: the text encoder reads 24 tokens, its end mark among them
-
-SUBJECT_WORDS = {
-    "ball": ("ball", "round ball", "beach ball"),
-    "sailboat": ("sailboat", "sailing boat", "little boat"),
-    "car": ("car", "little car", "motor car"),
-    "fish": ("fish", "little fish", "swimming fish"),
-    "balloon": ("hot-air balloon", "hot air balloon", "balloon"),
-    "bird": ("bird", "little bird", "flying bird"),
-    "airplane": ("airplane", "plane", "little airplane"),
-    "butterfly": ("butterfly", "little butterfly", "pretty butterfly"),
-}
-SCENE_WORDS = {
-    "hills": ("over green hills", "over the hills on a sunny day", "across the meadows by day"),
-    "desert": ("through the desert", "in the desert by day", "over the dunes in the desert"),
-    "sea": ("on the sea", "over the blue sea", "by the sea with waves"),
-    "night": ("at night", "under the night sky", "under the stars at night", "over the city at night"),
-    "sunset": ("at sunset", "over the mountains at sunset", "under the evening sky"),
-    "underwater": ("under water", "deep under water", "at the bottom of the sea"),
-}
-DIRECTION_WORDS = {
-    "left": ("to the left", "left", "leftwards", "towards the left"),
-    "right": ("to the right", "right", "rightwards", "towards the right"),
-    "up": ("up", "upwards", "up into the air"),
-    "down": ("down", "downwards", "down to the ground"),
-}
-SPEED_WORDS = {
-    "slow": ("slowly", "gently", "at a slow pace"),
-    "medium": ("", "", "at a steady pace"),
-    "fast": ("fast", "quickly", "at high speed"),
-}
-VERBS = {
-    "ball": ("floats", "moves", "rolls"),
-    "sailboat": ("sails", "moves", "drifts"),
-    "car": ("drives", "moves", "goes"),
-    "fish": ("swims", "moves", "glides"),
-    "balloon": ("floats", "moves", "drifts"),
-    "bird": ("flies", "moves", "glides"),
-    "airplane": ("flies", "moves", "goes"),
-    "butterfly": ("flutters", "moves", "flies"),
-}
-PAIR_VERBS = ("moves", "goes", "drifts")
-STILL_WORDS = ("stands still", "does not move", "rests", "stays in place")
-BOUNCE_WORDS = ("bounces", "hops", "bounces in place", "hops up and down", "bounces up and down")
-RELATION_WORDS = {
-    "above": ("above", "over", "right above"),
-    "left of": ("left of", "to the left of", "on the left of"),
-}
-CAMERA_WORDS = {
-    "fixed": ("", "", "", "", "", "fixed camera"),
-    "left": ("the camera pans left", "panning left", "the camera moves to the left", "camera panning left"),
-    "right": ("the camera pans right", "panning right", "the camera moves to the right", "camera panning right"),
-}
+PAIR_SHARE = 0.15  # of labels have a second subject
+PAN_SHARE = 0.25  # of labels have a panning camera
+MOST_WORDS = 23  # of a caption, with commas: the text encoder reads 24 tokens, one of them its end mark
+VOCABULARY_CAPTIONS = 20_000  # enough to have all words of the grammar
+VOCABULARY = 256  # pieces of `mini`
+SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
+SPACE = "▁"  # sentencepiece's mark of the beginning of a word
+LETTER_SCORE = -20.0  # log probability, far below that of any word
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What one video shows, each field a word of the tuples above. A still subject has speed "slow".
+    """The content of one video, each field a word of the tuples above. A still subject has speed "slow".
 
-    Directions are those on the screen, whatever the camera does. A second subject moves like the first, which stays
-    `relation` it; without one its three fields are None.
+    Directions are those on the screen, whatever the camera does. A second subject moves with the first, which stays
+    `relation` (above or left of) it; without one the last three fields are None.
     """
 
     subject: str
@@ -122,32 +74,26 @@ class Label:
 
     @property
     def two_ways(self) -> bool:
-        """Whether the camera pans and the subject goes left or right, so that one way could be taken for the other."""
+        """Whether camera and subject both move sideways, so that one direction could be taken for the other."""
         return self.camera != "fixed" and self.direction in ("left", "right")
 
     @property
     def held_out(self) -> bool:
-        """True for the tenth of all combinations, chosen by hash, that training never sees."""
+        """Whether training never sees the label: a tenth of all combinations, chosen by hash."""
         key = f"{self.subject} {self.colour} {self.scene} {self.direction}".encode()
         return hashlib.sha256(key).digest()[0] < 256 * HELD_OUT_SHARE
 
     @property
     def words(self) -> dict[str, str]:
-        """What a judge can find right or wrong. A camera that stands has another name than one that pans, so that
-        each has a share of its own; only a label with a second subject has the three words of one."""
-        names = ("subject", "colour", "scene", "direction", "speed")
-        words = {name: getattr(self, name) for name in names}
-        words["fixed_camera" if self.camera == "fixed" else "camera"] = self.camera
-        if self.relation and self.subject2 and self.colour2:
-            words |= {"relation": self.relation, "subject2": self.subject2, "colour2": self.colour2}
-        return words
+        """The words that a judge can find right or wrong, by kind. Fixed and panning cameras are kinds of their own,
+        and only a label with a second subject has the three words of one."""
+        names = [name for name in WORDS if self.relation or name not in PAIR_WORDS]
+        kinds = ["fixed_camera" if name == "camera" and self.camera == "fixed" else name for name in names]
+        return {kind: getattr(self, name) for kind, name in zip(kinds, names, strict=True)}
 
 
 def random_label(rng: random.Random, held_out: bool = False) -> Label:
-    """A label drawn evenly from the training combinations, or from the held-out ones.
-
-    PAN_SHARE of the cameras pan and PAIR_SHARE of the labels have a second subject of another kind and colour.
-    """
+    """A label of the training combinations, or of the held-out ones. Second subjects differ in kind and colour."""
     while True:
         direction = rng.choice(DIRECTIONS)
         label = Label(
@@ -170,12 +116,12 @@ def random_label(rng: random.Random, held_out: bool = False) -> Label:
 
 
 def hardest_label(rng: random.Random, hardness: Callable[[Label], int], draws: int = 2) -> Label:
-    """Of so many labels to learn from the one of the greatest hardness."""
+    """The label of the greatest hardness among `draws` training labels."""
     return max((random_label(rng) for _ in range(draws)), key=hardness)
 
 
 def caption(label: Label, rng: random.Random) -> str:
-    """One of the grammar's wordings of `label` of at most MOST_WORDS words, without a final stop."""
+    """A random wording of `label`, of at most MOST_WORDS words, without a full stop."""
     while True:
         text = _wording(label, rng)
         if len(text.replace(",", " ,").split()) <= MOST_WORDS:
@@ -185,9 +131,9 @@ def caption(label: Label, rng: random.Random) -> str:
 def _wording(label: Label, rng: random.Random) -> str:
     thing = _thing(label.subject, label.colour, rng)
     if label.subject2 and label.colour2 and label.relation:
-        thing += f" {rng.choice(RELATION_WORDS[label.relation])} {_thing(label.subject2, label.colour2, rng)}"
-    where = rng.choice(SCENE_WORDS[label.scene])
-    camera = rng.choice(CAMERA_WORDS[label.camera])
+        thing += f" {rng.choice(WORDINGS['relations'][label.relation])} {_thing(label.subject2, label.colour2, rng)}"
+    where = rng.choice(WORDINGS["scenes"][label.scene])
+    camera = rng.choice(WORDINGS["cameras"][label.camera])
     clause = f"{thing} {_action(label, rng)} {where}"
     if rng.random() < 0.25:
         clause = f"{where}, {thing} {_action(label, rng)}"
@@ -198,7 +144,7 @@ def _wording(label: Label, rng: random.Random) -> str:
 
 def _thing(subject: str, colour: str, rng: random.Random) -> str:
     article = rng.choice(("a", "the", "one", "a")) if rng.random() < 0.8 else "a big"
-    words = rng.choice(SUBJECT_WORDS[subject])
+    words = rng.choice(WORDINGS["subjects"][subject]["nouns"])
     if colour == "orange" and article == "a":
         article = "an"
     return f"{article} {colour} {words}"
@@ -206,12 +152,34 @@ def _thing(subject: str, colour: str, rng: random.Random) -> str:
 
 def _action(label: Label, rng: random.Random) -> str:
     if label.direction == "still":
-        return rng.choice(STILL_WORDS)
-    speed = rng.choice(SPEED_WORDS[label.speed])
+        return str(rng.choice(WORDINGS["still"]))
+    speed = rng.choice(WORDINGS["speeds"][label.speed])
     if label.direction == "bounce":
-        parts = [rng.choice(BOUNCE_WORDS), speed]
+        parts = [rng.choice(WORDINGS["bounce"]), speed]
     else:
-        verb = rng.choice(PAIR_VERBS if label.subject2 else VERBS[label.subject])
-        direction = rng.choice(DIRECTION_WORDS[label.direction])
+        verb = rng.choice(WORDINGS["pair_verbs"] if label.subject2 else WORDINGS["subjects"][label.subject]["verbs"])
+        direction = rng.choice(WORDINGS["directions"][label.direction])
         parts = [verb, speed, direction] if rng.random() < 0.5 else [verb, direction, speed]
     return " ".join(part for part in parts if part)
+
+
+def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY, captions: Sequence[str] | None = None) -> T5Tokenizer:
+    """Makes a text tokenizer and saves it in `folder`: a known word is one piece, an unknown one is spelled.
+
+    Args:
+        vocabulary: number of pieces at most: letters, and the most frequent words.
+        captions: texts whose words become pieces; those of the grammar if None.
+    """
+    if captions is None:
+        rng = random.Random("words")
+        captions = [caption(random_label(rng), rng) for _ in range(VOCABULARY_CAPTIONS)]
+    counts = Counter(word for text in captions for word in text.replace(",", " ,").split())
+    spelling = (SPACE, *string.ascii_lowercase, *string.digits, *".,!?'-")
+    # Sorted, so that a word keeps its number when only frequencies change.
+    words = sorted(counts.most_common(vocabulary - len(SPECIAL_PIECES) - len(spelling)))
+    scores = dict.fromkeys(SPECIAL_PIECES, 0.0)
+    scores |= {word if word == "," else SPACE + word: math.log(n / counts.total()) for word, n in words}
+    scores |= {piece: LETTER_SCORE for piece in spelling if piece not in scores}
+    tokenizer = T5Tokenizer(vocab=list(scores.items()), extra_ids=0)
+    tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    return tokenizer

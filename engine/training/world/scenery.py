@@ -1,8 +1,8 @@
-"""The places of the drawn world: what lies behind its subjects, and how it passes when the camera pans.
+"""The places of the drawn world: sky, far ridge, ground and landmarks, and how fast each passes a panning camera.
 
-A place has a sky, a far ridge, ground and landmarks on it. The camera moves the faster past what is nearer: far ridges
-at FAR_SHARE of the landmarks' speed, the ground by its rows in between and beyond. Clouds move as far ridges do.
-Shapes: `B` worlds, `F` frames, `h` rows, `C` or `w` columns.
+Nearer things pass faster: far ridges and clouds at FAR_SHARE of the landmarks' speed, rows of the ground in between.
+Shapes: `B` worlds, `F` frames, `h` rows, `C` or `w` columns. Layers are alpha [h, C] and rgb [h, C, 3], not
+premultiplied. `ridges` [..., 4] are two phases and two wave numbers, `seed` [...] int64 keys what is hashed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 from engine.training.world import landmarks
 from engine.training.world.landmarks import chance
 from engine.training.world.subjects import Layer, coverage
+from engine.training.world.tables import TABLES
 
 Rgb = tuple[float, float, float]
 
 HEIGHT_PX, WIDTH_PX = 128, 192  # of the picture
 TURN = 6.2832
-FAR_SHARE, EDGE_SHARE = 1 / 6, 1 / 3  # speeds of the far ridge and of the ground's far edge, over the landmarks'
+FAR_SHARE, EDGE_SHARE = 1 / 6, 1 / 3  # speed of the far ridge and of the ground's far edge, of the landmarks' speed
 HOUSE_PX, HOUSE_LOW_PX, HOUSE_HIGH_PX = 20.0, 14.0, 46.0
 WINDOW_PX = (5.0, 6.0)  # from one window to the next, across and down
 LIT_SHARE, LIT_RGB, HOUSE_RGB = 0.42, (0.98, 0.82, 0.45), (0.20, 0.20, 0.36)
@@ -33,7 +34,7 @@ HAZE_PX = 26.0  # below its top a far ridge fades into the sky's lower colour
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Colours and heights of a scene. Heights are in px from the top of the picture."""
+    """Colours of a scene, and heights in px from the top of the picture."""
 
     sky: tuple[Rgb, Rgb]  # at the top, and at `near_px`
     far: Rgb
@@ -54,40 +55,12 @@ class Place:
     top_px: int = 48  # no ridge and no landmark reaches above it
 
 
-PLACES = {
-    "hills": Place(
-        ((0.30, 0.58, 0.93), (0.84, 0.93, 0.99)), (0.36, 0.56, 0.60), ((0.62, 0.78, 0.36), (0.30, 0.54, 0.20)),
-        (1.00, 0.97, 0.80), (1.00, 1.00, 1.00), 72.0, 8.0, 84.0, 5.0, 99.0, 0.02, 3,
-    ),
-    "desert": Place(
-        ((0.36, 0.66, 0.90), (0.98, 0.94, 0.82)), (0.76, 0.47, 0.33), ((0.95, 0.80, 0.54), (0.80, 0.57, 0.33)),
-        (1.00, 0.98, 0.86), (1.00, 0.98, 0.95), 76.0, 9.0, 85.0, 4.0, 102.0, 0.022, 5, shape="mesas", clouds=0.4,
-    ),
-    "sea": Place(
-        ((0.42, 0.70, 0.95), (0.90, 0.96, 0.99)), (0.45, 0.60, 0.66), ((0.30, 0.62, 0.76), (0.04, 0.26, 0.50)),
-        (1.00, 0.98, 0.86), (1.00, 1.00, 1.00), 84.0, 7.0, 80.0, 0.0, 97.0, 0.05, 2,
-    ),
-    "night": Place(
-        ((0.02, 0.03, 0.13), (0.25, 0.20, 0.44)), (0.10, 0.10, 0.22), ((0.15, 0.15, 0.24), (0.08, 0.08, 0.14)),
-        (0.96, 0.95, 0.84), (0.30, 0.30, 0.48), 92.0, 0.0, 90.0, 0.0, 110.0, 0.01, 6, shape="houses", clouds=0.6,
-        top_px=44,
-    ),
-    "sunset": Place(
-        ((0.26, 0.20, 0.48), (1.00, 0.66, 0.42)), (0.42, 0.26, 0.48), ((0.36, 0.25, 0.36), (0.15, 0.11, 0.21)),
-        (1.00, 0.88, 0.58), (0.97, 0.56, 0.52), 74.0, 13.0, 87.0, 4.0, 101.0, 0.014, 0, shape="peaks", sun_px=14.0,
-        low_sun_px=33.0,
-    ),
-    "underwater": Place(
-        ((0.30, 0.76, 0.84), (0.03, 0.25, 0.46)), (0.07, 0.36, 0.50), ((0.50, 0.62, 0.56), (0.80, 0.76, 0.56)),
-        (0.80, 0.98, 0.98), (1.00, 1.00, 1.00), 88.0, 10.0, 102.0, 3.0, 116.0, 0.04, 0, clouds=0.0, sun_px=-9.0,
-        top_px=64,
-    ),
-}  # fmt: skip
+PLACES = {name: Place(**fields) for name, fields in TABLES["places"].items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Layouts:
-    """What stands where in B places: the same in all videos, so that it can be known and drawn sharply."""
+    """Positions in B places. They are the same in all videos, so that a small model can learn them."""
 
     ridges: Tensor  # [B, 2, 4] far and near: two phases, two wave numbers per picture width
     sun: Tensor  # [B, 2] px
@@ -97,7 +70,7 @@ class Layouts:
 
 @lru_cache(256)
 def layouts(scenes: tuple[str, ...], device: torch.device) -> Layouts:
-    """Of these keys of `PLACES`, on a device."""
+    """The layouts of B keys of `PLACES`."""
     seeds = [PLACES[scene].seed for scene in scenes]
     numbers = torch.stack([torch.rand(11, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     phases, waves = numbers[:, :4].view(-1, 2, 2) * TURN, numbers[:, 4:8].view(-1, 2, 2) * 1.5 + 0.7
@@ -108,45 +81,28 @@ def layouts(scenes: tuple[str, ...], device: torch.device) -> Layouts:
 
 
 def far_line(scenes: Sequence[str], ridges: Tensor, seed: Tensor, x: Tensor) -> Tensor:
-    """Height of the far ridges.
-
-    Args:
-        scenes: B keys of `PLACES`.
-        ridges: [B, 4] two phases and two wave numbers.
-        seed: [B] int64.
-        x: [B, F, C] px of scenery.
-
-    Returns:
-        [B, F, C] px from the top of the picture.
-    """
-    places = [PLACES[scene] for scene in scenes]
-    middle, wave = _each(x, [p.far_px for p in places]), _each(x, [p.far_wave_px for p in places])
-    shape = [place.shape for place in places]
+    """Heights [B, F, C] of the far ridges, in px from the top of the picture, at `x` [B, F, C] px of scenery."""
     one, two = _angles(ridges, x)
     bend = one.sin() + 0.5 * two.sin()
-    if "mesas" in shape:
-        bend = torch.where(_each(x, [s == "mesas" for s in shape]), (3 * bend).clamp(-1, 1) + 0.1 * two.sin(), bend)
-    if "peaks" in shape:
-        sharp = 1.4 - 1.6 * (one / 2).sin().abs() - (1.3 * two).sin().abs()
-        bend = torch.where(_each(x, [s == "peaks" for s in shape]), sharp, bend)
-    line = middle - wave * bend
-    if "houses" in shape:
-        height = house_heights(seed[:, None, None], (x / HOUSE_PX).floor().long())
-        line = torch.where(_each(x, [s == "houses" for s in shape]), middle - height, line)
-    return line
+    mesas, peaks, houses = (each(x, scenes, "shape", shape) for shape in ("mesas", "peaks", "houses"))
+    bend = torch.where(mesas, (3 * bend).clamp(-1, 1) + 0.1 * two.sin(), bend)
+    bend = torch.where(peaks, 1.4 - 1.6 * (one / 2).sin().abs() - (1.3 * two).sin().abs(), bend)
+    middle = each(x, scenes, "far_px")
+    tall = chance(seed[:, None, None], (x / HOUSE_PX).floor().long(), 4)
+    height = HOUSE_LOW_PX + (HOUSE_HIGH_PX - HOUSE_LOW_PX) * tall
+    return torch.where(houses, middle - height, middle - each(x, scenes, "far_wave_px") * bend)
 
 
 def near_line(scenes: Sequence[str], ridges: Tensor, x: Tensor) -> Tensor:
-    """Height of the ground's far edge, arguments and result as for `far_line`."""
-    places = [PLACES[scene] for scene in scenes]
+    """Height of the ground's far edge; arguments and result as for `far_line`."""
     one, two = _angles(ridges, x)
-    bend = one.sin() + 0.5 * two.sin()
-    return _each(x, [p.near_px for p in places]) - _each(x, [p.near_wave_px for p in places]) * bend
+    return each(x, scenes, "near_px") - each(x, scenes, "near_wave_px") * (one.sin() + 0.5 * two.sin())
 
 
-def _each(like: Tensor, values: Sequence[float | bool]) -> Tensor:
-    """[B, 1, 1], one of B values for each world."""
-    return torch.tensor(values, device=like.device)[:, None, None]
+def each(like: Tensor, scenes: Sequence[str], name: str, wanted: str | None = None) -> Tensor:
+    """A field of B places as [B, 1, 1]; with `wanted`, whether it is that."""
+    values = [getattr(PLACES[scene], name) for scene in scenes]
+    return torch.tensor([value == wanted for value in values] if wanted else values, device=like.device)[:, None, None]
 
 
 def _angles(ridges: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,28 +111,12 @@ def _angles(ridges: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def below(line: Tensor, y: Tensor) -> Tensor:
-    """Coverage [..., h, C] of all that is below a line [..., C]."""
+    """Coverage [..., h, C] of everything below a line [..., C]."""
     return torch.sigmoid((y[:, None] - line[..., None, :]) * 2.0)
 
 
-def house_heights(seed: Tensor, number: Tensor) -> Tensor:
-    """Of the houses of these numbers, in px; arguments broadcast."""
-    return HOUSE_LOW_PX + (HOUSE_HIGH_PX - HOUSE_LOW_PX) * chance(seed, number, 4)
-
-
 def far(scene: str, ridges: Tensor, seed: Tensor, x: Tensor, y: Tensor) -> Layer:
-    """The far ridge of one world.
-
-    Args:
-        scene: a key of `PLACES`.
-        ridges: [4] two phases and two wave numbers.
-        seed: [] int64.
-        x: [C] px of scenery.
-        y: [h] px of the picture.
-
-    Returns:
-        alpha [h, C] and rgb [h, C, 3], not premultiplied.
-    """
+    """The far ridge of one world, at `x` [C] px of scenery and `y` [h] px of the picture."""
     place = PLACES[scene]
     line = far_line([scene], ridges[None], seed[None], x[None, None])[0, 0]
     rgb, low = x.new_tensor(place.far), x.new_tensor(place.sky[1])
@@ -201,16 +141,9 @@ def _houses(seed: Tensor, x: Tensor, y: Tensor, line: Tensor, rgb: Tensor) -> La
 
 
 def ground(scene: str, x: Tensor, y: Tensor, pan: Tensor, frames: Tensor) -> Tensor:
-    """Colour of the ground with its pattern.
+    """Colour of the ground [F, 3, h, w] in 0..1, at `x` [w] and `y` [h] px of the picture.
 
-    Args:
-        scene: a key of `PLACES`.
-        x, y: [w], [h] px of the picture.
-        pan: [F] px that landmarks have passed.
-        frames: [F] frame numbers; only waves of the sea move with them.
-
-    Returns:
-        [F, 3, h, w] in 0..1.
+    `pan` [F] are the px that landmarks have passed, `frames` [F] frame numbers, with which only the sea's waves move.
     """
     place = PLACES[scene]
     depth = ((y - place.near_px) / (HEIGHT_PX - place.near_px)).clamp(0, 1)
@@ -226,5 +159,5 @@ def ground(scene: str, x: Tensor, y: Tensor, pan: Tensor, frames: Tensor) -> Ten
 
 
 def nearby(scene: str, seed: Tensor, x: Tensor, y: Tensor) -> Layer:
-    """The landmarks of one world, arguments and result as for `far`."""
+    """The landmarks of one world; arguments as for `far`."""
     return landmarks.paint(scene, seed, x, y - PLACES[scene].foot_px)

@@ -1,4 +1,4 @@
-"""What the world knows of its pictures: the maps that the feature extractor is distilled from, without pixels.
+"""The teacher of the feature extractor: maps of what the drawn world shows, made without pixels.
 
 Shapes: `B` worlds, `F` frames, `h` x `w` feature cells, `D` feature channels.
 """
@@ -6,87 +6,61 @@ Shapes: `B` worlds, `F` frames, `h` x `w` feature cells, `D` feature channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.training.world import backdrop
-from engine.training.world import drawing as world
+from engine.training.world import backdrop, drawing
 from engine.training.world.captions import COLOURS, SCENES, SUBJECTS
 from engine.training.world.spec import Spec
+from engine.training.world.tables import TABLES
 
 CELL_PX = 16
 FINE_PX = 4  # from one point of a cell to the next
-WHOLE = 0.5  # share of a cell that subjects cover from which on it counts as all theirs
-OFFSET_PX = 48.0  # how far away a cell still tells well where the subject is
-# New maps come last: trained weights know the others by their place.
-CHANNELS = (
-    ("mask", 1),
-    ("depth", 1),
-    ("class", 8),
-    ("colour", 8),
-    ("offset", 2),
-    ("scene", 6),
-    ("ground", 2),
-    ("glow", 1),
-    ("cloud", 1),
-    ("mask2", 1),
-    ("class2", 8),
-    ("colour2", 8),
-    ("offset2", 2),
-    ("scroll", 2),
-)
-FEATURE_DIM = sum(width for _, width in CHANNELS)
+WHOLE = 0.5  # a cell counts as covered from this share on
+OFFSET_PX = 48.0  # distance up to which a cell tells well where the subject is
+WIDTHS = {name: row["width"] for name, row in TABLES["maps"].items()}
+ENDS = dict(zip(WIDTHS, accumulate(WIDTHS.values()), strict=True))
+FEATURE_DIM = sum(WIDTHS.values())
 
 
 def channel(name: str) -> slice:
-    """Where the teacher's map `name` lies among the feature channels."""
-    start = 0
-    for other, width in CHANNELS:
-        if other == name:
-            return slice(start, start + width)
-        start += width
-    raise ValueError(f"no feature channel {name!r}; there are {', '.join(other for other, _ in CHANNELS)}")
+    """The feature channels of a map of the table."""
+    return slice(ENDS[name] - WIDTHS[name], ENDS[name])
 
 
 def covered(maps_: Tensor) -> Tensor:
-    """Maps [..., D, h, w] -> how much of each cell subjects cover, [..., h, w]."""
+    """The share of each cell that subjects cover, [..., h, w], by maps [..., D, h, w]."""
     return maps_[..., channel("mask"), :, :].squeeze(-3) + maps_[..., channel("mask2"), :, :].squeeze(-3)
 
 
 def maps(spec: Spec, frames: Tensor) -> Tensor:
-    """The maps the feature extractor learns: what the world knows of each cell of CELL_PX pixels.
+    """Maps [B, F, FEATURE_DIM, h, w] float32 of frame numbers [B, F], with a cell for every CELL_PX px each way.
 
-    Args:
-        spec: B worlds.
-        frames: [B, F] frame numbers.
-
-    Returns:
-        float32 [B, F, FEATURE_DIM, 128 / CELL_PX, 192 / CELL_PX]; channels as in CHANNELS. `class` and
-        `colour` are the subject's in every cell, and `offset` is tanh((subject - cell) / OFFSET_PX), so that each cell
-        tells what there is and which way it lies: what and where are then learned apart, which is far faster.
-        The same of the second subject, all 0 where there is none. `scroll` is cosine and sine of `backdrop.scroll`.
+    Channels are those of the table of maps. `class` and `colour` are the subject's in every cell, and `offset` is
+    tanh((subject - cell) / OFFSET_PX): each cell tells what there is and in which direction, which is learned faster.
+    Maps of a second subject are 0 where there is none. `scroll` is cosine and sine of `backdrop.scroll`.
     """
     device, frames = frames.device, frames.float()
-    x = torch.arange(FINE_PX / 2, world.WIDTH_PX, FINE_PX, device=device)
-    y = torch.arange(FINE_PX / 2, world.HEIGHT_PX, FINE_PX, device=device)
+    x, y = (torch.arange(FINE_PX / 2, size, FINE_PX, device=device) for size in (drawing.WIDTH_PX, drawing.HEIGHT_PX))
     far, near = _cells(backdrop.far_alpha(spec, frames, x, y)), _cells(backdrop.near_alpha(spec, frames, x, y))
     glow = _cells(backdrop.glow(spec, x, y)[0][:, None]) * (1 - far)
     cloud = _cells(backdrop.cloud_alpha(spec, frames, x, y)) * (1 - far)
     (mask, *first), (mask2, *second) = (_subject_maps(spec, frames, x, y, number == 1) for number in range(2))
     depth = torch.lerp(1.0 - 0.3 * far - 0.4 * near, torch.full_like(mask, 0.1), mask + mask2)
     turn = backdrop.scroll(spec, frames, x.view(-1, 4).mean(1))[:, :, None, None]
-    scene = _one_hot(SCENES, list(spec.scenes), 6, device)
+    scene = _one_hot(SCENES, spec.scenes, device)
     parts = [mask, depth, *first, scene, far, near, glow, cloud, mask2, *second, turn.cos(), turn.sin()]
     return torch.cat([part.expand(*mask.shape[:2], -1, *mask.shape[3:]) for part in parts], dim=2)
 
 
 def wave_weights(count: int) -> Tensor:
-    """What `engine.perceptual.mini.waves.Waves` start from, [count, FEATURE_DIM] radians per unit.
+    """Initial weights of `engine.perceptual.mini.waves.Waves`, [count, FEATURE_DIM] radians per unit.
 
-    Most read the way to a subject, the others the scenery's angle, each shifted by what is seen there. Periods of ways
-    are 20 to 60 px: shorter ones would see how far a tokenizer misplaces subjects.
+    Most read the direction of a subject, the others the scenery's angle, each shifted by what is seen there. Periods of
+    directions are 20 to 60 px: shorter ones would show how far a tokenizer misplaces subjects.
     """
     parts = (("offset", 10.0, "class", 5), ("offset2", 10.0, "class2", 3), ("scroll", 2.5, "scene", 2))
     kinds = [part for part in parts for _ in range(part[3])]
@@ -99,15 +73,14 @@ def wave_weights(count: int) -> Tensor:
 
 
 def opacity_weights() -> Tensor:
-    """What the opacity of `Sketch` starts from, [FEATURE_DIM]."""
+    """Initial weights of the opacity of `Sketch`, [FEATURE_DIM]."""
     weights = torch.zeros(FEATURE_DIM)
-    for name in ("mask", "mask2"):
-        weights[channel(name)] = 1 / WHOLE
+    weights[channel("mask")] = weights[channel("mask2")] = 1 / WHOLE
     return weights
 
 
 def _cells(fine: Tensor) -> Tensor:
-    """Mean of maps of points [B, F, ...] over cells, [B, F, 1, h, w]."""
+    """Means over cells, [B, F, 1, h, w], of maps of points [B, F, ...]."""
     pooled: Tensor = F.avg_pool2d(fine.flatten(0, 1)[:, None], CELL_PX // FINE_PX).unflatten(0, fine.shape[:2])
     return pooled
 
@@ -115,11 +88,11 @@ def _cells(fine: Tensor) -> Tensor:
 def _subject_maps(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, second: bool) -> list[Tensor]:
     """Mask, class, colour and offset, each [B, F or 1, channels, h or 1, w or 1]."""
     there = [not second or label.relation is not None for label in spec.labels]
-    middle = world.centres(spec, frames, second)
+    middle = drawing.centres(spec, frames, second)
     fine = torch.zeros(*frames.shape, len(y), len(x), device=frames.device)
     for row in range(len(spec)):
         if there[row]:
-            at, alpha, _ = world.stamp(spec.row(row), frames[row], FINE_PX, second)
+            at, alpha, _ = drawing.stamp(spec.row(row), frames[row], FINE_PX, second)
             fine[row][at] = alpha
     cell_x, cell_y = x.view(-1, 4).mean(1), y.view(-1, 4).mean(1)
     gap_x, gap_y = middle[..., 0, None, None] - cell_x, middle[..., 1, None, None] - cell_y[:, None]
@@ -127,15 +100,11 @@ def _subject_maps(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, second: bool
     exists = torch.tensor(there, device=frames.device).float()[:, None, None, None, None]
     names = [label.subject2 if second else label.subject for label in spec.labels]
     colours = [label.colour2 if second else label.colour for label in spec.labels]
-    return [
-        _cells(fine),
-        _one_hot(SUBJECTS, names, 8, frames.device),
-        _one_hot(COLOURS, colours, 8, frames.device),
-        torch.tanh(gap / OFFSET_PX) * exists,
-    ]
+    what = [_one_hot(SUBJECTS, names, frames.device), _one_hot(COLOURS, colours, frames.device)]
+    return [_cells(fine), *what, torch.tanh(gap / OFFSET_PX) * exists]
 
 
-def _one_hot(words: tuple[str, ...], chosen: Sequence[str | None], width: int, device: torch.device) -> Tensor:
-    """[B, 1, width, 1, 1], all 0 for None."""
-    rows = [[float(word is not None and words.index(word) == i) for i in range(width)] for word in chosen]
-    return torch.tensor(rows, device=device)[:, None, :, None, None]
+def _one_hot(words: tuple[str, ...], chosen: Sequence[str | None], device: torch.device) -> Tensor:
+    """[B, 1, len(words), 1, 1], all 0 for None."""
+    rows = torch.tensor([[float(one == word) for word in words] for one in chosen], device=device)
+    return rows[:, None, :, None, None]

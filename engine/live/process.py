@@ -1,0 +1,86 @@
+"""The engine process: loads the model, warms it up and runs the loop until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+
+from engine.config import preset
+from engine.live.generator import Generator
+from engine.live.interleave import Interleaver
+from engine.live.offline import generate_frames
+from engine.loading.model import Model, load
+from engine.loading.options import place, use_cores
+from engine.wire.messages import Failed, Progress, Ready
+from engine.wire.ring import RingWriter
+from engine.wire.settings import EngineSettings
+
+WARM_UP_CHUNKS = 2  # the first chunk's shapes differ from all others'
+WARM_UP_PROMPT = "a red ball moves slowly to the right over green hills by day"
+
+log = logging.getLogger(__name__)
+
+
+class LoadError(Exception):
+    """The settings do not fit the model or what is here; the text is one line that says what to do."""
+
+
+def serve(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
+    """Serves channels until told to stop.
+
+    A model that cannot be loaded is told to the server as `Failed`; any other error too, and is then raised.
+    """
+    # Ctrl-C in a terminal reaches every process; the server tells this one to stop.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_cores()
+    began_s = time.monotonic()
+    try:
+        model = load_model(settings, control)
+        generator = Generator(model)
+        warm_up(generator, control)
+        interleaver = Interleaver(generator, ring, control)
+        open_channels(interleaver)
+        config, warm_up_s = generator.model.config, time.monotonic() - began_s
+        control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
+        asyncio.run(interleaver.run())
+    except LoadError as error:
+        control.send(Failed(str(error)))
+    except (BrokenPipeError, ConnectionResetError):
+        log.info("the server is gone")
+    except Exception as error:
+        control.send(Failed(f"{type(error).__name__}: {error}"))
+        raise
+
+
+def load_model(settings: EngineSettings, control: Connection) -> Model:
+    """The settings' model. Tells how far loading is. Raises LoadError."""
+
+    def tell(share: float) -> None:
+        control.send(Progress("loading", share))
+
+    try:
+        config = preset(settings.preset)
+        return load(config, *place(config, settings.weights, settings.device), tell, settings.memory_gb)
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+
+
+def warm_up(generator: Generator, control: Connection) -> None:
+    """Makes the first chunks of a scratch video, so that graphs are captured and libraries have chosen their ways."""
+    config = generator.model.config
+    frames = config.first_chunk_frames + (WARM_UP_CHUNKS - 1) * config.chunk_frames
+    for batch in generate_frames(generator, generator.open(WARM_UP_PROMPT, seed=0), frames):
+        control.send(Progress("warm-up", (batch.index + batch.frames) / frames))
+
+
+def open_channels(interleaver: Interleaver) -> None:
+    """Opens the channels that were asked for while the model was loaded. Raises LoadError when one cannot be made."""
+    try:
+        interleaver.read_inbox()
+    except ValueError as error:
+        raise LoadError(str(error)) from error

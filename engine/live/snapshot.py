@@ -1,0 +1,87 @@
+"""A channel's whole state between two chunks as a plain record, to be stored without code and loaded elsewhere.
+
+`torch.save` writes it and `torch.load(..., weights_only=True)` reads it. What a prompt gives (embeddings, the planner's
+prefix) is not stored: the same model makes it again, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.live.channel_state import ChannelState, Place
+from engine.live.generator import Generator
+from engine.live.plan_writer import GOP
+
+FORMAT = 1
+# Fields of a state that are stored as they are.
+_RENDERING = ("features", "context_latents")
+_PLAN = ("position", "noise")
+
+
+def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
+    """The record of a state that no chunk is being made of. Tensors are copies on the host."""
+    plan = state.plan
+    return {
+        "format": FORMAT,
+        "preset": generator.model.config.name,
+        "prompt": state.prompt,
+        "seed": state.seed,
+        "steps": state.steps,
+        "next": _record(state.next),
+        **{name: _copy(getattr(state, name)) for name in _RENDERING},
+        "vae": _record(state.vae),
+        "gops": [_record(gop) for gop in plan.gops],
+        "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _record(plan.cache)},
+    }
+
+
+def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
+    """The state that a record was taken of; it goes on bit for bit on a device of the same kind.
+
+    Raises:
+        ValueError: the record is of another format or preset.
+    """
+    own = {"format": FORMAT, "preset": generator.model.config.name}
+    for name, value in own.items():
+        if snapshot.get(name) != value:
+            raise ValueError(f"the snapshot has {name} {snapshot.get(name)!r}; this engine goes on from {value!r}")
+    state = generator.open(snapshot["prompt"], snapshot["seed"], snapshot["steps"])
+    device = generator.model.device
+    state.next = Place(**snapshot["next"])
+    for name in _RENDERING:
+        setattr(state, name, snapshot[name].to(device))
+    state.vae = type(state.vae)(**_placed(snapshot["vae"], device))
+    plan = state.plan
+    plan.gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
+    for name in _PLAN:
+        setattr(plan, name, _placed(snapshot["plan"][name], device))
+    for name, tensor in snapshot["plan"]["cache"].items():
+        # A captured graph may know the cache by its place.
+        getattr(plan.cache, name).copy_(tensor)
+    return state
+
+
+def _record(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, tensors copied."""
+    return {field.name: _copy(getattr(value, field.name)) for field in fields(value)}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(part) for key, part in value.items()}
+    return value
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """The value with its tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _placed(part, device) for key, part in value.items()}
+    return value

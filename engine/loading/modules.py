@@ -1,0 +1,51 @@
+"""The modules of a preset, without their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.config import EngineConfig
+from engine.perceptual.cogvideox.vae import VAE
+from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
+from engine.perceptual.renderer import DiTRenderer
+from engine.semantic.planner import Planner
+from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text.small_t5 import SmallT5, SmallT5Config, load_tokenizer
+
+COMPONENTS = ("tokenizer", "planner", "renderer", "vae")  # of every preset; the text encoder comes beside
+
+
+def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = None) -> dict[str, nn.Module]:
+    """The modules of `COMPONENTS`; on the meta device they have shapes and take no memory.
+
+    Args:
+        vocabulary: a weights folder; with it a preset's own text encoder is built too, as "text".
+    """
+    with torch.device(device):
+        modules: dict[str, nn.Module] = {
+            "tokenizer": SemanticTokenizer(config.tokenizer),
+            "planner": Planner(config.planner),
+            "renderer": DiTRenderer(config.renderer),
+            "vae": TinyVAE(config.vae) if isinstance(config.vae, TinyVAEConfig) else VAE(config.vae),
+        }
+        if vocabulary is not None and isinstance(config.text, SmallT5Config):
+            modules["text"] = SmallT5(config.text, load_tokenizer(vocabulary))
+    return {name: module.requires_grad_(False).eval() for name, module in modules.items()}
+
+
+def autocast_dtypes(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Types of the weights that autocast would cast at every call, to the same values: COMPONENT.NAME -> type."""
+    # The planner's head computes in float32, and its other ends are small.
+    parts = {name: modules[name] for name in ("tokenizer", "renderer", "vae")}
+    parts["planner.blocks"] = modules["planner"].get_submodule("blocks")
+    return {
+        f"{component}.{name}.{leaf}": dtype
+        for component, module in parts.items()
+        for name, part in module.named_modules()
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d))
+        for leaf, _ in part.named_parameters(recurse=False)
+    }

@@ -1,0 +1,71 @@
+"""`python -m engine generate`: a prompt to a video file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.arguments import add_model, add_rendering, checked, seconds, seed
+from engine.config import preset
+from engine.live.generator import Generator
+from engine.live.offline import Change, generate_frames
+from engine.loading.model import load
+from engine.loading.options import place
+from engine.published.release import check_release, generate_release, release_units
+from engine.video.video_file import VideoFile
+from engine.wire.prompt import check_prompt
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command. Raises ValueError for a mistake of the caller."""
+    parser = argparse.ArgumentParser(prog="python -m engine generate", description="Writes a video.")
+    parser.add_argument("--prompt", type=checked(check_prompt), required=True, help="what the video begins with")
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--seconds", type=checked(seconds), metavar="S", help="length of the video")
+    told = "landiff: one window of 49 frames, drawn as the release draws it"
+    length.add_argument("--reference", action="store_true", help=told)
+    parser.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
+    parser.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")
+    parser.add_argument(
+        "--change",
+        type=checked(_change),
+        action="append",
+        default=[],
+        metavar="SECONDS:PROMPT",
+        help="a new prompt from the first chunk on that begins at SECONDS or later; may be repeated",
+    )
+    add_model(parser)
+    add_rendering(parser)
+    arguments = parser.parse_args(argv)
+    config = preset(arguments.preset)
+    if arguments.reference:
+        check_release(config)
+        if arguments.change:
+            raise ValueError("--change needs an endless video: leave out --reference")
+    folder, device, dtype = place(config, arguments.weights, arguments.device)
+    steps = arguments.steps or config.steps
+    # The file first, so that a place that cannot be written is named before the weights are read.
+    with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
+        model = load(config, folder, device, dtype, memory_gb=arguments.memory)
+        if arguments.reference:
+            with tqdm(total=release_units(config, steps), unit="step", desc=arguments.out.name) as bar:
+                for batch in generate_release(model, arguments.prompt, arguments.seed, steps, bar.update):
+                    file.write(batch.i420)
+        else:
+            generator = Generator(model)
+            channel = generator.open(arguments.prompt, arguments.seed, steps)
+            frames = max(1, round(arguments.seconds * config.fps))
+            changes = [Change(math.ceil(at_s * config.fps), prompt) for at_s, prompt in arguments.change]
+            file.write_batches(generate_frames(generator, channel, frames, changes), frames)
+    return 0
+
+
+def _change(text: str) -> tuple[float, str]:
+    at, colon, prompt = text.partition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not SECONDS:PROMPT")
+    return seconds(at), check_prompt(prompt)

@@ -1,0 +1,46 @@
+"""Settings of an engine process, and of each channel that it makes. Plain values, so that they cross the pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine process loads, once for all of its channels."""
+
+    preset: str
+    weights: str | None = None  # folder or hub id; None means the preset's own
+    device: str = "auto"  # "auto", "cpu" or "cuda"
+    memory_gb: float | None = None  # most of the device's memory to use, 10^9 bytes; None keeps everything there
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStart:
+    """Where in its video a channel begins: at 0, or where a crashed engine stopped."""
+
+    frame: int = 0  # number of the first video frame
+    chunk: int = 0  # number of the first chunk, which keys the noise together with the seed
+
+    def __post_init__(self) -> None:
+        if self.frame < 0 or self.chunk < 0:
+            raise ValueError(f"a channel cannot start at frame {self.frame}, chunk {self.chunk}: both count from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSettings:
+    """What one endless video is made from."""
+
+    prompt: str
+    seed: int = 0
+    steps: int | None = None  # denoising steps of a chunk; None means the preset's own
+    start: ChannelStart = ChannelStart()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEED_LIMIT:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below {SEED_LIMIT}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a chunk takes at least 1")

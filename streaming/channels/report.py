@@ -1,0 +1,73 @@
+"""The report that `GET /channels/{id}` gives, and figures of the last chunks. No I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+from engine.wire.messages import ChunkDone
+
+CHUNKS_KEPT = 8  # over which the real-time factor is taken
+
+
+@dataclass(slots=True)
+class PromptReport:
+    """A prompt of the channel and the first frame under it."""
+
+    prompt: str
+    frame: int
+    shown: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReport:
+    """The last finished chunk: its number and milliseconds by stage."""
+
+    index: int
+    ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReport:
+    """State of a channel as people and pages see it. Sizes are None before the engine is ready."""
+
+    id: str
+    prompt: str
+    seed: int
+    preset: str
+    width: int | None
+    height: int | None
+    fps: float | None
+    state: str  # starting, live, idle, restarting or failed
+    error: str | None  # why it is restarting or failed
+    frame: int | None  # number of the frame on air
+    buffered_s: float
+    viewers: int
+    repeats: int
+    realtime_factor: float | None
+    steps: int | None
+    progress: str | None  # what the engine is doing while starting
+    chunk: ChunkReport | None
+    prompts: list[PromptReport]
+
+
+@dataclass(slots=True)
+class ChunkStats:
+    """Rolling figures of the last chunks."""
+
+    last: ChunkDone | None = None
+    _factors: deque[float] = field(default_factory=lambda: deque(maxlen=CHUNKS_KEPT))
+
+    def add(self, chunk: ChunkDone) -> None:
+        self.last = chunk
+        if chunk.compute_s > 0:
+            self._factors.append(chunk.seconds_of_video / chunk.compute_s)
+
+    @property
+    def realtime_factor(self) -> float | None:
+        """Seconds of video per second of computing, median of the last chunks; None before the first."""
+        return round(median(self._factors), 3) if self._factors else None
+
+    def report(self) -> ChunkReport | None:
+        return ChunkReport(self.last.chunk, self.last.stage_ms) if self.last else None

@@ -1,0 +1,162 @@
+"""The server's side of its engine: the status of the process, its ring and its pipe.
+
+Processes come and go; the link stays. The supervisor plugs each process in and out, channels send through the link
+and get the messages that name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.wire.messages import (
+    ChannelMessage,
+    ChunkDone,
+    FramesReady,
+    FromEngine,
+    OpenChannel,
+    Progress,
+    PromptSet,
+    Ready,
+    Refused,
+    Shown,
+    ToEngine,
+)
+from engine.wire.ring import RingReader
+from engine.wire.settings import ChannelSettings, EngineSettings
+from streaming.errors import Unavailable
+from streaming.media.metrics import Metrics
+
+
+class EngineStatus(StrEnum):
+    """State of the engine, over all of its processes."""
+
+    STARTING = "starting"  # the first process loads and warms up
+    RUNNING = "running"
+    RESTARTING = "restarting"  # a process ended; the next one waits, loads or warms up
+    FAILED = "failed"  # no further process is started
+
+
+# A restart may end before it is warm, and is then followed by another.
+TRANSITIONS = {
+    EngineStatus.STARTING: {EngineStatus.RUNNING, EngineStatus.FAILED},
+    EngineStatus.RUNNING: {EngineStatus.RESTARTING, EngineStatus.FAILED},
+    EngineStatus.RESTARTING: {EngineStatus.RUNNING, EngineStatus.RESTARTING, EngineStatus.FAILED},
+    EngineStatus.FAILED: set[EngineStatus](),
+}
+
+
+class EngineChannel(Protocol):
+    """A channel as the engine's link knows it."""
+
+    @property
+    def id(self) -> str: ...
+
+    def settings(self) -> ChannelSettings:
+        """How the next process opens the channel: behind the frames that are already here."""
+        ...
+
+    def receive(self, message: ChannelMessage) -> None:
+        """Takes a message that names the channel. Raises ValueError when it breaks the protocol."""
+        ...
+
+    def engine_changed(self) -> None:
+        """The link's status, error or progress is another."""
+        ...
+
+    def interrupted(self) -> None:
+        """The process ended: its slots and its answers are gone. `engine_changed` follows."""
+        ...
+
+
+class EngineLink:
+    """One engine, of one process after another; `settings` are those of each process."""
+
+    def __init__(self, settings: EngineSettings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.status = EngineStatus.STARTING
+        self.error: str | None = None  # why it is restarting or has failed
+        self.progress: str | None = None  # of loading and warm-up
+        self.ready: Ready | None = None  # what the first process said of its video; the later ones must say the same
+        self._metrics = metrics
+        self._channels: dict[str, EngineChannel] = {}
+        self._ring: RingReader | None = None
+        self._send: Callable[[ToEngine], None] | None = None
+
+    def open(self, channel: EngineChannel) -> None:
+        """Adds a channel, which every process is asked to open."""
+        self._channels[channel.id] = channel
+        if self._send is not None:
+            self._send(OpenChannel(channel.id, channel.settings()))
+
+    def attach(self, ring: RingReader, send: Callable[[ToEngine], None]) -> None:
+        """A new process writes to `ring` and reads what is given to `send`."""
+        self._ring, self._send = ring, send
+        for name, channel in self._channels.items():
+            send(OpenChannel(name, channel.settings()))
+
+    def detach(self, error: str, final: bool) -> None:
+        """The process ended; `final` if no other follows."""
+        self._ring = self._send = None
+        for channel in self._channels.values():
+            channel.interrupted()
+        self._become(EngineStatus.FAILED if final else EngineStatus.RESTARTING, error)
+
+    def receive(self, message: FromEngine) -> None:
+        """Takes one message of the process. Raises ValueError when it breaks the protocol."""
+        match message:
+            case Progress():
+                self.progress = f"{message.stage} {message.fraction:.0%}"
+                self._tell()
+            case Ready():
+                if self.ready is not None and _picture(self.ready) != _picture(message):
+                    raise ValueError(f"the engine came back as {message}; viewers watch {self.ready}")
+                self.ready = message
+                self._become(EngineStatus.RUNNING, None)
+            case FramesReady() | ChunkDone() | PromptSet() | Refused():
+                if message.channel not in self._channels:
+                    raise ValueError(f"the engine sent {message}, but there is no such channel")
+                self._channels[message.channel].receive(message)
+            case _:
+                raise ValueError(f"the engine sent {message!r}, which is not expected")
+
+    @property
+    def running(self) -> bool:
+        """Whether a process is there and warm."""
+        return self.status is EngineStatus.RUNNING
+
+    def send(self, message: ToEngine) -> None:
+        """Sends without blocking. Raises Unavailable when no process is warm."""
+        if self._send is None or not self.running:
+            raise Unavailable(self.error or "The engine is still starting; try again in a moment.")
+        self._send(message)
+
+    def shown(self, message: Shown) -> None:
+        """Tells the process, if there is one, that a frame went on air."""
+        if self._send is not None:
+            self._send(message)
+
+    def frames(self, message: FramesReady) -> npt.NDArray[np.uint8]:
+        """View [F, 3H/2, W] of the frames that a message announces. Raises ValueError when they cannot be there."""
+        if self.ready is None or self._ring is None:
+            raise ValueError(f"the engine sent {message} before it was ready")
+        return self._ring.frames(message.slot, message.frames, self.ready.height, self.ready.width)
+
+    def _become(self, status: EngineStatus, error: str | None) -> None:
+        if status not in TRANSITIONS[self.status]:
+            raise ValueError(f"the engine is {self.status} and cannot become {status}")
+        self.status, self.error, self.progress = status, error, None
+        self._metrics.ready.set(self.running)
+        self._tell()
+
+    def _tell(self) -> None:
+        for channel in self._channels.values():
+            channel.engine_changed()
+
+
+def _picture(ready: Ready) -> tuple[int, int, float]:
+    return ready.width, ready.height, ready.fps

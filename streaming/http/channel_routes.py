@@ -1,0 +1,106 @@
+"""Routes of channels: their reports, prompt changes and events."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from engine.wire.prompt import check_prompt
+from streaming.channels.channel import Channel, PromptAnswer
+from streaming.channels.events import PromptShown
+from streaming.channels.prompts import PromptRefused
+from streaming.channels.report import ChannelReport
+from streaming.errors import Unavailable
+from streaming.http.state import RETRY, ServerState
+
+ANSWER_TIMEOUT_S = 10.0
+STATE_EVERY_S = 1.0
+
+
+def _prompt(text: str) -> str:
+    try:
+        return check_prompt(text)
+    except ValueError as error:
+        raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
+
+
+class PromptChange(BaseModel):
+    """Body of PATCH /channels/{id}."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, AfterValidator(_prompt)]
+    mode: Literal["flow"] = "flow"
+
+
+def add(app: FastAPI, state: ServerState) -> None:
+    """Adds the routes to the app."""
+
+    @app.get("/channels")
+    async def channels() -> list[ChannelReport]:
+        """All channels."""
+        return [channel.report() for channel in state.channels.values()]
+
+    @app.get("/channels/{channel_id}")
+    async def channel_report(channel_id: str) -> ChannelReport:
+        """State of a channel."""
+        return state.channel(channel_id).report()
+
+    @app.patch("/channels/{channel_id}")
+    async def change(channel_id: str, body: PromptChange) -> PromptAnswer:
+        """Changes the prompt; the answer names the first frame under it."""
+        channel = state.channel(channel_id)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await channel.set_prompt(body.prompt, body.mode)
+        except Unavailable as error:
+            raise HTTPException(503, str(error), RETRY) from error
+        except PromptRefused as error:
+            raise HTTPException(422, str(error)) from error
+        except TimeoutError as error:
+            raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
+
+    @app.get("/channels/{channel_id}/events", response_class=StreamingResponse)
+    async def events(channel_id: str) -> StreamingResponse:
+        """Server-sent events: `state` each second and on change, `prompt` when a prompt's first frame is on air."""
+        stream = _stream(state.channel(channel_id), state.stopping)
+        # The first event is taken here, so that a refusal still can become an error reply.
+        try:
+            first = await anext(stream)
+        except Unavailable as error:
+            raise HTTPException(503, str(error), RETRY) from error
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(channel: Channel, stopping: asyncio.Event) -> AsyncIterator[str]:
+    with channel.events.listen() as queue:
+        yield _event("state", dataclasses.asdict(channel.report()))
+        while not stopping.is_set() and channel.events.reaches(queue):
+            try:
+                async with asyncio.timeout(STATE_EVERY_S):
+                    event = await queue.get()
+            except TimeoutError:
+                event = None
+            if isinstance(event, PromptShown):
+                yield _event("prompt", dataclasses.asdict(event))
+            else:
+                yield _event("state", dataclasses.asdict(channel.report()))
+
+
+async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for text in rest:
+        yield text
+
+
+def _event(name: str, value: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(value)}\n\n"

@@ -1,0 +1,42 @@
+"""What the routes act on, and how they find it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import HTTPException
+
+from streaming.channels.channel import Channel
+from streaming.engines.link import EngineLink
+from streaming.http import guard
+from streaming.media.metrics import Metrics
+from streaming.media.viewer import Viewer, Viewers
+
+RETRY = {"Retry-After": str(guard.RETRY_AFTER_S)}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """One server: its engine, its channels by id, and who watches them."""
+
+    engine: EngineLink
+    channels: Mapping[str, Channel]
+    viewers: Viewers
+    metrics: Metrics
+    stopping: asyncio.Event  # set when streams should end
+
+    def channel(self, channel_id: str) -> Channel:
+        """The channel. Raises HTTPException 404."""
+        if channel_id not in self.channels:
+            raise HTTPException(404, "There is no such channel; GET /channels lists them.")
+        return self.channels[channel_id]
+
+    def viewer(self, channel_id: str, session: str) -> Viewer:
+        """The viewer of a WHEP session of the channel. Raises HTTPException 404."""
+        self.channel(channel_id)
+        viewer = self.viewers.find(session)
+        if viewer is None:
+            raise HTTPException(404, "There is no such session; it may have ended.")
+        return viewer

@@ -1,0 +1,52 @@
+"""Frames that are rendered and not yet shown, in order, as views of the ring's slots."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.wire.frames import FrameBatch
+
+
+class FrameQueue:
+    """Frames rendered and not yet shown, in order. Bounded by the ring: a batch keeps its slot until shown."""
+
+    def __init__(self, start: int) -> None:
+        self._batches: deque[tuple[FrameBatch, int | None]] = deque()
+        self._start = self._end = start
+
+    def __len__(self) -> int:
+        return self._end - self._start
+
+    @property
+    def start(self) -> int:
+        """Number of the next frame to take."""
+        return self._start
+
+    @property
+    def end(self) -> int:
+        """Number of the next frame to put."""
+        return self._end
+
+    def put(self, batch: FrameBatch, slot: int) -> None:
+        """Appends a batch whose frames are a view of `slot`. Raises ValueError when it does not follow the last one."""
+        if batch.index != self._end:
+            raise ValueError(f"batch begins at frame {batch.index}; frame {self._end} comes next")
+        self._batches.append((batch, slot))
+        self._end += batch.frames
+
+    def take(self) -> tuple[int, npt.NDArray[np.uint8], tuple[int, ...]]:
+        """The next frame's number, a copy of it [3H/2, W], and slots that are free now. Raises IndexError if empty."""
+        batch, slot = self._batches[0]
+        index, self._start = self._start, self._start + 1
+        frame = batch.i420[index - batch.index].copy()
+        if self._start < batch.index + batch.frames:
+            return index, frame, ()
+        self._batches.popleft()
+        return index, frame, () if slot is None else (slot,)
+
+    def forget_slots(self) -> None:
+        """The writer is gone: frames stay, but their slots are nobody's to give back."""
+        self._batches = deque((batch, None) for batch, _ in self._batches)
