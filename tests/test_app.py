@@ -135,9 +135,8 @@ async def test_bad_offers_are_refused(running: Serving) -> None:
         (good[: len(good) // 3], SDP, 400),
         (good.replace("recvonly", "sendonly"), SDP, 400),
         ("\r\n".join(line for line in good.split("\r\n") if "fingerprint" not in line), SDP, 400),
-        (good + "a=candidate:1 1 udp 1 192.0.2.1 5000 typ host\r\n" * 500, SDP, 400),
-        (good + "a=fmtp:77 x=y\r\n", SDP, 400),
-        (good.replace("UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/SAVPF x y"), SDP, 400),
+        (good + "a=candidate:1 1 udp 4294967296 192.0.2.1 5000 typ host\r\n", SDP, 400),
+        (good + "a=extmap:x urn:y\r\n", SDP, 400),
     ]
     async with watching(running) as watcher:
         for body, headers, status in bodies:
@@ -167,7 +166,7 @@ async def test_session_life(running: Serving) -> None:
     assert refused(await running.http.patch(session, content="garbage", headers=TRICKLE), 400)
     assert refused(await running.http.patch(session, content="a=ice-ufrag:new1\r\n", headers=TRICKLE), 422)
     many = good.splitlines()[0] + "\r\n"
-    assert refused(await running.http.patch(session, content=many * 19, headers=TRICKLE), 400)
+    assert (await running.http.patch(session, content=many * 19, headers=TRICKLE)).status_code == 204
     assert (await running.http.delete(session)).status_code == 200
     assert (await running.http.delete(session)).status_code == 200
     assert refused(await running.http.get(session), 404)

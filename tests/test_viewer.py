@@ -153,7 +153,7 @@ async def test_sessions_leave_nothing_behind() -> None:
             await asyncio.sleep(pause_s)
             assert (await running.http.delete(watcher.location)).status_code == 200
             await watcher.close()
-        for sdp in ("v=0", (await sample_offer(running)).replace("SAVPF", "SAVPF x")):
+        for sdp in ("v=0", await sample_offer(running) + "a=extmap:x urn:y\r\n"):
             reply = await running.http.post("/whep/main", content=sdp, headers={"content-type": "application/sdp"})
             assert reply.status_code == 400
         async with asyncio.timeout(5):

@@ -1,28 +1,35 @@
 """WHEP texts: offers and trickle fragments to checked values, refusals with a reason. No I/O.
 
 aiortc takes many offers that must not be taken, or fails on them long after the answer; so everything that it relies on
-is checked here first. Candidates that would send checks to places a viewer cannot be at are dropped.
+is checked here first, and it is given the one video alone. `streaming.http.answer` puts the other sections back.
+Candidates that would send checks to places a viewer cannot be at are dropped.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from streaming.http import sdp
+from streaming.http.sdp import Section
 from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
 
-MOST_MEDIA = 8
+MOST_MEDIA = 16
 MOST_LINES = 1000
 LONGEST_LINE = 1024  # characters
-DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 HASH_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
-CANDIDATE = re.compile(
-    r"candidate:(\S{1,32}) ([0-9]{1,3}) ([A-Za-z]{1,8}) ([0-9]{1,10}) (\S{1,255}) ([0-9]{1,5})"
-    r" typ (host|srflx|prflx|relay)( .*)?"
-)
+# Foundation, component, transport, priority, address, port, type (RFC 8839).
+CANDIDATE = re.compile(r"(\S+) +([0-9]+) +(\S+) +([0-9]+) +(\S+) +([0-9]+) +typ +(\S+)( .*)?", re.IGNORECASE)
+CANDIDATE_TYPES = ("host", "srflx", "prflx", "relay")
+HIGHEST_PRIORITY, HIGHEST_PORT = (1 << 32) - 1, (1 << 16) - 1  # of a candidate
 ICE_CHARS = r"[A-Za-z0-9+/]"
+# H.264 profiles by the first byte of profile-level-id, best first. What is sent is Constrained Baseline, which decoders
+# of all of them take.
+PROFILES = ("42", "4d", "58", "64")
+SENT_H264 = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f"
+CONSTRAINED_BASELINE = re.compile("42[4-7c-f]", re.IGNORECASE)  # with constraint_set1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,57 +39,83 @@ class Policy:
     loopback: bool  # only when the server itself offers a loopback address
 
 
-@dataclass(slots=True)
-class _Section:
-    """Lines of one media section, or of the session."""
+@dataclass(frozen=True, slots=True)
+class Negotiation:
+    """An offer's sections, which of them is served and on whose transport."""
 
-    kind: str = ""
-    port: int = 0
-    attributes: list[tuple[str, str]] = field(default_factory=list)
+    session: Section
+    media: tuple[Section, ...]
+    video: Section
+    tag: Section  # whose ICE and DTLS parameters count: the first section of the video's bundle that is accepted
+    bundle: tuple[str, ...]  # mids of that bundle; empty where the video stands alone
+    payloads: tuple[str, ...]  # of the codec that is served, and of its retransmissions
+    offer: Offer
 
-    def first(self, name: str, session: _Section) -> str | None:
-        return next((value for key, value in self.attributes + session.attributes if key == name), None)
-
-    @property
-    def direction(self) -> str | None:
-        return next((key for key, _ in self.attributes if key in DIRECTIONS), None)
+    def transport(self, name: str) -> str | None:
+        """A transport attribute of the tag, or of the session."""
+        return self.tag.first(name) or self.session.first(name)
 
 
-def check_offer(body: bytes, content_type: str, codec: str | None, policy: Policy) -> Offer:
-    """Checks an offer for exactly one video to receive and rewrites it for aiortc; `codec` None takes the first known.
+def check_offer(body: bytes, content_type: str, codec: str | None, policy: Policy) -> Negotiation:
+    """Checks an offer for its first live video; `codec` None takes VP8 where it is offered, else H.264.
 
-    Raises WhepError: 415 for another content type, 406 when the codec is not offered, 400 for anything wrong.
+    Raises WhepError: 415 for another content type, 406 when no codec can be served, 400 for anything wrong.
     """
     lines = _lines(body, content_type, "application/sdp")
     if lines[0] != "v=0":
         raise WhepError(400, "The body is not SDP: its first line must be v=0.")
     session, media = _sections(lines)
     video = _video(session, media)
-    ufrag = _check_transport(video, session)
-    chosen = _codec(video, codec)
-    kept = [_as_passive(line) for line in lines if not line.startswith("a=ssrc") and _keep(line, policy)]
-    if sum(line.startswith("a=candidate:") for line in lines) > MOST_CANDIDATES:
-        raise WhepError(400, f"The offer has more than {MOST_CANDIDATES} candidates.")
-    return Offer("\r\n".join(kept) + "\r\n", chosen, video.first("mid", session) or "0", ufrag)
+    bundle = sdp.bundle_of(session, video.mid)
+    tag = next((one for one in _bundled(media, bundle) if one is video or is_accepted(one, session)), video)
+    if not (tag.port or video.port):
+        raise WhepError(400, "The offer's video has port 0 and no section of its bundle has another.")
+    ufrag, transport = _transport(tag, session)
+    chosen, payloads = _codec(video, codec)
+    origin = next((line for line in lines if line.startswith("o=")), "o=- 0 0 IN IP4 0.0.0.0")
+    text = "\r\n".join(
+        ["v=0", origin, "s=-", "t=0 0", *_media(video, chosen, payloads), *transport, *_candidates(tag, policy)]
+    )
+    mids = frozenset(one.mid for one in (video, tag) if one.mid is not None)
+    offer = Offer(text + "\r\n", chosen, video.mid or "0", mids, ufrag)
+    return Negotiation(session, tuple(media), video, tag, bundle, payloads, offer)
 
 
-def check_fragment(body: bytes, content_type: str, ufrag: str, policy: Policy) -> Fragment:
-    """Checks a trickle fragment of the session whose offer had `ufrag`.
+def is_accepted(section: Section, session: Section) -> bool:
+    """Whether a section beside the video in its bundle is answered as inactive, not refused.
+
+    Audio is: the bundle's transport may be the audio's, and then refusing it would take the video's away.
+    """
+    if section.kind != "audio" or not section.port:
+        return False
+    try:
+        _transport(section, session)
+    except WhepError:
+        return False
+    return True
+
+
+def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy) -> Fragment:
+    """Checks a trickle fragment of the session of `offer`. What is not of the video's transport is passed over.
 
     Raises WhepError: 415 for another content type, 422 for an ICE restart, 400 for anything wrong.
     """
     lines = _lines(body, content_type, "application/trickle-ice-sdpfrag")
-    for line in lines:
-        if line.startswith("a=ice-ufrag:") and line.removeprefix("a=ice-ufrag:") != ufrag:
+    session, media = _sections(lines)
+    ours = [session, *(one for one in media if one.mid is None or one.mid in offer.transport_mids)]
+    for section in ours:
+        if any(ufrag != offer.ufrag for ufrag in section.all("ice-ufrag")):
             raise WhepError(422, "ICE restarts are not supported: delete the session and post a new offer.")
-    found = [line for line in lines if line.startswith("a=candidate:")]
-    complete = "a=end-of-candidates" in lines
-    if not found and not complete and not any(line.startswith("a=ice-ufrag:") for line in lines):
+    if not any(one.has(name) for one in (session, *media) for name in ("candidate", "end-of-candidates", "ice-ufrag")):
         raise WhepError(400, "The fragment has neither a candidate nor a=end-of-candidates.")
-    if len(found) > MOST_CANDIDATES:
-        raise WhepError(400, f"The fragment has more than {MOST_CANDIDATES} candidates.")
-    kept = tuple(line.removeprefix("a=candidate:") for line in found if _keep(line, policy))
-    return Fragment(kept, complete)
+    kept = tuple(candidate for section in ours for candidate in usable(section.all("candidate"), policy))
+    complete = any(section.has("end-of-candidates") for section in ours)
+    return Fragment(kept[:MOST_CANDIDATES], complete)
+
+
+def usable(candidates: Iterable[str], policy: Policy) -> list[str]:
+    """Those that can lead to a viewer; others are passed over. Raises WhepError 400 for what is no candidate at all."""
+    return [candidate for candidate in candidates if _is_usable(candidate, policy)]
 
 
 def _lines(body: bytes, content_type: str, wanted: str) -> list[str]:
@@ -101,75 +134,123 @@ def _lines(body: bytes, content_type: str, wanted: str) -> list[str]:
     return lines
 
 
-def _sections(lines: Sequence[str]) -> tuple[_Section, list[_Section]]:
-    sections = [_Section()]
-    for line in lines:
-        if line.startswith("m="):
-            words = line[2:].split()
-            if len(words) < 4 or not re.fullmatch("[0-9]{1,5}", words[1]):
-                raise WhepError(400, "An m= line of the offer is malformed.")
-            sections.append(_Section(words[0], int(words[1])))
-        elif line.startswith("a="):
-            name, _, value = line[2:].partition(":")
-            sections[-1].attributes.append((name, value))
-    return sections[0], sections[1:]
-
-
-def _video(session: _Section, media: Sequence[_Section]) -> _Section:
+def _sections(lines: Sequence[str]) -> tuple[Section, list[Section]]:
+    try:
+        session, media = sdp.parse(lines)
+    except ValueError as error:
+        raise WhepError(400, str(error)) from error
     if len(media) > MOST_MEDIA:
-        raise WhepError(400, f"The offer has {len(media)} media sections; at most {MOST_MEDIA} are taken.")
-    if any(section.kind not in ("audio", "video") for section in media):
-        raise WhepError(400, "The offer has a media section that is neither audio nor video.")
-    videos = [section for section in media if section.kind == "video"]
-    if len(videos) != 1 or not videos[0].port:
-        raise WhepError(400, f"The offer must have exactly one live video section; it has {len(videos)} sections.")
-    direction = videos[0].direction or session.direction or "sendrecv"
-    if direction not in ("recvonly", "sendrecv"):
-        raise WhepError(400, f"The offer's video is {direction}; a viewer must offer recvonly.")
-    return videos[0]
+        raise WhepError(400, f"The text has {len(media)} media sections; at most {MOST_MEDIA} are taken.")
+    return session, media
 
 
-def _check_transport(video: _Section, session: _Section) -> str:
-    ufrag, password = video.first("ice-ufrag", session) or "", video.first("ice-pwd", session) or ""
+def _video(session: Section, media: Sequence[Section]) -> Section:
+    """The first video that may be sent to."""
+    directions = []
+    for section in media:
+        if section.kind != "video" or not (section.port or section.has("bundle-only")):
+            continue
+        directions.append(section.direction or session.direction or "sendrecv")
+        if directions[-1] in ("recvonly", "sendrecv"):
+            return section
+    if directions:
+        raise WhepError(400, f"The offer's video is {directions[0]}; a viewer must offer recvonly.")
+    raise WhepError(400, "The offer has no live video section.")
+
+
+def _bundled(media: Sequence[Section], bundle: Sequence[str]) -> list[Section]:
+    """The sections of a bundle in its order."""
+    by_mid = {section.mid: section for section in reversed(media)}
+    return [by_mid[mid] for mid in bundle if mid in by_mid]
+
+
+def _transport(section: Section, session: Section) -> tuple[str, list[str]]:
+    """The section's ICE user fragment, and its transport's lines for aiortc. Raises WhepError 400."""
+    ufrag, password = (section.first(name) or session.first(name) or "" for name in ("ice-ufrag", "ice-pwd"))
     if not re.fullmatch(ICE_CHARS + "{4,256}", ufrag) or not re.fullmatch(ICE_CHARS + "{22,256}", password):
         raise WhepError(400, "The offer has no valid a=ice-ufrag and a=ice-pwd.")
-    words = (video.first("fingerprint", session) or "").split()
+    fingerprint = next(filter(_is_fingerprint, (*section.all("fingerprint"), *session.all("fingerprint"))), None)
+    if fingerprint is None:
+        raise WhepError(400, "The offer has no valid a=fingerprint of sha-256, sha-384 or sha-512.")
+    if (section.first("setup") or session.first("setup")) not in ("actpass", "active"):
+        raise WhepError(400, "The offer's a=setup must be actpass or active.")
+    lines = [f"a=ice-ufrag:{ufrag}", f"a=ice-pwd:{password}", f"a=fingerprint:{fingerprint}"]
+    # aiortc as DTLS client fails with RSA certificates; as server it works with everyone.
+    return ufrag, [*lines, "a=setup:active"]
+
+
+def _is_fingerprint(value: str) -> bool:
+    words = value.split()
     size = HASH_BYTES.get(words[0].lower(), 0) if len(words) == 2 else 0
     digits = words[1].split(":") if size else []
-    if not size or len(digits) != size or not all(re.fullmatch(r"[0-9A-Fa-f]{2}", pair) for pair in digits):
-        raise WhepError(400, "The offer has no valid a=fingerprint of sha-256, sha-384 or sha-512.")
-    if video.first("setup", session) not in ("actpass", "active"):
-        raise WhepError(400, "The offer's a=setup must be actpass or active.")
-    return ufrag
+    return bool(size) and len(digits) == size and all(re.fullmatch(r"[0-9A-Fa-f]{2}", pair) for pair in digits)
 
 
-def _codec(video: _Section, wanted: str | None) -> str:
-    maps = [value.split() for key, value in video.attributes if key == "rtpmap"]
-    offered = {words[1].partition("/")[0].lower() for words in maps if len(words) == 2}
+def _codec(video: Section, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+    """The codec to serve, and payload types of it and its retransmissions. Raises WhepError 406."""
+    offered: dict[str, list[str]] = {}  # payload types by codec
+    for value in video.all("rtpmap"):
+        payload, _, encoding = value.partition(" ")
+        if payload in video.formats:
+            offered.setdefault(encoding.strip().partition("/")[0].lower(), []).append(payload)
+    formats = {value.partition(" ")[0]: sdp.parameters(value.partition(" ")[2]) for value in video.all("fmtp")}
+    h264 = [payload for payload in offered.get("h264", []) if _mode(formats.get(payload, {})) != "0"]
+    served = {"vp8": offered.get("vp8", []), "h264": sorted(h264, key=lambda one: _rank(formats.get(one, {})))}
     for codec in (wanted,) if wanted else ("vp8", "h264"):
-        if codec in offered:
-            return codec
-    raise WhepError(406, f"The offer has no {wanted or 'VP8 or H264'}; it has {', '.join(sorted(offered)) or 'none'}.")
+        if served[codec]:
+            payload = served[codec][0]
+            again = [one for one in offered.get("rtx", []) if formats.get(one, {}).get("apt") == payload]
+            return codec, (payload, *again[:1])
+    if "h264" in offered and wanted != "vp8":
+        raise WhepError(406, "The offer's H264 has packetization-mode 0 only; this server sends mode 1.")
+    names = ", ".join(sorted(offered)) or "none"
+    raise WhepError(406, f"The offer has no {wanted or 'VP8 or H264'}; it has {names}.")
 
 
-def _as_passive(line: str) -> str:
-    # aiortc as DTLS client fails with RSA certificates; as server it works with everyone.
-    return "a=setup:active" if line == "a=setup:actpass" else line
+def _mode(parameters: dict[str, str]) -> str | None:
+    return parameters.get("packetization-mode")
 
 
-def _keep(line: str, policy: Policy) -> bool:
-    """Whether a line stays; only candidates can go. Raises WhepError 400 for a malformed candidate."""
-    if not line.startswith("a=candidate:"):
-        return True
-    match = CANDIDATE.fullmatch(line[2:])
-    if match is None or not 0 < int(match[6]) < 65536:
+def _rank(parameters: dict[str, str]) -> tuple[bool, int]:
+    """Formats whose profile is nearest to what is sent come first."""
+    profile = parameters.get("profile-level-id", "42e01f").lower()
+    number = PROFILES.index(profile[:2]) if profile[:2] in PROFILES else len(PROFILES)
+    return CONSTRAINED_BASELINE.match(profile) is None, number
+
+
+def _media(video: Section, codec: str, payloads: Sequence[str]) -> list[str]:
+    """The video's section with one codec, for aiortc."""
+    lines = [f"m=video 9 {video.protocol} {' '.join(payloads)}", "c=IN IP4 0.0.0.0", f"a=mid:{video.mid or '0'}"]
+    lines += ["a=recvonly", "a=rtcp-mux", *(f"a=extmap:{value}" for value in video.all("extmap"))]
+    for name in ("rtpmap", "rtcp-fb"):
+        lines += [f"a={name}:{value}" for value in video.all(name) if value.partition(" ")[0] in (*payloads, "*")]
+    if codec == "h264":
+        # aiortc knows H.264 by these alone; the answer gives the peer its own back.
+        lines.append(f"a=fmtp:{payloads[0]} {SENT_H264}")
+    return lines + [f"a=fmtp:{again} apt={payloads[0]}" for again in payloads[1:]]
+
+
+def _candidates(tag: Section, policy: Policy) -> list[str]:
+    kept = [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy)][:MOST_CANDIDATES]
+    return [*kept, *(["a=end-of-candidates"] if tag.has("end-of-candidates") else [])]
+
+
+def _is_usable(candidate: str, policy: Policy) -> bool:
+    """Whether checks of a candidate can reach a viewer. Raises WhepError 400 for what is no candidate at all."""
+    if not candidate:
+        return False
+    match = CANDIDATE.fullmatch(candidate)
+    if match is None or int(match[4]) > HIGHEST_PRIORITY or int(match[6]) > HIGHEST_PORT:
         raise WhepError(400, "A candidate is malformed.")
-    if match[3].lower() != "udp" or match[2] != "1":
+    if match[2] != "1" or match[3].lower() != "udp" or match[7].lower() not in CANDIDATE_TYPES or not int(match[6]):
         return False
     try:
         ip = ipaddress.ip_address(match[5])
     except ValueError:
         # A name, such as mDNS .local: looking it up would hold the answer, and the peer finds us without it.
+        return False
+    if "%" in match[5]:
+        # The scope is an interface of the peer.
         return False
     broadcast = str(ip) == "255.255.255.255"
     return not (ip.is_multicast or ip.is_unspecified or broadcast or (ip.is_loopback and not policy.loopback))

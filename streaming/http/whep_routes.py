@@ -8,6 +8,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from streaming.channels.channel import Channel
 from streaming.errors import Unavailable
+from streaming.http.answer import compose
 from streaming.http.state import RETRY, ServerState
 from streaming.http.whep import Policy, check_fragment, check_offer
 from streaming.media import marker as markers
@@ -35,15 +36,15 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
         channel = state.channel(channel_id)
         content_type = request.headers.get("content-type", "")
         try:
-            checked = check_offer(await request.body(), content_type, codec, policy)
+            negotiation = check_offer(await request.body(), content_type, codec, policy)
             _check_live(channel, marker)
-            viewer, answer = await state.viewers.open(channel, checked, marker)
+            viewer, answer = await state.viewers.open(channel, negotiation.offer, marker)
         except WhepError as error:
             raise HTTPException(error.status, error.detail) from error
         except Unavailable as error:
             raise HTTPException(503, str(error), RETRY) from error
         headers = {"Location": f"/whep/{channel_id}/{viewer.id}", "ETag": viewer.etag} | EXPOSED
-        return Response(answer, 201, headers, media_type="application/sdp")
+        return Response(compose(negotiation, answer), 201, headers, media_type="application/sdp")
 
     @app.options("/whep/{channel_id}", status_code=204, response_class=Response)
     async def options(channel_id: str) -> Response:
@@ -79,7 +80,7 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
             raise HTTPException(412, "If-Match names another ICE session.")
         content_type = request.headers.get("content-type", "")
         try:
-            await viewer.add(check_fragment(await request.body(), content_type, viewer.ufrag, policy))
+            await viewer.add(check_fragment(await request.body(), content_type, viewer.offer, policy))
         except WhepError as error:
             raise HTTPException(error.status, error.detail) from error
         return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""What a viewer's connection is made from: values that `streaming.http.whep` has checked."""
+"""A viewer's connection before it is made: values that `streaming.http.whep` has checked."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ class WhepError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A checked offer, ready for aiortc."""
+    """The one video of an offer, as an offer of its own."""
 
-    sdp: str
-    codec: str
-    mid: str  # of the video, which carries the bundle's transport when it comes first
-    ufrag: str
+    sdp: str  # one media section with one codec, for aiortc
+    codec: str  # "vp8" or "h264"
+    mid: str  # of the video
+    transport_mids: frozenset[str]  # of the sections whose trickled candidates are the video's
+    ufrag: str  # of the peer's ICE session
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A checked trickle fragment: candidates in the form that `aiortc.sdp.candidate_from_sdp` takes."""
+    """What a trickle PATCH brings."""
 
-    candidates: tuple[str, ...]
-    complete: bool  # end of candidates
+    candidates: tuple[str, ...]  # without the leading "a=candidate:"
+    complete: bool  # no candidate follows

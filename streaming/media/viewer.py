@@ -123,18 +123,22 @@ class Viewer:
     """One peer connection of one channel. `ended` is called once, after everything was freed."""
 
     def __init__(
-        self, channel: Broadcaster, config: ViewerConfig, metrics: Metrics, ended: Callable[[Viewer, str], None]
+        self,
+        channel: Broadcaster,
+        offer: Offer,
+        config: ViewerConfig,
+        metrics: Metrics,
+        ended: Callable[[Viewer, str], None],
     ) -> None:
         self.id = secrets.token_urlsafe(16)
         # Enough to tell viewers apart in the log, not enough to end their sessions.
         self._name = self.id[:6]
         self.etag = f'"{secrets.token_hex(8)}"'
-        self.ufrag = ""
+        self.offer = offer
         self._channel = channel
         self._config = config
         self._metrics = metrics
         self._ended = ended
-        self._mid = "0"
         self._candidates = 0
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._feed: Feed | None = None
@@ -145,9 +149,9 @@ class Viewer:
         self._peer.on("connectionstatechange", self._on_state)
         self._task = asyncio.create_task(self._live(), name=f"viewer {self._name}")
 
-    async def answer(self, offer: Offer, marked: bool) -> str:
-        """Negotiates and returns the answer. Raises WhepError for an offer that aiortc cannot take."""
-        self.ufrag, self._mid = offer.ufrag, offer.mid
+    async def answer(self, marked: bool) -> str:
+        """Negotiates and returns aiortc's answer to the offer's video. Raises WhepError if aiortc cannot take it."""
+        offer = self.offer
         feed = self._feed = Feed(
             self._config.queue, lambda feed: self._channel.join(feed, offer.codec, marked), self._metrics
         )
@@ -171,19 +175,18 @@ class Viewer:
         return sdp
 
     async def add(self, fragment: Fragment) -> None:
-        """Adds trickled candidates. Raises WhepError when there are too many or one cannot be used."""
-        self._candidates += len(fragment.candidates)
-        if self._candidates > MOST_CANDIDATES:
-            raise WhepError(400, f"The session has more than {MOST_CANDIDATES} candidates.")
-        try:
-            for text in fragment.candidates:
+        """Adds trickled candidates, as many as a session may have; one that cannot be used is passed over."""
+        for text in fragment.candidates[: MOST_CANDIDATES - self._candidates]:
+            self._candidates += 1
+            try:
                 candidate = candidate_from_sdp(text)
-                candidate.sdpMid = self._mid
+                candidate.sdpMid = self.offer.mid
                 await self._peer.addIceCandidate(candidate)
-            if fragment.complete:
-                await self._peer.addIceCandidate(None)
-        except Exception as error:
-            raise WhepError(400, "A candidate could not be used.") from error
+            except Exception as error:
+                # aiortc and aioice have no error of their own for a candidate that they do not like.
+                log.info("viewer %s: a candidate is passed over: %s", self._name, type(error).__name__)
+        if fragment.complete:
+            await self._peer.addIceCandidate(None)
 
     async def close(self, reason: str) -> None:
         """Ends the viewer and returns when everything is freed; idempotent."""
@@ -244,10 +247,10 @@ class Viewers:
         """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
         if len(self._viewers) >= self._config.most:
             raise Unavailable(f"{self._config.most} viewers are connected, which is the limit; try again later.")
-        viewer = Viewer(channel, self._config, self._metrics, self._forget)
+        viewer = Viewer(channel, offer, self._config, self._metrics, self._forget)
         self._viewers[viewer.id] = viewer
         try:
-            return viewer, await viewer.answer(offer, marked)
+            return viewer, await viewer.answer(marked)
         except BaseException:
             await viewer.close("not negotiated")
             raise
