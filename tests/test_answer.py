@@ -76,6 +76,14 @@ def test_audio_in_the_bundle_lends_its_transport() -> None:
     assert audio.count("a=ice-ufrag:efgh") == audio.count("a=candidate:") == video.count("a=candidate:") == 1
 
 
+def test_refused_sections_have_transport_lines_too() -> None:
+    """GStreamer's webrtcbin refuses an answer with a section that has none."""
+    negotiation = check_offer(text([*HEAD, *AUDIO, *VIDEO, *DATA]), "application/sdp", None, PUBLIC)
+    for section in compose(negotiation, ANSWER).split("m=")[1:]:
+        for name in ("ice-ufrag", "ice-pwd", "fingerprint", "setup"):
+            assert section.count(f"a={name}:") == 1
+
+
 def test_a_video_without_a_mid_is_answered_without_one() -> None:
     """Old peers know no mid."""
     negotiation = check_offer(

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from streaming.http.sdp import Section
 from streaming.http.whep import Negotiation, is_accepted
 
-TRANSPORT = ("ice-ufrag", "ice-pwd", "fingerprint", "setup", "candidate", "end-of-candidates")
+TRANSPORT = ("ice-ufrag", "ice-pwd", "fingerprint", "setup")
+CANDIDATES = ("candidate", "end-of-candidates")
 
 
 def compose(negotiation: Negotiation, video_answer: str) -> str:
@@ -44,10 +45,12 @@ def _section(section: Section, negotiation: Negotiation, video_lines: list[str])
         yield f"a=mid:{section.mid}"
     if section.kind in ("audio", "video"):
         yield "a=inactive"
+    # GStreamer 1.22 takes no answer with a section that lacks them, be it refused.
+    yield from _picked(video_lines, TRANSPORT)
     if accepted:
         yield "a=rtcp-mux"
         yield from (f"a=rtpmap:{value}" for value in section.all("rtpmap"))
-        yield from (line for line in video_lines if line[2:].partition(":")[0] in TRANSPORT)
+        yield from _picked(video_lines, CANDIDATES)
 
 
 def _video(section: Section, negotiation: Negotiation, lines: list[str]) -> Iterator[str]:
@@ -61,3 +64,8 @@ def _video(section: Section, negotiation: Negotiation, lines: list[str]) -> Iter
             yield from (f"a=fmtp:{value}" for value in formats)
             continue
         yield line
+
+
+def _picked(lines: list[str], names: tuple[str, ...]) -> Iterator[str]:
+    """The attributes with these names."""
+    return (line for line in lines if line[2:].partition(":")[0] in names)
