@@ -31,7 +31,7 @@ async def test_channel_report_is_complete(running: Serving) -> None:
     assert report["buffered_s"] > 1
     assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
     assert set(report["chunk"]["ms"]) == {"plan", "render", "vae"}
-    assert report["prompts"] == [{"prompt": report["prompt"], "frame": 0, "shown": False}]
+    assert report["prompts"] == [{"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None}]
     channels = (await running.http.get("/channels")).json()
     assert [entry["id"] for entry in channels] == ["main"]
 
@@ -83,7 +83,12 @@ async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
     assert states[0]["id"] == "main"
     report = await running.report()
     assert report["prompt"] == "a blue boat"
-    assert report["prompts"][-1] == {"prompt": "a blue boat", "frame": answer["frame"], "shown": True}
+    assert report["prompts"][-1] == {
+        "prompt": "a blue boat",
+        "frame": answer["frame"],
+        "shown": True,
+        "replaced_by": None,
+    }
 
 
 async def test_bad_prompts_are_refused(running: Serving) -> None:

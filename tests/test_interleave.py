@@ -30,6 +30,7 @@ from engine.wire.messages import (
     FramesReady,
     OpenChannel,
     Progress,
+    PromptReplaced,
     PromptSet,
     Ready,
     Refused,
@@ -163,7 +164,8 @@ async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) ->
             server.show(rng.randrange(server.end - server.shown + 1) if server.ring.free else 99)
             if server.end - server.shown > low_mark:
                 server.show(server.end - server.shown - rng.randrange(low_mark))
-    changes = [Change(answer.frame, answer.prompt) for answer in answers]
+    replaced = {message.request for message in server.others if isinstance(message, PromptReplaced)}
+    changes = [Change(answer.frame, answer.prompt) for answer in answers if answer.request not in replaced]
     video = np.concatenate(server.video)
     assert len(changes) >= 2 and (video == _offline(SETTINGS, len(video), changes)).all()
 
@@ -181,6 +183,38 @@ async def test_answer_names_the_first_changed_frame() -> None:
     video = np.concatenate(server.video)
     plain = _offline(SETTINGS, len(video))
     assert np.flatnonzero((video != plain).any(axis=(1, 2))).tolist() == list(range(25, len(video)))
+
+
+async def test_prompts_that_come_fast_leave_the_video_going() -> None:
+    """Each chunk is planned under one prompt: two in the same moment, and floods of them, end in whole chunks.
+
+    All are answered with a frame; those that another one replaced before that are told so.
+    """
+    async with _running() as (server, _):
+        await server.receive(FramesReady)
+        for number in range(1, 4):
+            server.pipe.send(SetPrompt(number, "main", f"the sea {number}", "flow"))
+        number = 4
+        while server.end < 25 + 24 * 6:
+            server.show(99)
+            for _ in range(5):
+                server.pipe.send(SetPrompt(number, "main", "the blue sea" if number % 2 else "a red boat", "flow"))
+                number += 1
+            await server.receive(FramesReady)
+        while server.others[-1] != Refused(99, "nobody", "there is no channel 'nobody'"):
+            server.pipe.send(SetPrompt(99, "nobody", "x", "flow"))
+            await server.receive(Refused)
+        answers = [message for message in server.others if isinstance(message, PromptSet)]
+        replaced = {message.request for message in server.others if isinstance(message, PromptReplaced)}
+    assert [answer.request for answer in answers] == list(range(1, number))
+    kept = [answer for answer in answers if answer.request not in replaced]
+    # One prompt a chunk, each later than the one before.
+    assert len(kept) == len({answer.frame for answer in kept}) and [one.frame for one in kept] == sorted(
+        one.frame for one in kept
+    )
+    video = np.concatenate(server.video)
+    changes = [Change(answer.frame, answer.prompt) for answer in kept]
+    assert len(kept) >= 5 and (video == _offline(SETTINGS, len(video), changes)).all()
 
 
 async def test_engine_waits_above_the_low_mark() -> None:

@@ -2,41 +2,52 @@ import asyncio
 
 import pytest
 
-from engine.wire.messages import PromptSet, Refused
-from streaming.channels.events import PromptShown
-from streaming.channels.prompts import MOST_REQUESTS, PROMPTS_KEPT, PromptBook, PromptRefused
+from engine.wire.messages import PromptReplaced, PromptSet, Refused
+from streaming.channels.events import PromptDropped, PromptShown
+from streaming.channels.prompts import PROMPTS_KEPT, PromptBook, PromptRefused
+from streaming.channels.report import PromptReport
 from streaming.errors import Unavailable
 
 
-async def test_answer_reaches_who_asked() -> None:
-    """Answers may come in any order; each settles its own request."""
+async def test_one_change_is_with_the_engine_and_the_newest_waits() -> None:
+    """Of those that come meanwhile the last one counts; the others learn at once by what they were replaced."""
     book = PromptBook("first", 0)
-    (one, first), (two, second) = book.ask(), book.ask()
-    book.accept(PromptSet(two, "main", "b", 48))
-    book.refuse(Refused(one, "main", "no"))
-    assert (await second).frame == 48
+    futures = [book.ask(prompt, "flow") for prompt in "a"]
+    sent = book.next()
+    assert sent is not None and sent.prompt == "a"
+    futures += [book.ask(prompt, "flow") for prompt in "bcd"]
+    assert book.next() is None
+    assert [await future for future in futures[1:3]] == [
+        PromptReport("b", None, replaced_by="c"),
+        PromptReport("c", None, replaced_by="d"),
+    ]
+    book.accept(PromptSet(sent.number, "main", "a", 48))
+    assert (await futures[0]).frame == 48
+    following = book.next()
+    assert following is not None and following.prompt == "d" and not futures[3].done()
+
+
+async def test_refusal_reaches_who_asked() -> None:
+    """The reason comes out of the future, the prompt stays, and the next change can go."""
+    book = PromptBook("first", 0)
+    future = book.ask("b", "flow")
+    sent = book.next()
+    assert sent is not None
+    book.refuse(Refused(sent.number, "main", "no"))
     with pytest.raises(PromptRefused, match="no"):
-        await first
-    assert book.newest == "b"
-
-
-async def test_open_requests_are_bounded() -> None:
-    """One request too many is refused; a cancelled one makes room."""
-    book = PromptBook("first", 0)
-    futures = [book.ask()[1] for _ in range(MOST_REQUESTS)]
-    with pytest.raises(Unavailable, match="waiting"):
-        book.ask()
-    futures[0].cancel()
-    await asyncio.sleep(0)
-    book.ask()
+        await future
+    book.ask("c", "flow")
+    assert book.newest == "first" and book.next() is not None
 
 
 async def test_answer_to_a_request_that_left_still_counts() -> None:
     """The engine changed the prompt, so the book says so, even when nobody waits for the answer any more."""
     book = PromptBook("first", 0)
-    number, future = book.ask()
+    future = book.ask("b", "flow")
+    sent = book.next()
+    assert sent is not None
     future.cancel()
-    book.accept(PromptSet(number, "main", "b", 24))
+    book.accept(PromptSet(sent.number, "main", "b", 24))
     assert book.newest == "b"
 
 
@@ -50,20 +61,45 @@ async def test_prompt_is_shown_once() -> None:
     assert book.show(31) == []
 
 
+async def test_a_replaced_prompt_is_never_shown() -> None:
+    """Of two prompts for the same frame the later one is told; the earlier one says what came in its place, once."""
+    book = PromptBook("first", 0)
+    book.accept(PromptSet(1, "main", "a", 24))
+    book.accept(PromptSet(2, "main", "b", 24))
+    assert book.replace(PromptReplaced(1, "main", "b")) == [PromptDropped("a", 24, "b")]
+    assert book.replace(PromptReplaced(1, "main", "c")) == book.replace(PromptReplaced(9, "main", "c")) == []
+    assert book.show(24) == [PromptShown("first", 0), PromptShown("b", 24)]
+    assert [(one.prompt, one.shown, one.replaced_by) for one in book.report()] == [
+        ("first", True, None), ("a", False, "b"), ("b", True, None),
+    ]  # fmt: skip
+
+
 async def test_interruption_moves_prompts_forward() -> None:
-    """After a crash the newest prompt begins where the next engine begins; open requests fail."""
+    """After a crash the newest prompt begins where the next engine begins; unseen ones before it are over."""
     book = PromptBook("first", 0)
-    _, future = book.ask()
-    book.accept(PromptSet(7, "main", "b", 48))
-    book.interrupt(40)
-    with pytest.raises(Unavailable, match="stopped"):
-        await future
-    assert [(record.prompt, record.frame) for record in book.report()] == [("first", 0), ("b", 40)]
+    book.accept(PromptSet(1, "main", "a", 48))
+    book.accept(PromptSet(2, "main", "b", 72))
+    futures = [book.ask("c", "flow")]
+    book.next()
+    futures.append(book.ask("d", "flow"))
+    assert book.interrupt(40, "it stopped") == [PromptDropped("a", 48, "b")]
+    for future in futures:
+        with pytest.raises(Unavailable, match="it stopped"):
+            await future
+    assert [(one.prompt, one.frame) for one in book.report()] == [("first", 0), ("a", 48), ("b", 40)]
+    assert book.next() is None
 
 
-def test_only_the_last_prompts_are_kept() -> None:
-    """The book does not grow."""
+async def test_only_the_last_prompts_are_kept() -> None:
+    """The book does not grow, and replaced prompts go first: the one on air stays as long as it can."""
     book = PromptBook("first", 0)
-    for number in range(100):
+    for number in range(1, 100):
+        book.accept(PromptSet(number, "main", str(number), 24))
+        if number > 1:
+            book.replace(PromptReplaced(number - 1, "main", str(number)))
+    kept = [one.prompt for one in book.report()]
+    assert len(kept) == PROMPTS_KEPT and kept[0] == "first" and kept[-1] == "99"
+    for number in range(100, 200):
         book.accept(PromptSet(number, "main", str(number), number))
-    assert [record.prompt for record in book.report()] == [str(number) for number in range(100 - PROMPTS_KEPT, 100)]
+    assert [one.prompt for one in book.report()] == [str(number) for number in range(200 - PROMPTS_KEPT, 200)]
+    await asyncio.sleep(0)

@@ -107,10 +107,10 @@ class Generator:
         """Whether the next chunk cannot begin yet."""
         return self.planned(state) < self.after(state).latent
 
-    def after(self, state: RenderState) -> Place:
-        """Where the chunk ends that begins at `state.next`."""
-        config, now = self.model.config, state.next
-        first = state.features.shape[1] == 0
+    def after(self, state: RenderState, place: Place | None = None) -> Place:
+        """Where the chunk ends that begins at a place, `state.next` if None."""
+        config, now = self.model.config, place or state.next
+        first = state.features.shape[1] == 0 and now == state.next
         new = config.first_chunk_length if first else config.chunk_length
         return Place(now.chunk + 1, now.frame + frames_of(new, started=not first), now.latent + new)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 
 from engine.config import FRAMES_PER_LATENT
@@ -22,6 +22,7 @@ from engine.wire.messages import (
     FramesReady,
     FromEngine,
     OpenChannel,
+    PromptReplaced,
     PromptSet,
     Refused,
     SetPrompt,
@@ -50,6 +51,8 @@ class LiveChannel:
     batch: FrameBatch | None = None  # finished, and waiting for a slot
     mark: StreamEvent = field(default_factory=StreamEvent)  # until it is done, the device is at work for this chunk
     spent_s: dict[str, float] = field(default_factory=dict)  # by stage, since the last chunk was finished
+    planned_under: SetPrompt | None = None  # the prompt that begins with the next chunk, if one does
+    waiting: SetPrompt | None = None  # the prompt for the chunk after that
 
     @property
     def buffered(self) -> int:
@@ -132,9 +135,13 @@ class Interleaver:
             if self._generator.needs_plan(channel.state):
                 self._plan(channel)
                 return
-            channel.chunk = self._generator.chunk(channel.state)
+            channel.chunk, channel.planned_under = self._generator.chunk(channel.state), None
         began_s = time.monotonic()
         unit = next(channel.chunk.units, None)
+        if channel.waiting is not None and channel.planned_under is None:
+            # Only now, since the chunk's first unit has read the text.
+            self._apply(channel, channel.waiting)
+            channel.waiting = None
         if unit is None:
             self._finish(name, channel, channel.chunk)
             return
@@ -190,22 +197,46 @@ class Interleaver:
                 self._channels[message.channel].shown = message.frame
                 self._ring.release(message.freed_slots)
             case SetPrompt():
-                self._send(self._change(message))
+                self._change(message)
 
     def _open(self, message: OpenChannel) -> None:
         settings, start = message.settings, message.settings.start
         state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
         self._channels[message.channel] = LiveChannel(state, start.frame, start.frame)
 
-    def _change(self, request: SetPrompt) -> PromptSet | Refused:
+    def _change(self, request: SetPrompt) -> None:
+        """Takes a prompt for the next chunk, or for the one after it if the next one's is being planned.
+
+        So each chunk is planned under one prompt, however fast they come: the newest one that waits counts.
+        """
         channel = self._channels.get(request.channel)
-        if channel is None:
-            return Refused(request.request, request.channel, f"there is no channel {request.channel!r}")
+        reason = self._obstacle(request)
+        if channel is None or reason is not None:
+            self._send(Refused(request.request, request.channel, reason or f"there is no channel {request.channel!r}"))
+            return
+        request = replace(request, prompt=check_prompt(request.prompt))
+        first = channel.next
+        earlier = channel.planned_under
+        if earlier is None or self._generator.planned(channel.state) <= first.latent:
+            self._apply(channel, request)
+        else:
+            earlier, channel.waiting = channel.waiting, request
+            first = self._generator.after(channel.state, first)
+        self._send(PromptSet(request.request, request.channel, request.prompt, first.frame))
+        if earlier is not None:
+            self._send(PromptReplaced(earlier.request, earlier.channel, request.prompt))
+
+    def _apply(self, channel: LiveChannel, request: SetPrompt) -> None:
+        self._generator.change(channel.state, request.prompt, channel.next)
+        channel.planned_under = request
+
+    @staticmethod
+    def _obstacle(request: SetPrompt) -> str | None:
+        """Why a prompt cannot be taken, for the person who asked."""
         if request.mode != "flow":
-            return Refused(request.request, request.channel, f"mode {request.mode!r} is not known; 'flow' is")
+            return f"mode {request.mode!r} is not known; 'flow' is"
         try:
-            prompt = check_prompt(request.prompt)
+            check_prompt(request.prompt)
         except ValueError as error:
-            return Refused(request.request, request.channel, str(error))
-        self._generator.change(channel.state, prompt, channel.next)
-        return PromptSet(request.request, request.channel, prompt, channel.next.frame)
+            return str(error)
+        return None

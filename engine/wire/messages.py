@@ -75,6 +75,15 @@ class PromptSet:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptReplaced:
+    """A prompt that was accepted is not rendered: another took its place before its first frame."""
+
+    request: int
+    channel: str
+    replaced_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A request cannot be done; `reason` is one sentence for the person who asked."""
 
@@ -114,5 +123,5 @@ class Failed:
 
 
 ToEngine = OpenChannel | SetPrompt | Shown | Stop
-ChannelMessage = PromptSet | Refused | FramesReady | ChunkDone
+ChannelMessage = PromptSet | PromptReplaced | Refused | FramesReady | ChunkDone
 FromEngine = Progress | Ready | ChannelMessage | Failed

@@ -9,14 +9,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from engine.wire.frames import FrameBatch
-from engine.wire.messages import ChannelMessage, ChunkDone, FramesReady, PromptSet, Refused, SetPrompt, Shown
+from engine.wire.messages import (
+    ChannelMessage,
+    ChunkDone,
+    FramesReady,
+    PromptReplaced,
+    PromptSet,
+    Refused,
+    SetPrompt,
+    Shown,
+)
 from engine.wire.settings import ChannelSettings, ChannelStart
-from streaming.channels.events import Broadcast, StateChanged
+from streaming.channels.events import Broadcast, Event, StateChanged
 from streaming.channels.prompts import PromptBook
 from streaming.channels.report import ChannelReport, ChunkStats
 from streaming.engines.link import EngineLink
@@ -32,8 +41,9 @@ class PromptAnswer:
     """The answer to a prompt change."""
 
     prompt: str
-    frame: int  # first frame under the prompt
-    eta_s: float  # until that frame is on air, if someone watches and the video does not stall
+    frame: int | None  # first frame under the prompt; None if another replaced it before it had one
+    eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
+    replaced_by: str | None  # the prompt that came in its place: this one is never shown
 
 
 class Channel:
@@ -76,8 +86,11 @@ class Channel:
                 self._on_chunk(message)
             case PromptSet():
                 self._prompts.accept(message)
+            case PromptReplaced():
+                self._publish(self._prompts.replace(message))
             case Refused():
                 self._prompts.refuse(message)
+        self._send_prompt()
         self._changed()
 
     def engine_changed(self) -> None:
@@ -89,7 +102,8 @@ class Channel:
     def interrupted(self) -> None:
         """The engine process ended. Buffered frames still go on air, then the last one repeats."""
         self._frames.forget_slots()
-        self._prompts.interrupt(self._frames.end)
+        reason = "The engine stopped before it took the prompt; try again."
+        self._publish(self._prompts.interrupt(self._frames.end, reason))
 
     @property
     def rate_bps(self) -> int:
@@ -123,14 +137,14 @@ class Channel:
 
         Raises Unavailable when the engine is not running or stops meanwhile, PromptRefused when it refuses.
         """
-        number, future = self._prompts.ask()
-        try:
-            self._engine.send(SetPrompt(number, self.id, prompt, mode))
-            answer = await future
-        finally:
-            future.cancel()
-        ahead = max(0, answer.frame - self._frames.start)
-        return PromptAnswer(answer.prompt, answer.frame, round(ahead / self._geometry().fps, 3))
+        self._engine.check()
+        future = self._prompts.ask(prompt, mode)
+        self._send_prompt()
+        report = await future
+        eta_s = None
+        if report.frame is not None and report.replaced_by is None:
+            eta_s = round(max(0, report.frame - self._frames.start) / self._geometry().fps, 3)
+        return PromptAnswer(report.prompt, report.frame, eta_s, report.replaced_by)
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""
@@ -199,11 +213,19 @@ class Channel:
             self._metrics.repeats.inc()
         assert self._on_air is not None, "the clock runs only when there is a picture"
         await self._encode([hub for hub in self._hubs.values() if hub.sinks], self._on_air, tick.pts)
-        for event in self._prompts.show(self._on_air.index):
-            self.events.publish(event)
+        self._publish(self._prompts.show(self._on_air.index))
 
     async def _encode(self, hubs: list[Hub], picture: Picture, pts: int) -> None:
         await asyncio.gather(*(hub.encode(picture, pts) for hub in hubs))
+
+    def _send_prompt(self) -> None:
+        request = self._prompts.next()
+        if request is not None:
+            self._engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode))
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.events.publish(event)
 
     def _on_frames(self, message: FramesReady) -> None:
         view = self._engine.frames(message)

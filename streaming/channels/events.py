@@ -22,11 +22,20 @@ class PromptShown:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptDropped:
+    """A prompt that was accepted is never shown: another took its place."""
+
+    prompt: str
+    frame: int
+    replaced_by: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """The channel's report says something new."""
 
 
-Event = PromptShown | StateChanged
+Event = PromptShown | PromptDropped | StateChanged
 
 
 class Broadcast:

@@ -1,75 +1,125 @@
-"""A channel's prompts: the last ones with their first frames, and the changes that wait for the engine's answer."""
+"""A channel's prompts: the last ones with their first frames, and the changes that wait for the engine's answer.
+
+One change at a time is with the engine. Of those that come meanwhile the newest waits, the others are replaced by it:
+so the engine is never flooded, however fast people type.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from dataclasses import dataclass
 from itertools import count
 
-from engine.wire.messages import PromptSet, Refused
-from streaming.channels.events import PromptShown
+from engine.wire.messages import PromptReplaced, PromptSet, Refused
+from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.report import PromptReport
 from streaming.errors import Unavailable
 
 PROMPTS_KEPT = 8
-MOST_REQUESTS = 16
 
 
 class PromptRefused(Exception):
     """The engine refused a prompt; the text is its reason."""
 
 
+@dataclass(slots=True)
+class PromptRequest:
+    """A change on its way."""
+
+    number: int
+    prompt: str
+    mode: str
+    report: asyncio.Future[PromptReport]  # of the change, once it is taken or replaced
+
+
 class PromptBook:
     """Prompts of one channel, whose first prompt begins at frame `frame`."""
 
     def __init__(self, prompt: str, frame: int) -> None:
-        self._records = deque([PromptReport(prompt, frame, False)], PROMPTS_KEPT)
-        self._requests: dict[int, asyncio.Future[PromptSet]] = {}
+        self._reports = {0: PromptReport(prompt, frame)}  # by request, oldest first
+        self._asked: PromptRequest | None = None  # with the engine
+        self._waiting: PromptRequest | None = None
         self._numbers = count(1)
 
     @property
     def newest(self) -> str:
         """The prompt that was accepted last, shown or not."""
-        return self._records[-1].prompt
+        return self._current[-1].prompt
 
-    def ask(self) -> tuple[int, asyncio.Future[PromptSet]]:
-        """A number for a new request and the future of its answer. Raises Unavailable when too many wait."""
-        if len(self._requests) >= MOST_REQUESTS:
-            raise Unavailable(f"{MOST_REQUESTS} prompt changes are waiting already; try again in a moment.")
-        number = next(self._numbers)
-        future: asyncio.Future[PromptSet] = asyncio.get_running_loop().create_future()
-        self._requests[number] = future
-        future.add_done_callback(lambda _: self._requests.pop(number, None))
-        return number, future
+    def ask(self, prompt: str, mode: str) -> asyncio.Future[PromptReport]:
+        """A new change, to be sent with `next`; it takes the place of the one that waits."""
+        future: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
+        earlier, self._waiting = self._waiting, PromptRequest(next(self._numbers), prompt, mode, future)
+        if earlier is not None:
+            _set(earlier.report, PromptReport(earlier.prompt, None, replaced_by=prompt))
+        return future
+
+    def next(self) -> PromptRequest | None:
+        """The change to send to the engine now, if any."""
+        if self._asked is not None or self._waiting is None:
+            return None
+        self._asked, self._waiting = self._waiting, None
+        return self._asked
 
     def accept(self, answer: PromptSet) -> None:
-        """The engine took a prompt; whoever asked gets the answer."""
-        self._records.append(PromptReport(answer.prompt, answer.frame, False))
-        future = self._requests.get(answer.request)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        """The engine took a prompt; whoever asked gets its report."""
+        report = PromptReport(answer.prompt, answer.frame)
+        self._reports[answer.request] = report
+        while len(self._reports) > PROMPTS_KEPT:
+            # Those that are never shown go first.
+            replaced = (number for number, one in self._reports.items() if one.replaced_by)
+            del self._reports[next(replaced, next(iter(self._reports)))]
+        if self._asked is not None and self._asked.number == answer.request:
+            _set(self._asked.report, report)
+            self._asked = None
+
+    def replace(self, answer: PromptReplaced) -> list[PromptDropped]:
+        """The engine took another prompt for the chunk of an earlier one, which is never shown."""
+        report = self._reports.get(answer.request)
+        if report is None or report.replaced_by is not None:
+            return []
+        return [_drop(report, answer.replaced_by)]
 
     def refuse(self, answer: Refused) -> None:
         """The engine refused; whoever asked gets PromptRefused."""
-        future = self._requests.get(answer.request)
-        if future is not None and not future.done():
-            future.set_exception(PromptRefused(answer.reason))
+        if self._asked is not None and self._asked.number == answer.request:
+            if not self._asked.report.done():
+                self._asked.report.set_exception(PromptRefused(answer.reason))
+            self._asked = None
 
-    def interrupt(self, frame: int) -> None:
-        """The engine is gone. Its successor begins at `frame` under the newest prompt; open requests fail."""
-        for record in self._records:
-            record.frame = min(record.frame, frame)
-        for future in tuple(self._requests.values()):
-            if not future.done():
-                future.set_exception(Unavailable("The engine stopped before it took the prompt; try again."))
+    def interrupt(self, frame: int, reason: str) -> list[PromptDropped]:
+        """The engine is gone. Its successor begins at `frame` under the newest prompt; open changes fail."""
+        *others, newest = self._current
+        dropped = [_drop(one, newest.prompt) for one in others if one.frame is not None and one.frame >= frame]
+        if newest.frame is not None:
+            newest.frame = min(newest.frame, frame)
+        for request in (self._asked, self._waiting):
+            if request is not None and not request.report.done():
+                request.report.set_exception(Unavailable(reason))
+        self._asked = self._waiting = None
+        return dropped
 
     def show(self, frame: int) -> list[PromptShown]:
         """Frame number `frame` is on air: the prompts that begin with it, or began unseen before it, each once."""
-        begun = [record for record in self._records if not record.shown and record.frame <= frame]
-        for record in begun:
-            record.shown = True
-        return [PromptShown(record.prompt, record.frame) for record in begun]
+        begun = [one for one in self._current if not one.shown and one.frame is not None and one.frame <= frame]
+        for report in begun:
+            report.shown = True
+        return [PromptShown(report.prompt, report.frame or 0) for report in begun]
 
     def report(self) -> list[PromptReport]:
         """Copies of the last prompts, oldest first."""
-        return [PromptReport(record.prompt, record.frame, record.shown) for record in self._records]
+        return [PromptReport(one.prompt, one.frame, one.shown, one.replaced_by) for one in self._reports.values()]
+
+    @property
+    def _current(self) -> list[PromptReport]:
+        return [one for one in self._reports.values() if one.replaced_by is None]
+
+
+def _drop(report: PromptReport, replaced_by: str) -> PromptDropped:
+    report.replaced_by = replaced_by
+    return PromptDropped(report.prompt, report.frame or 0, replaced_by)
+
+
+def _set(future: asyncio.Future[PromptReport], report: PromptReport) -> None:
+    if not future.done():
+        future.set_result(report)

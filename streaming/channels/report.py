@@ -16,8 +16,9 @@ class PromptReport:
     """A prompt of the channel and the first frame under it."""
 
     prompt: str
-    frame: int
-    shown: bool
+    frame: int | None  # None for one that was replaced before it had a place
+    shown: bool = False
+    replaced_by: str | None = None  # the prompt that came in its place: it is never shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from engine.wire.messages import (
     FromEngine,
     OpenChannel,
     Progress,
+    PromptReplaced,
     PromptSet,
     Ready,
     Refused,
@@ -117,7 +118,7 @@ class EngineLink:
                     raise ValueError(f"the engine came back as {message}; viewers watch {self.ready}")
                 self.ready = message
                 self._become(EngineStatus.RUNNING, None)
-            case FramesReady() | ChunkDone() | PromptSet() | Refused():
+            case FramesReady() | ChunkDone() | PromptSet() | PromptReplaced() | Refused():
                 if message.channel not in self._channels:
                     raise ValueError(f"the engine sent {message}, but there is no such channel")
                 self._channels[message.channel].receive(message)
@@ -129,10 +130,17 @@ class EngineLink:
         """Whether a process is there and warm."""
         return self.status is EngineStatus.RUNNING
 
+    def check(self) -> None:
+        """Raises Unavailable when no process is warm."""
+        if self._send is None or not self.running:
+            starting = "The engine is starting; try again in a moment."
+            restarting = "The engine stopped and is coming back; try again in a moment."
+            raise Unavailable(f"{restarting} ({self.error})" if self.error else starting)
+
     def send(self, message: ToEngine) -> None:
         """Sends without blocking. Raises Unavailable when no process is warm."""
-        if self._send is None or not self.running:
-            raise Unavailable(self.error or "The engine is still starting; try again in a moment.")
+        self.check()
+        assert self._send is not None, "a process is warm"
         self._send(message)
 
     def shown(self, message: Shown) -> None:

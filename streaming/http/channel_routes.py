@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from engine.wire.prompt import check_prompt
 from streaming.channels.channel import Channel, PromptAnswer
-from streaming.channels.events import PromptShown
+from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import PromptRefused
 from streaming.channels.report import ChannelReport
 from streaming.errors import Unavailable
@@ -92,6 +92,8 @@ async def _stream(channel: Channel, stopping: asyncio.Event) -> AsyncIterator[st
                 event = None
             if isinstance(event, PromptShown):
                 yield _event("prompt", dataclasses.asdict(event))
+            elif isinstance(event, PromptDropped):
+                yield _event("replaced", dataclasses.asdict(event))
             else:
                 yield _event("state", dataclasses.asdict(channel.report()))
 
