@@ -115,6 +115,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.media.viewer import Viewers
 
     await rtp_hooks.self_check()
+    rtp_hooks.notice_dead_peers()
     if arguments.ice_address:
         rtp_hooks.use_addresses(arguments.ice_address)
     policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))

@@ -209,5 +209,48 @@ async def test_token_guards_changes() -> None:
         assert refused(await running.http.patch("/channels/main", json={"prompt": "x"}), 401)
         assert refused(await running.http.post("/whep/main", content="", headers=SDP), 401)
         assert (await running.http.get("/channels/main")).status_code == 200
-        headers = {"authorization": "Bearer s3cret"}
-        assert (await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers)).status_code == 200
+        for value in ("Bearer s3cret", "bearer s3cret", "BEARER   s3cret"):
+            headers = {"authorization": value}
+            assert (
+                await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers)
+            ).status_code == 200
+        for value in ("Bearer", "Bearer s3cretx", "Basic s3cret", "s3cret", "Bearer s3 cret"):
+            headers = {"authorization": value}
+            assert refused(await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers), 401)
+
+
+async def test_every_path_names_its_methods(running: Serving) -> None:
+    """HEAD works where GET does, `Allow` is whole, OPTIONS answers on sessions too, and a slash more is no redirect."""
+    for path in (
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/channels",
+        "/channels/main",
+        "/page/app.js",
+    ):
+        head, got = await running.http.head(path), await running.http.get(path)
+        assert (head.status_code, head.content) == (got.status_code, b"") == (200, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+    events = await running.http.head("/channels/main/events")
+    assert (events.status_code, events.content) == (200, b"")
+    for path in ("/channels/", "/channels/main/", "/healthz/", "/whep/main/"):
+        assert (await running.http.get(path)).status_code in (200, 204), path
+    for path, methods in (
+        ("/channels/main", "GET, HEAD, OPTIONS, PATCH"),
+        ("/whep/main", "GET, HEAD, OPTIONS, POST"),
+        ("/whep/main/x", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+    ):
+        wrong = await running.http.put(path, json={})
+        options = await running.http.options(path)
+        assert refused(wrong, 405) and wrong.headers["allow"] == methods
+        assert (options.status_code, options.headers["allow"]) == (204, methods)
+
+
+async def test_a_prompt_that_is_no_json_is_415(running: Serving) -> None:
+    """The content type decides, in words."""
+    for headers in ({}, {"content-type": "text/plain"}):
+        reply = await running.http.patch("/channels/main", content=b'{"prompt": "x"}', headers=headers)
+        assert refused(reply, 415) and "application/json" in reply.json()["detail"]

@@ -105,7 +105,9 @@ async def test_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyP
     assert sent[0]["status"] == 408
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer wrong", "bearer s3cret", "Basic s3cret"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer wrong", "bearer wrong", "Bearer s3cret s3cret", "Basic s3cret"]
+)
 async def test_changes_need_the_token(header: str) -> None:
     """Without exactly the token a POST is 401 and nothing runs, whatever the path; a GET passes."""
     async with client(app("s3cret")) as http:
@@ -120,6 +122,7 @@ async def test_changes_need_the_token(header: str) -> None:
 async def test_token_opens() -> None:
     """With the token changes pass; without one configured none is asked for."""
     async with client(app("s3cret")) as http:
-        assert (await http.post("/echo", content=b"abc", headers={"authorization": "Bearer s3cret"})).json() == 3
+        for value in ("Bearer s3cret", "bearer s3cret", "BEARER  s3cret"):
+            assert (await http.post("/echo", content=b"abc", headers={"authorization": value})).json() == 3
     async with client(app()) as http:
         assert (await http.post("/echo", content=b"abc")).json() == 3

@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -30,6 +30,12 @@ def _prompt(text: str) -> str:
         return check_prompt(text)
     except ValueError as error:
         raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
+
+
+def _json_only(request: Request) -> None:
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(415, "The content type must be application/json.")
 
 
 class PromptChange(BaseModel):
@@ -54,7 +60,7 @@ def add(app: FastAPI, state: ServerState) -> None:
         """State of a channel."""
         return state.channel(channel_id).report()
 
-    @app.patch("/channels/{channel_id}")
+    @app.patch("/channels/{channel_id}", dependencies=[Depends(_json_only)])
     async def change(channel_id: str, body: PromptChange) -> PromptAnswer:
         """Changes the prompt; the answer names the first frame under it."""
         channel = state.channel(channel_id)

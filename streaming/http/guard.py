@@ -1,16 +1,16 @@
-"""What stands before the routes: body limit, bearer token, and every error as problem+json (RFC 9457)."""
+"""What stands before the routes: body limit, token, a path's methods, and every error as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 from http import HTTPStatus
-from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_LIMIT_BYTES = 32 * 1024
@@ -31,14 +31,30 @@ def install(app: FastAPI, token: str | None) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_defect)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Paths)
     if token is not None:
         # Added last, so that it comes first: a stranger's body is not even read.
         app.add_middleware(BearerToken, token=token)
 
 
-async def _on_http(request: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    return problem(error.status_code, error.detail, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Every method that a path takes; Starlette names those of its first route alone."""
+    found = {"OPTIONS"}
+    for route in request.app.router.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or {"GET"})
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -87,17 +103,51 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
+class Paths:
+    """HEAD wherever GET is, and a slash at the end of a path makes no difference."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].rstrip("/")
+        if path and not path.endswith("/page"):
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+        if scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+
+        async def head(message: Message) -> None:
+            if message["type"] == "http.response.start" and not answered.is_set():
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                answered.set()
+
+        async def gone() -> Message:
+            # A stream without end stops when its listener leaves.
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        await self._app({**scope, "method": "GET"}, gone, head)
+
+
 class BearerToken:
     """Lets requests that change something pass only with the token; compares in constant time."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._expected = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] in GUARDED:
-            headers: dict[bytes, Any] = dict(scope["headers"])
-            if not hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            scheme, *given = headers.get(b"authorization", b"").split() or [b""]
+            sent = given[0] if scheme.lower() == b"bearer" and len(given) == 1 else b""
+            if not hmac.compare_digest(sent, self._expected):
                 reply = problem(401, "Send the server's token: Authorization: Bearer TOKEN.", _CHALLENGE)
                 await reply(scope, receive, send)
                 return

@@ -50,7 +50,9 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
     async def options(channel_id: str) -> Response:
         """What the endpoint takes."""
         state.channel(channel_id)
-        return Response(status_code=204, headers={"Accept-Post": "application/sdp", "Allow": "GET, OPTIONS, POST"})
+        return Response(
+            status_code=204, headers={"Accept-Post": "application/sdp", "Allow": "GET, HEAD, OPTIONS, POST"}
+        )
 
     @app.get("/whep/{channel_id}", status_code=204, response_class=Response)
     async def endpoint(channel_id: str) -> Response:

@@ -79,7 +79,7 @@ class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
         self._metrics = metrics
         self._hub: Hub | None = None
         self._waits_for_key = True
-        self.sent = 0
+        self.first_sent_s: float | None = None
 
     def offer(self, packet: av.Packet) -> None:
         """Queues a packet. A full queue is emptied and waits for a key frame: a hole would corrupt the picture."""
@@ -108,7 +108,7 @@ class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
         packet = await self._queue.get()
         if packet is None:
             raise MediaStreamError
-        self.sent += 1
+        self.first_sent_s = self.first_sent_s or time.monotonic()
         return packet
 
     def end(self) -> None:
@@ -225,9 +225,10 @@ class Viewer:
     def _overdue(self, now_s: float) -> str | None:
         if self._connected_s is None:
             return "not connected in time" if now_s - self._opened_s > self._config.connect_s else None
-        if self._hooks is None or self._feed is None or not self._feed.sent:
+        if self._hooks is None or self._feed is None or self._feed.first_sent_s is None:
             return None
-        heard_s = max(self._connected_s, self._hooks.last_heard_s or 0.0)
+        # A receiver has nothing to report before it got something.
+        heard_s = max(self._feed.first_sent_s, self._hooks.last_heard_s or 0.0)
         return "silent" if now_s - heard_s > self._config.silence_s else None
 
 
