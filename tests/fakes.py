@@ -27,6 +27,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
 
 import server
+from engine.live.control_pipe import ControlPipe
 from engine.wire.messages import (
     ChunkDone,
     Failed,
@@ -73,13 +74,14 @@ def fake_engine(settings: EngineSettings, ring: RingWriter, control: Connection)
     if settings.weights == MISSING:
         control.send(Failed("no weights in 'missing': give --weights a folder with checkpoint files"))
         return
-    _FakeEngine(settings, ring, control).run()
+    with ControlPipe(control) as pipe:
+        _FakeEngine(settings, ring, pipe).run()
 
 
 class _FakeEngine:
     """One channel, `name`, which the server opens before anything else."""
 
-    def __init__(self, settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
+    def __init__(self, settings: EngineSettings, ring: RingWriter, control: ControlPipe) -> None:
         self._ring = ring
         self._control = control
         self._name, self._index, self._shown, self._chunk = "", 0, 0, 0
@@ -93,7 +95,7 @@ class _FakeEngine:
         try:
             while not self._stopped:
                 wait = self._index - self._shown > LOW_MARK
-                while self._control.poll(None if wait else 0) and not self._stopped:
+                while (wait or self._control.poll()) and not self._stopped:
                     self._read(self._control.recv())
                     wait = False
                 if self._index - self._shown <= LOW_MARK:

@@ -21,7 +21,7 @@ from engine.wire.messages import (
 from engine.wire.ring import RingConfig, RingReader
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from streaming.channels.channel import Channel
-from streaming.channels.events import PromptShown
+from streaming.channels.events import PromptShown, StateChanged
 from streaming.channels.prompts import PromptRefused
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
@@ -200,11 +200,11 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
         answer = await asking
         assert (answer.prompt, answer.frame, answer.eta_s) == ("second", 2, 2 / FPS)
         await studio.pass_periods(4)
-        events = [queue.get_nowait() for _ in range(queue.qsize())]
-    assert [event for event in events if isinstance(event, PromptShown)] == [
-        PromptShown("first", 0),
-        PromptShown("second", 2),
-    ]
+        assert [await queue.get() for _ in range(3)] == [
+            PromptShown("first", 0),
+            PromptShown("second", 2),
+            StateChanged(),
+        ]
     assert [(record.prompt, record.shown) for record in studio.channel.report().prompts] == [
         ("first", True),
         ("second", True),

@@ -18,6 +18,7 @@ from checkpoint import TINY, make_folder, make_texts
 from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
+from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import LOW_MARK_S, Interleaver
 from engine.live.offline import Change, generate_frames
@@ -28,6 +29,7 @@ from engine.wire.messages import (
     ChunkDone,
     Failed,
     FramesReady,
+    Heartbeat,
     OpenChannel,
     Progress,
     PromptReplaced,
@@ -133,7 +135,7 @@ async def _running(
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         ring = MemoryRing(slots)
-        interleaver = Interleaver(_generator(), ring, theirs, low_mark_s)  # type: ignore[arg-type]
+        interleaver = Interleaver(_generator(), ring, ControlPipe(theirs), low_mark_s)  # type: ignore[arg-type]
         ours.send(OpenChannel("main", settings))
         interleaver.read_inbox()
         server = Server(ours, ring, settings)
@@ -297,7 +299,7 @@ async def test_closed_pipe_ends_the_loop() -> None:
     for wait in (False, True):
         ours, theirs = multiprocessing.Pipe()
         with theirs:
-            interleaver = Interleaver(_generator(), MemoryRing(8), theirs)  # type: ignore[arg-type]
+            interleaver = Interleaver(_generator(), MemoryRing(8), ControlPipe(theirs))  # type: ignore[arg-type]
             ours.send(OpenChannel("main", SETTINGS))
             task = asyncio.create_task(interleaver.run())
             for _ in range(500 if wait else 2):
@@ -325,7 +327,8 @@ def _serve_in_thread(settings: EngineSettings, channel: ChannelSettings = SETTIN
         thread.start()
         try:
             while True:
-                messages.append(ours.recv())
+                if not isinstance(message := ours.recv(), Heartbeat):
+                    messages.append(message)
         except (EOFError, ConnectionResetError):  # the second where the engine left messages unread
             thread.join()
     return messages + errors
@@ -388,7 +391,8 @@ def test_published_model_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         thread.start()
         while not messages or not isinstance(messages[-1], ChunkDone | Failed):
             assert ours.poll(LIMIT_S)
-            messages.append(ours.recv())
+            if not isinstance(message := ours.recv(), Heartbeat):
+                messages.append(message)
         ours.send(Stop())
         thread.join(LIMIT_S)
     device = pick_device("cpu")
@@ -433,8 +437,9 @@ def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
     try:
         while not messages or not isinstance(messages[-1], ChunkDone):
             assert ours.poll(LIMIT_S)
-            messages.append(ours.recv())
-            if isinstance(messages[-1], Ready):
+            if not isinstance(message := ours.recv(), Heartbeat):
+                messages.append(message)
+            if messages and isinstance(messages[-1], Ready):
                 assert process.pid is not None
                 os.kill(process.pid, signal.SIGINT)
         ours.send(Stop())

@@ -20,6 +20,7 @@ from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
 
 QUICK = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, outbox=4)
+STRICT = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, stalled_s=2.0, hung_s=4.0)
 
 
 def linked(metrics: Metrics, weights: str | None = None) -> tuple[EngineLink, Channel]:
@@ -152,6 +153,31 @@ async def test_hung_engine_is_killed_on_stop() -> None:
         assert QUICK.stop_s <= asyncio.get_running_loop().time() - began_s < QUICK.stop_s + 1
         assert not alive(pid)
         asking.cancel()
+
+
+async def test_stopped_engine_is_stalled_and_comes_back() -> None:
+    """SIGSTOP is noticed by the missing heartbeat; when the process goes on in time so does the channel."""
+    async with supervised(config=STRICT) as (supervisor, channel, _):
+        assert supervisor.engine is not None
+        pid = supervisor.engine.pid
+        os.kill(pid, signal.SIGSTOP)
+        await state(channel, "stalled")
+        assert "has not been heard" in str(channel.report().error)
+        with pytest.raises(Unavailable, match="does not answer"):
+            await channel.set_prompt("x", "flow")
+        os.kill(pid, signal.SIGCONT)
+        await state(channel, "idle")
+        assert channel.report().error is None and supervisor.engine.pid == pid
+
+
+async def test_hung_engine_is_restarted() -> None:
+    """A process that stays silent is ended, and the next one goes on."""
+    async with supervised(config=STRICT) as (supervisor, channel, _):
+        assert supervisor.engine is not None
+        os.kill(supervisor.engine.pid, signal.SIGSTOP)
+        await state(channel, "restarting")
+        assert "hung: it was not heard for 4 s" in str(channel.report().error)
+        await state(channel, "idle")
 
 
 @pytest.mark.parametrize(("weights", "error"), [(MISSING, "no weights in 'missing'"), ("crash", "status 3")])

@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
 
 from engine.config import FRAMES_PER_LATENT
 from engine.live.channel_state import ChannelState, Place
+from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Chunk, Generator
 from engine.runtime.cuda_streams import StreamEvent
 from engine.wire.frames import FrameBatch
@@ -73,7 +73,7 @@ class Interleaver:
     """Chooses units of the channels and speaks with the server; owns neither ring nor pipe."""
 
     def __init__(
-        self, generator: Generator, ring: RingWriter, control: Connection, low_mark_s: float = LOW_MARK_S
+        self, generator: Generator, ring: RingWriter, control: ControlPipe, low_mark_s: float = LOW_MARK_S
     ) -> None:
         config = generator.model.config
         self._generator = generator

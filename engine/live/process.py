@@ -10,6 +10,7 @@ import time
 from multiprocessing.connection import Connection
 
 from engine.config import preset
+from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import Interleaver
 from engine.live.offline import generate_frames
@@ -29,7 +30,7 @@ class LoadError(Exception):
     """The settings do not fit the model or what is here; the text is one line that says what to do."""
 
 
-def serve(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
+def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) -> None:
     """Serves channels until told to stop.
 
     A model that cannot be loaded is told to the server as `Failed`; any other error too, and is then raised.
@@ -39,25 +40,26 @@ def serve(settings: EngineSettings, ring: RingWriter, control: Connection) -> No
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_cores()
     began_s = time.monotonic()
-    try:
-        model = load_model(settings, control)
-        generator = Generator(model)
-        warm_up(generator, control)
-        interleaver = Interleaver(generator, ring, control)
-        open_channels(interleaver)
-        config, warm_up_s = generator.model.config, time.monotonic() - began_s
-        control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
-        asyncio.run(interleaver.run())
-    except LoadError as error:
-        control.send(Failed(str(error)))
-    except (BrokenPipeError, ConnectionResetError):
-        log.info("the server is gone")
-    except Exception as error:
-        control.send(Failed(f"{type(error).__name__}: {error}"))
-        raise
+    with ControlPipe(connection) as control:
+        try:
+            model = load_model(settings, control)
+            generator = Generator(model)
+            warm_up(generator, control)
+            interleaver = Interleaver(generator, ring, control)
+            open_channels(interleaver)
+            config, warm_up_s = generator.model.config, time.monotonic() - began_s
+            control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
+            asyncio.run(interleaver.run())
+        except LoadError as error:
+            control.send(Failed(str(error)))
+        except (BrokenPipeError, ConnectionResetError):
+            log.info("the server is gone")
+        except Exception as error:
+            control.send(Failed(f"{type(error).__name__}: {error}"))
+            raise
 
 
-def load_model(settings: EngineSettings, control: Connection) -> Model:
+def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
     """The settings' model. Tells how far loading is. Raises LoadError."""
 
     def tell(share: float) -> None:
@@ -70,7 +72,7 @@ def load_model(settings: EngineSettings, control: Connection) -> Model:
         raise LoadError(str(error)) from error
 
 
-def warm_up(generator: Generator, control: Connection) -> None:
+def warm_up(generator: Generator, control: ControlPipe) -> None:
     """Makes the first chunks of a scratch video, so that graphs are captured and libraries have chosen their ways."""
     config = generator.model.config
     frames = config.first_chunk_frames + (WARM_UP_CHUNKS - 1) * config.chunk_frames

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from engine.wire.settings import ChannelSettings
 
+HEARTBEAT_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class OpenChannel:
@@ -50,6 +52,11 @@ class Progress:
 
     stage: str
     fraction: float  # 0 to 1 of the stage
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The process is alive: sent every HEARTBEAT_S, whatever it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +131,4 @@ class Failed:
 
 ToEngine = OpenChannel | SetPrompt | Shown | Stop
 ChannelMessage = PromptSet | PromptReplaced | Refused | FramesReady | ChunkDone
-FromEngine = Progress | Ready | ChannelMessage | Failed
+FromEngine = Heartbeat | Progress | Ready | ChannelMessage | Failed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ from streaming.media.frame_queue import FrameQueue
 from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import Action, Pacer
+
+REPORT_S = 0.1  # a report is as old as that at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Channel:
         self._chunks = ChunkStats()
         self._prompts = PromptBook(settings.prompt, settings.start.frame)
         self._wake = asyncio.Event()
+        self._report_json, self._reported_s = "", float("-inf")
 
     def settings(self) -> ChannelSettings:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
@@ -170,6 +174,13 @@ class Channel:
             prompts=self._prompts.report(),
         )
 
+    def report_json(self) -> str:
+        """The report as JSON, made at most once every REPORT_S for all who listen."""
+        now_s = self._clock()
+        if now_s - self._reported_s >= REPORT_S:
+            self._report_json, self._reported_s = json.dumps(dataclasses.asdict(self.report())), now_s
+        return self._report_json
+
     async def run(self) -> None:
         """Puts frames on air until cancelled; ends the hubs' threads then."""
         try:
@@ -263,4 +274,5 @@ class Channel:
         self._metrics.viewers.set(self.viewers)
         self._metrics.buffered_s.set(self._buffered_s)
         self._wake.set()
+        self._reported_s = float("-inf")
         self.events.publish(StateChanged())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from streaming.errors import Unavailable
 
 MOST_LISTENERS = 256
-EVENTS_KEPT = 16  # per listener; one that falls further behind is cut off and may come back
+EVENTS_KEPT = 16  # prompt events of a listener; one that falls further behind is cut off and may come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +39,56 @@ class StateChanged:
 Event = PromptShown | PromptDropped | StateChanged
 
 
-class Broadcast:
-    """Listeners of one channel. A full queue never holds the publisher: its listener is cut off."""
+class Listener:
+    """One listener's place: its prompt events, and whether the state changed since it looked."""
 
     def __init__(self) -> None:
-        self._queues: set[asyncio.Queue[Event]] = set()
+        self._events: deque[Event] = deque()
+        self._changed = False
+        self._wake = asyncio.Event()
+        self.cut_off = False  # it fell too far behind
+
+    def offer(self, event: Event) -> None:
+        """Takes an event; changes of state are one, however many there were."""
+        if isinstance(event, StateChanged):
+            self._changed = True
+        elif len(self._events) < EVENTS_KEPT:
+            self._events.append(event)
+        else:
+            self.cut_off = True
+        self._wake.set()
+
+    async def get(self) -> Event:
+        """The next event; prompts come before a change of state."""
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if self._changed:
+                self._changed = False
+                return StateChanged()
+            self._wake.clear()
+            await self._wake.wait()
+
+
+class Broadcast:
+    """Listeners of one channel. None of them can hold the publisher."""
+
+    def __init__(self) -> None:
+        self._listeners: set[Listener] = set()
 
     @contextmanager
-    def listen(self) -> Iterator[asyncio.Queue[Event]]:
-        """A queue of the events while the block runs. Raises Unavailable when too many listen already."""
-        if len(self._queues) >= MOST_LISTENERS:
+    def listen(self) -> Iterator[Listener]:
+        """A place among the listeners while the block runs. Raises Unavailable when too many listen already."""
+        if len(self._listeners) >= MOST_LISTENERS:
             raise Unavailable(f"There are {MOST_LISTENERS} listeners already; try again later.")
-        queue: asyncio.Queue[Event] = asyncio.Queue(EVENTS_KEPT)
-        self._queues.add(queue)
+        listener = Listener()
+        self._listeners.add(listener)
         try:
-            yield queue
+            yield listener
         finally:
-            self._queues.discard(queue)
-
-    def reaches(self, queue: asyncio.Queue[Event]) -> bool:
-        """Whether the listener with this queue was not cut off."""
-        return queue in self._queues
+            self._listeners.discard(listener)
 
     def publish(self, event: Event) -> None:
         """Hands the event to every listener."""
-        for queue in tuple(self._queues):
-            try:
-                queue.put_nowait(event)
-            except asyncio.QueueFull:
-                self._queues.discard(queue)
+        for listener in self._listeners:
+            listener.offer(event)

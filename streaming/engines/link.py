@@ -18,6 +18,7 @@ from engine.wire.messages import (
     ChunkDone,
     FramesReady,
     FromEngine,
+    Heartbeat,
     OpenChannel,
     Progress,
     PromptReplaced,
@@ -38,6 +39,7 @@ class EngineStatus(StrEnum):
 
     STARTING = "starting"  # the first process loads and warms up
     RUNNING = "running"
+    STALLED = "stalled"  # it was warm, and is not heard any more
     RESTARTING = "restarting"  # a process ended; the next one waits, loads or warms up
     FAILED = "failed"  # no further process is started
 
@@ -45,7 +47,8 @@ class EngineStatus(StrEnum):
 # A restart may end before it is warm, and is then followed by another.
 TRANSITIONS = {
     EngineStatus.STARTING: {EngineStatus.RUNNING, EngineStatus.FAILED},
-    EngineStatus.RUNNING: {EngineStatus.RESTARTING, EngineStatus.FAILED},
+    EngineStatus.RUNNING: {EngineStatus.STALLED, EngineStatus.RESTARTING, EngineStatus.FAILED},
+    EngineStatus.STALLED: {EngineStatus.RUNNING, EngineStatus.RESTARTING, EngineStatus.FAILED},
     EngineStatus.RESTARTING: {EngineStatus.RUNNING, EngineStatus.RESTARTING, EngineStatus.FAILED},
     EngineStatus.FAILED: set[EngineStatus](),
 }
@@ -109,7 +112,11 @@ class EngineLink:
 
     def receive(self, message: FromEngine) -> None:
         """Takes one message of the process. Raises ValueError when it breaks the protocol."""
+        if self.status is EngineStatus.STALLED and not isinstance(message, Ready):
+            self._become(EngineStatus.RUNNING, None)
         match message:
+            case Heartbeat():
+                pass
             case Progress():
                 self.progress = f"{message.stage} {message.fraction:.0%}"
                 self._tell()
@@ -125,6 +132,11 @@ class EngineLink:
             case _:
                 raise ValueError(f"the engine sent {message!r}, which is not expected")
 
+    def stall(self, silent_s: float) -> None:
+        """The process has said nothing for so long; does nothing unless it was warm."""
+        if self.running:
+            self._become(EngineStatus.STALLED, f"the engine process has not been heard for {silent_s:.0f} s")
+
     @property
     def running(self) -> bool:
         """Whether a process is there and warm."""
@@ -135,7 +147,9 @@ class EngineLink:
         if self._send is None or not self.running:
             starting = "The engine is starting; try again in a moment."
             restarting = "The engine stopped and is coming back; try again in a moment."
-            raise Unavailable(f"{restarting} ({self.error})" if self.error else starting)
+            stalled = "The engine does not answer; it is restarted if that goes on."
+            words = {EngineStatus.STARTING: starting, EngineStatus.STALLED: stalled}.get(self.status, restarting)
+            raise Unavailable(f"{words} ({self.error})" if self.error else words)
 
     def send(self, message: ToEngine) -> None:
         """Sends without blocking. Raises Unavailable when no process is warm."""

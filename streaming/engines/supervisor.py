@@ -45,11 +45,14 @@ class SupervisorConfig:
     backoff_limit_s: float = 30.0
     stop_s: float = 1.5  # from asking an engine to stop to killing it
     outbox: int = 512  # messages that wait for an engine that does not read
+    stalled_s: float = 5.0  # without a heartbeat: the engine is said to be stalled
+    hung_s: float = 15.0  # without a heartbeat: the process is ended
 
     def __post_init__(self) -> None:
         if self.restarts < 0 or self.outbox < 1:
             raise ValueError(f"restarts is {self.restarts} and outbox {self.outbox}; at least 0 and 1 are needed")
-        if min(self.healthy_s, self.backoff_s, self.backoff_limit_s, self.stop_s) < 0:
+        times = (self.healthy_s, self.backoff_s, self.backoff_limit_s, self.stop_s, self.stalled_s, self.hung_s)
+        if min(times) < 0:
             raise ValueError("times of the supervisor must not be negative")
 
     def delay_s(self, failures: int) -> float:
@@ -73,6 +76,7 @@ class EngineProcess:
         self._config = config
         self._outbox: deque[ToEngine] = deque()
         self._why: str | None = None
+        self._heard_s: float | None = None  # when the last message came; None before the first
         self._ended = asyncio.Event()
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -97,10 +101,20 @@ class EngineProcess:
     def send(self, message: ToEngine) -> None:
         """Sends without blocking. An engine that leaves too many messages unread is ended."""
         if len(self._outbox) >= self._config.outbox:
-            self._end("the engine process does not read its messages")
+            self.end("the engine process does not read its messages")
             return
         self._outbox.append(message)
         self._flush()
+
+    def silent_s(self) -> float:
+        """Seconds since the process was heard last; 0 before its first word, since to start may take long."""
+        return 0.0 if self._heard_s is None else time.monotonic() - self._heard_s
+
+    def end(self, why: str) -> None:
+        """Kills the process; `wait` will say why."""
+        if not self._ended.is_set():
+            self._why = self._why or why
+            os.kill(self.pid, signal.SIGKILL)
 
     async def wait(self) -> str:
         """Waits for the end of the process and says in one line why it ended."""
@@ -137,6 +151,7 @@ class EngineProcess:
         try:
             while self._pipe.poll():
                 message = self._pipe.recv()
+                self._heard_s = time.monotonic()
                 if isinstance(message, Failed):
                     self._why = message.error
                 else:
@@ -145,9 +160,9 @@ class EngineProcess:
             self._loop.remove_reader(self._pipe.fileno())
             if not self._ended.is_set():
                 # A process that closed its pipe is ending; one that only lost it would run on for nobody.
-                self._loop.call_later(self._config.stop_s, self._end, "the engine process closed its pipe")
+                self._loop.call_later(self._config.stop_s, self.end, "the engine process closed its pipe")
         except ValueError as error:
-            self._end(f"the engine process broke the protocol: {error}")
+            self.end(f"the engine process broke the protocol: {error}")
 
     def _flush(self) -> None:
         writable = select.poll()
@@ -163,11 +178,6 @@ class EngineProcess:
             self._loop.add_writer(self._pipe.fileno(), self._flush)
         else:
             self._loop.remove_writer(self._pipe.fileno())
-
-    def _end(self, why: str) -> None:
-        if not self._ended.is_set():
-            self._why = self._why or why
-            os.kill(self.pid, signal.SIGKILL)
 
 
 class Supervisor:
@@ -222,12 +232,26 @@ class Supervisor:
             try:
                 log.info("engine process %d begins", self.engine.pid)
                 self._link.attach(ring, self.engine.send)
-                return await self.engine.wait()
+                watch = asyncio.create_task(self._watch(self.engine), name="heartbeat")
+                try:
+                    return await self.engine.wait()
+                finally:
+                    watch.cancel()
             finally:
                 engine, self.engine = self.engine, None
                 await engine.stop()
         finally:
             ring.close()
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        """Says that a silent process is stalled, and ends it when it stays silent."""
+        while True:
+            await asyncio.sleep(self._config.stalled_s / 10)
+            silent_s = engine.silent_s()
+            if silent_s >= self._config.hung_s:
+                engine.end(f"the engine process hung: it was not heard for {silent_s:.0f} s")
+            elif silent_s >= self._config.stalled_s:
+                self._link.stall(silent_s)
 
     def _on_message(self, message: FromEngine) -> None:
         self._link.receive(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from streaming.http.sdp import Section
+from streaming.http.sdp import SdpSection
 from streaming.http.whep import Negotiation, is_accepted
 
 TRANSPORT = ("ice-ufrag", "ice-pwd", "fingerprint", "setup")
@@ -34,7 +34,7 @@ def compose(negotiation: Negotiation, video_answer: str) -> str:
     return "\r\n".join([*session, *body]) + "\r\n"
 
 
-def _section(section: Section, negotiation: Negotiation, video_lines: list[str]) -> Iterator[str]:
+def _section(section: SdpSection, negotiation: Negotiation, video_lines: list[str]) -> Iterator[str]:
     if section is negotiation.video:
         yield from _video(section, negotiation, video_lines)
         return
@@ -53,7 +53,7 @@ def _section(section: Section, negotiation: Negotiation, video_lines: list[str])
         yield from _picked(video_lines, CANDIDATES)
 
 
-def _video(section: Section, negotiation: Negotiation, lines: list[str]) -> Iterator[str]:
+def _video(section: SdpSection, negotiation: Negotiation, lines: list[str]) -> Iterator[str]:
     """aiortc's section, with the peer's own format parameters, and without a mid where the offer had none."""
     payload = negotiation.payloads[0]
     formats = [value for value in section.all("fmtp") if value.partition(" ")[0] == payload]

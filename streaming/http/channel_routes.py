@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
 from engine.wire.prompt import check_prompt
-from streaming.channels.channel import Channel, PromptAnswer
+from streaming.channels.channel import REPORT_S, Channel, PromptAnswer
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import PromptRefused
 from streaming.channels.report import ChannelReport
@@ -88,20 +88,22 @@ def add(app: FastAPI, state: ServerState) -> None:
 
 
 async def _stream(channel: Channel, stopping: asyncio.Event) -> AsyncIterator[str]:
-    with channel.events.listen() as queue:
-        yield _event("state", dataclasses.asdict(channel.report()))
-        while not stopping.is_set() and channel.events.reaches(queue):
+    with channel.events.listen() as listener:
+        yield _event("state", channel.report_json())
+        while not stopping.is_set() and not listener.cut_off:
             try:
                 async with asyncio.timeout(STATE_EVERY_S):
-                    event = await queue.get()
+                    event = await listener.get()
             except TimeoutError:
                 event = None
             if isinstance(event, PromptShown):
-                yield _event("prompt", dataclasses.asdict(event))
+                yield _event("prompt", json.dumps(dataclasses.asdict(event)))
             elif isinstance(event, PromptDropped):
-                yield _event("replaced", dataclasses.asdict(event))
+                yield _event("replaced", json.dumps(dataclasses.asdict(event)))
             else:
-                yield _event("state", dataclasses.asdict(channel.report()))
+                yield _event("state", channel.report_json())
+                # However much changes, a listener is not told more often.
+                await asyncio.sleep(REPORT_S)
 
 
 async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
@@ -110,5 +112,5 @@ async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
         yield text
 
 
-def _event(name: str, value: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(value)}\n\n"
+def _event(name: str, data: str) -> str:
+    return f"event: {name}\ndata: {data}\n\n"

@@ -10,7 +10,7 @@ DIRECTIONS = ("sendrecv", "sendonly", "recvonly", "inactive")
 
 
 @dataclass(slots=True)
-class Section:
+class SdpSection:
     """One media section, or with an empty kind the session's lines."""
 
     kind: str = ""  # audio, video, application, ...
@@ -40,9 +40,9 @@ class Section:
         return next((key for key, _ in self.attributes if key in DIRECTIONS), None)
 
 
-def parse(lines: Sequence[str]) -> tuple[Section, list[Section]]:
+def parse(lines: Sequence[str]) -> tuple[SdpSection, list[SdpSection]]:
     """The session's section and the media sections. Raises ValueError for a malformed m= line."""
-    sections = [Section()]
+    sections = [SdpSection()]
     for line in lines:
         if line.startswith("m="):
             words = line[2:].split()
@@ -50,14 +50,14 @@ def parse(lines: Sequence[str]) -> tuple[Section, list[Section]]:
             if len(words) < 4 or not re.fullmatch(r"[0-9]{1,5}(/[0-9]{1,5})?", words[1]):
                 raise ValueError("An m= line is malformed.")
             port = int(words[1].partition("/")[0])
-            sections.append(Section(words[0].lower(), port, words[2], tuple(words[3:])))
+            sections.append(SdpSection(words[0].lower(), port, words[2], tuple(words[3:])))
         elif line.startswith("a="):
             name, _, value = line[2:].partition(":")
             sections[-1].attributes.append((name.strip(), value.strip()))
     return sections[0], sections[1:]
 
 
-def bundle_of(session: Section, mid: str | None) -> tuple[str, ...]:
+def bundle_of(session: SdpSection, mid: str | None) -> tuple[str, ...]:
     """Mids of the BUNDLE group that holds `mid`, in its order; empty where none does (RFC 9143)."""
     for value in session.all("group"):
         semantics, *mids = value.split()

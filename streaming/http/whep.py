@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streaming.http import sdp
-from streaming.http.sdp import Section
+from streaming.http.sdp import SdpSection
 from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
 
 MOST_MEDIA = 16
@@ -43,10 +43,10 @@ class Policy:
 class Negotiation:
     """An offer's sections, which of them is served and on whose transport."""
 
-    session: Section
-    media: tuple[Section, ...]
-    video: Section
-    tag: Section  # whose ICE and DTLS parameters count: the first section of the video's bundle that is accepted
+    session: SdpSection
+    media: tuple[SdpSection, ...]
+    video: SdpSection
+    tag: SdpSection  # whose ICE and DTLS parameters count: the first section of the video's bundle that is accepted
     bundle: tuple[str, ...]  # mids of that bundle; empty where the video stands alone
     payloads: tuple[str, ...]  # of the codec that is served, and of its retransmissions
     offer: Offer
@@ -81,7 +81,7 @@ def check_offer(body: bytes, content_type: str, codec: str | None, policy: Polic
     return Negotiation(session, tuple(media), video, tag, bundle, payloads, offer)
 
 
-def is_accepted(section: Section, session: Section) -> bool:
+def is_accepted(section: SdpSection, session: SdpSection) -> bool:
     """Whether a section beside the video in its bundle is answered as inactive, not refused.
 
     Audio is: the bundle's transport may be the audio's, and then refusing it would take the video's away.
@@ -134,7 +134,7 @@ def _lines(body: bytes, content_type: str, wanted: str) -> list[str]:
     return lines
 
 
-def _sections(lines: Sequence[str]) -> tuple[Section, list[Section]]:
+def _sections(lines: Sequence[str]) -> tuple[SdpSection, list[SdpSection]]:
     try:
         session, media = sdp.parse(lines)
     except ValueError as error:
@@ -144,7 +144,7 @@ def _sections(lines: Sequence[str]) -> tuple[Section, list[Section]]:
     return session, media
 
 
-def _video(session: Section, media: Sequence[Section]) -> Section:
+def _video(session: SdpSection, media: Sequence[SdpSection]) -> SdpSection:
     """The first video that may be sent to."""
     directions = []
     for section in media:
@@ -158,13 +158,13 @@ def _video(session: Section, media: Sequence[Section]) -> Section:
     raise WhepError(400, "The offer has no live video section.")
 
 
-def _bundled(media: Sequence[Section], bundle: Sequence[str]) -> list[Section]:
+def _bundled(media: Sequence[SdpSection], bundle: Sequence[str]) -> list[SdpSection]:
     """The sections of a bundle in its order."""
     by_mid = {section.mid: section for section in reversed(media)}
     return [by_mid[mid] for mid in bundle if mid in by_mid]
 
 
-def _transport(section: Section, session: Section) -> tuple[str, list[str]]:
+def _transport(section: SdpSection, session: SdpSection) -> tuple[str, list[str]]:
     """The section's ICE user fragment, and its transport's lines for aiortc. Raises WhepError 400."""
     ufrag, password = (section.first(name) or session.first(name) or "" for name in ("ice-ufrag", "ice-pwd"))
     if not re.fullmatch(ICE_CHARS + "{4,256}", ufrag) or not re.fullmatch(ICE_CHARS + "{22,256}", password):
@@ -186,7 +186,7 @@ def _is_fingerprint(value: str) -> bool:
     return bool(size) and len(digits) == size and all(re.fullmatch(r"[0-9A-Fa-f]{2}", pair) for pair in digits)
 
 
-def _codec(video: Section, wanted: str | None) -> tuple[str, tuple[str, ...]]:
+def _codec(video: SdpSection, wanted: str | None) -> tuple[str, tuple[str, ...]]:
     """The codec to serve, and payload types of it and its retransmissions. Raises WhepError 406."""
     offered: dict[str, list[str]] = {}  # payload types by codec
     for value in video.all("rtpmap"):
@@ -218,7 +218,7 @@ def _rank(parameters: dict[str, str]) -> tuple[bool, int]:
     return CONSTRAINED_BASELINE.match(profile) is None, number
 
 
-def _media(video: Section, codec: str, payloads: Sequence[str]) -> list[str]:
+def _media(video: SdpSection, codec: str, payloads: Sequence[str]) -> list[str]:
     """The video's section with one codec, for aiortc."""
     lines = [f"m=video 9 {video.protocol} {' '.join(payloads)}", "c=IN IP4 0.0.0.0", f"a=mid:{video.mid or '0'}"]
     lines += ["a=recvonly", "a=rtcp-mux", *(f"a=extmap:{value}" for value in video.all("extmap"))]
@@ -230,7 +230,7 @@ def _media(video: Section, codec: str, payloads: Sequence[str]) -> list[str]:
     return lines + [f"a=fmtp:{again} apt={payloads[0]}" for again in payloads[1:]]
 
 
-def _candidates(tag: Section, policy: Policy) -> list[str]:
+def _candidates(tag: SdpSection, policy: Policy) -> list[str]:
     kept = [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy)][:MOST_CANDIDATES]
     return [*kept, *(["a=end-of-candidates"] if tag.has("end-of-candidates") else [])]
 

@@ -37,6 +37,7 @@ function connection() {
     return [playing.state, playing.state === "waiting" ? "Reconnecting" : "Connecting", detail];
   }
   if (state.state === "restarting") return ["restarting", "Recovering", "The engine stopped and is coming back."];
+  if (state.state === "stalled") return ["restarting", "Recovering", "The engine does not answer. It is restarted if that goes on."];
   return ["live", "Live", ""];
 }
 
@@ -91,6 +92,7 @@ async function send(text) {
     const answer = await ask(change.prompt);
     if ($("prompt").value === text) $("prompt").value = "";
     if (pending !== change) return;
+    if (answer.replaced_by) return replaced(answer.replaced_by);
     Object.assign(change, { prompt: answer.prompt, frame: answer.frame });
     const watched = playing.state === "playing";
     outcome("taken", watched ? `Planned. On screen in about ${seconds(answer.eta_s)}.` : "Planned.", answer.eta_s);
@@ -135,8 +137,18 @@ function outcome(name, text, waitS = 0) {
   if (waitS > 0 && !calm.matches) meter.animate({ transform: ["scaleX(0)", "scaleX(1)"] }, waitS * 1000);
 }
 
+/** A prompt that was accepted is never shown, since another took its place. */
+function onReplaced({ prompt, frame, replaced_by: other }) {
+  if (pending && prompt === pending.prompt && pending.frame === frame) replaced(other);
+}
+
+function replaced(other) {
+  pending = null;
+  outcome("refused", `Another prompt came in its place before it was shown: ${other}`);
+}
+
 function showTimeline() {
-  const entries = state.prompts.toReversed();
+  const entries = state.prompts.filter((entry) => !entry.replaced_by).toReversed();
   const current = entries.findIndex((entry) => entry.shown);
   const on = entries[current] ?? entries.at(-1);
   setText($("caption"), on.prompt);
@@ -277,7 +289,7 @@ function hurry() {
 function show(id) {
   const url = `/channels/${encodeURIComponent(id)}`;
   const player = new WhepPlayer(video, `/whep/${encodeURIComponent(id)}`, headers, onPlayer);
-  const events = new Events(`${url}/events`, { state: onState, prompt: onPrompt }, () => player.check(), onLost);
+  const events = new Events(`${url}/events`, { state: onState, prompt: onPrompt, replaced: onReplaced }, () => player.check(), onLost);
   shown = { id, url, player, events };
   channels.set(id, shown);
   player.start();
