@@ -112,7 +112,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.http.whep import Policy
     from streaming.media import rtp_hooks
     from streaming.media.metrics import Metrics
-    from streaming.media.viewer import Viewers
+    from streaming.media.viewer import ViewerConfig, Viewers
 
     await rtp_hooks.self_check()
     rtp_hooks.notice_dead_peers()
@@ -121,7 +121,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
     metrics = Metrics()
     engine = EngineLink(engine_settings(arguments), metrics)
-    viewers = Viewers(metrics)
+    limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
+    viewers = Viewers(metrics, limits)
     channels = {
         name: Channel(name, settings, engine, metrics.channel(name))
         for name, settings in channel_settings(arguments).items()
@@ -205,6 +206,16 @@ def parser() -> argparse.ArgumentParser:
         type=checked(_ip),
         help="send media from this address only; may be repeated (default: every address but loopback)",
     )
+    options.add_argument(
+        "--max-viewers", type=checked(_count), default=64, metavar="N", help="viewers at a time (default: 64)"
+    )
+    options.add_argument(
+        "--max-viewers-per-address",
+        type=checked(_count),
+        default=64,
+        metavar="N",
+        help="of them from one address (default: 64)",
+    )
     options.add_argument("--prompt", type=checked(check_prompt), default=PROMPT, help="what the video begins with")
     options.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")
     options.add_argument(
@@ -219,6 +230,12 @@ def parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise ValueError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ValueError(f"{text!r} is not a number from 1 on")
     return int(text)
 
 

@@ -1,16 +1,19 @@
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import av
+import httpx
 import pytest
-from fakes import FPS, Watcher, sample_offer, serving, watching
+from fakes import FPS, Serving, Watcher, sample_offer, serving, watching
 
 from streaming.media import marker
+from streaming.media.feed import Feed
 from streaming.media.hub import Hub
 from streaming.media.metrics import Metrics
-from streaming.media.viewer import Feed, ViewerConfig
+from streaming.media.viewer import ViewerConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
@@ -164,25 +167,57 @@ async def test_sessions_leave_nothing_behind() -> None:
         assert (await running.report())["viewers"] == 0
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
+    """Lets the server's viewers have these limits, beside those of its options."""
+    monkeypatch.setattr("streaming.media.viewer.ViewerConfig", partial(ViewerConfig, **limits))
+
+
+async def post_offer(running: Serving) -> httpx.Response:
+    """The reply to the offer of a peer that never connects."""
+    headers = {"content-type": "application/sdp"}
+    return await running.http.post("/whep/main", content=await sample_offer(running), headers=headers)
+
+
 async def test_unconnected_viewer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session whose peer never connects ends after the limit, and its place is free for the next."""
-    limits = ViewerConfig(most=1, connect_s=0.3, check_s=0.05)
-    monkeypatch.setattr("streaming.media.viewer.ViewerConfig", lambda: limits)
-    async with serving() as running:
-        offer, headers = await sample_offer(running), {"content-type": "application/sdp"}
-        assert (await running.http.post("/whep/main", content=offer, headers=headers)).status_code == 201
-        full = await running.http.post("/whep/main", content=offer, headers=headers)
+    limit(monkeypatch, connect_s=0.5, check_s=0.05)
+    async with serving("--max-viewers", "1") as running:
+        assert (await post_offer(running)).status_code == 201
+        full = await post_offer(running)
         assert full.status_code == 503
         assert full.headers["retry-after"]
-        await asyncio.sleep(0.6)
-        assert 'reason="not connected in time"' in (await running.http.get("/metrics")).text
-        assert (await running.http.post("/whep/main", content=offer, headers=headers)).status_code == 201
+        assert full.json()["detail"] == "1 viewers are connected, which is the limit; try again later."
+        async with asyncio.timeout(5):
+            while 'reason="not connected in time"' not in (await running.http.get("/metrics")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (await post_offer(running)).status_code == 201
+
+
+@pytest.mark.parametrize("options", [("--max-viewers", "2"), ("--max-viewers-per-address", "2"), ()])
+async def test_sessions_that_never_connect_make_room(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
+    """Whatever limit is reached, the session that waits longest for its connection ends for a new one."""
+    limit(monkeypatch, patience_s=0.05, most_connecting=16 if options else 2)
+    async with serving(*options) as running:
+        first, second = await post_offer(running), await post_offer(running)
+        await asyncio.sleep(0.1)
+        assert (await post_offer(running)).status_code == 201
+        assert 'reason="made room"' in (await running.http.get("/metrics")).text
+        for session, status in ((first, 404), (second, 415)):
+            assert (await running.http.patch(session.headers["location"])).status_code == status
+
+
+async def test_one_address_has_a_share() -> None:
+    """Connected viewers keep their places; the next one from their address is told why it must wait."""
+    async with serving("--max-viewers-per-address", "1") as running, watching(running) as watcher:
+        refused = await post_offer(running)
+        assert refused.status_code == 503
+        assert "1 viewers are connected from your address" in refused.json()["detail"]
+        await watcher.received(4)
 
 
 async def test_killed_viewer_is_noticed_by_its_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A viewer that dies without a word is closed after the silence limit, and its place is free again."""
-    limits = ViewerConfig(silence_s=2.0, check_s=0.1)
-    monkeypatch.setattr("streaming.media.viewer.ViewerConfig", lambda: limits)
+    limit(monkeypatch, silence_s=2.0, check_s=0.1)
     async with serving() as running:
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CLIENT, running.url, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parent

@@ -38,7 +38,7 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
         try:
             negotiation = check_offer(await request.body(), content_type, codec, policy)
             _check_live(channel, marker)
-            viewer, answer = await state.viewers.open(channel, negotiation.offer, marker)
+            viewer, answer = await state.viewers.open(channel, negotiation.offer, _address(request), marker)
         except WhepError as error:
             raise HTTPException(error.status, error.detail) from error
         except Unavailable as error:
@@ -93,6 +93,10 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
         if not state.viewers.ended(session):
             await state.viewer(channel_id, session).close("deleted")
         return Response(status_code=200)
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _check_live(channel: Channel, marked: bool) -> None:

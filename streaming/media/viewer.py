@@ -16,12 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import av
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
-from aiortc.mediastreams import MediaStreamError
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.sdp import candidate_from_sdp
 
 from streaming.errors import Unavailable
+from streaming.media.feed import Feed
 from streaming.media.hub import Hub, Sink
 from streaming.media.metrics import Metrics
 from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
@@ -35,6 +34,10 @@ class ViewerConfig:
     """Limits of viewers; times in seconds."""
 
     most: int = 64
+    most_an_address: int = 64
+    most_connecting: int = 16  # sessions that are not connected yet
+    patience_s: float = 2.0  # a session that is not connected by then makes room for a new one
+    negotiations: int = 2  # at a time: each holds the loop for some milliseconds
     negotiate_s: float = 5.0
     connect_s: float = 10.0
     silence_s: float = 8.0  # without RTCP from a viewer that is sent video
@@ -44,9 +47,10 @@ class ViewerConfig:
     tombstones: int = 256  # ended sessions that are remembered, so that a late DELETE finds them
 
     def __post_init__(self) -> None:
-        if min(self.most, self.queue, self.tombstones) < 1:
-            raise ValueError(f"most {self.most}, queue {self.queue} and tombstones {self.tombstones} must be positive")
-        if min(self.negotiate_s, self.connect_s, self.silence_s, self.check_s, self.close_s) <= 0:
+        counts = (self.most, self.most_an_address, self.most_connecting, self.negotiations, self.queue, self.tombstones)
+        if min(counts) < 1:
+            raise ValueError(f"numbers of viewers, packets and sessions must be positive, not {counts}")
+        if min(self.patience_s, self.negotiate_s, self.connect_s, self.silence_s, self.check_s, self.close_s) <= 0:
             raise ValueError("times of a viewer must be positive")
 
 
@@ -67,58 +71,6 @@ class Broadcaster(Protocol):
         ...
 
 
-class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
-    """A viewer's bounded queue of packets. It joins its channel when aiortc asks for the first one: media can flow."""
-
-    kind = "video"
-
-    def __init__(self, size: int, join: Callable[[Feed], Hub], metrics: Metrics) -> None:
-        super().__init__()
-        self._queue: asyncio.Queue[av.Packet | None] = asyncio.Queue(size)
-        self._join = join
-        self._metrics = metrics
-        self._hub: Hub | None = None
-        self._waits_for_key = True
-        self.first_sent_s: float | None = None
-
-    def offer(self, packet: av.Packet) -> None:
-        """Queues a packet. A full queue is emptied and waits for a key frame: a hole would corrupt the picture."""
-        if self._queue.full():
-            while not self._queue.empty():
-                self._queue.get_nowait()
-            self._waits_for_key = True
-            self._metrics.overflows.inc()
-        if self._waits_for_key and not packet.is_keyframe:
-            self.request_keyframe()
-            return
-        self._waits_for_key = False
-        self._queue.put_nowait(packet)
-
-    def request_keyframe(self) -> None:
-        """Asks the hub for a key frame."""
-        if self._hub is not None:
-            self._hub.request_keyframe()
-
-    async def recv(self) -> av.Packet:
-        """The next packet. Raises MediaStreamError once the feed ended."""
-        if self.readyState != "live":
-            raise MediaStreamError
-        if self._hub is None:
-            self._hub = self._join(self)
-        packet = await self._queue.get()
-        if packet is None:
-            raise MediaStreamError
-        self.first_sent_s = self.first_sent_s or time.monotonic()
-        return packet
-
-    def end(self) -> None:
-        """Ends the feed and wakes its reader; idempotent."""
-        self.stop()
-        if self._queue.full():
-            self._queue.get_nowait()
-        self._queue.put_nowait(None)
-
-
 class Viewer:
     """One peer connection of one channel. `ended` is called once, after everything was freed."""
 
@@ -126,6 +78,7 @@ class Viewer:
         self,
         channel: Broadcaster,
         offer: Offer,
+        address: str,
         config: ViewerConfig,
         metrics: Metrics,
         ended: Callable[[Viewer, str], None],
@@ -135,6 +88,7 @@ class Viewer:
         self._name = self.id[:6]
         self.etag = f'"{secrets.token_hex(8)}"'
         self.offer = offer
+        self.address = address
         self._channel = channel
         self._config = config
         self._metrics = metrics
@@ -148,6 +102,10 @@ class Viewer:
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._peer.on("connectionstatechange", self._on_state)
         self._task = asyncio.create_task(self._live(), name=f"viewer {self._name}")
+
+    def waiting_s(self) -> float | None:
+        """Seconds that the session waits for its connection; None once it is connected."""
+        return None if self._connected_s is not None else time.monotonic() - self._opened_s
 
     async def answer(self, marked: bool) -> str:
         """Negotiates and returns aiortc's answer to the offer's video. Raises WhepError if aiortc cannot take it."""
@@ -240,21 +198,41 @@ class Viewers:
         self._metrics = metrics
         self._viewers: dict[str, Viewer] = {}
         self._gone: deque[str] = deque(maxlen=self._config.tombstones)
+        self._negotiating = asyncio.Semaphore(self._config.negotiations)
 
     def __len__(self) -> int:
         return len(self._viewers)
 
-    async def open(self, channel: Broadcaster, offer: Offer, marked: bool) -> tuple[Viewer, str]:
+    async def open(self, channel: Broadcaster, offer: Offer, address: str, marked: bool) -> tuple[Viewer, str]:
         """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
-        if len(self._viewers) >= self._config.most:
-            raise Unavailable(f"{self._config.most} viewers are connected, which is the limit; try again later.")
-        viewer = Viewer(channel, offer, self._config, self._metrics, self._forget)
-        self._viewers[viewer.id] = viewer
-        try:
-            return viewer, await viewer.answer(marked)
-        except BaseException:
-            await viewer.close("not negotiated")
-            raise
+        async with self._negotiating:
+            while blocker := self._blocker(address):
+                await blocker.close("made room")
+            viewer = Viewer(channel, offer, address, self._config, self._metrics, self._forget)
+            self._viewers[viewer.id] = viewer
+            try:
+                return viewer, await viewer.answer(marked)
+            except BaseException:
+                await viewer.close("not negotiated")
+                raise
+
+    def _blocker(self, address: str) -> Viewer | None:
+        """The session that must make room for one from `address`: none below the limits, else the one that waited
+        longest for its connection. Raises Unavailable where every session is connected or has not waited long."""
+        config, viewers = self._config, list(self._viewers.values())
+        waiting = {viewer: waited_s for viewer in viewers if (waited_s := viewer.waiting_s()) is not None}
+        own = [viewer for viewer in viewers if viewer.address == address]
+        for those, most, words in (
+            (viewers, config.most, "viewers are connected"),
+            (own, config.most_an_address, "viewers are connected from your address"),
+            (list(waiting), config.most_connecting, "viewers are being connected"),
+        ):
+            if len(those) >= most:
+                oldest = max(waiting.keys() & those, key=waiting.__getitem__, default=None)
+                if oldest is None or waiting[oldest] < config.patience_s:
+                    raise Unavailable(f"{most} {words}, which is the limit; try again later.")
+                return oldest
+        return None
 
     def find(self, viewer_id: str) -> Viewer | None:
         """The viewer of a session that is open."""
