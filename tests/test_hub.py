@@ -4,6 +4,7 @@ import time
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from fakes import test_frame
 
 from streaming.media import marker
@@ -42,6 +43,14 @@ def decoded(codec: str, packets: list[av.Packet]) -> list[np.ndarray]:
     decoder = av.CodecContext.create("libvpx" if codec == "vp8" else "h264", "r")
     pictures = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
     return [picture.to_ndarray() for picture in pictures]
+
+
+def test_h264_says_its_colors() -> None:
+    """A decoder learns from the stream that the samples are BT.601 of limited range."""
+    decoder = av.CodecContext.create("h264", "r")
+    (picture,) = decoder.decode(Encoder("h264", SIZE).encode(test_frame(0), 0, True)) + decoder.decode(None)
+    assert (picture.color_range, picture.colorspace) == (ColorRange.MPEG, Colorspace.ITU601)
+    assert (picture.color_primaries, picture.color_trc) == (ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -4,8 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fakes
+import numpy as np
 import pytest
 from fakes import CRASH, REFUSE, serving
+
+from engine.video.video_file import to_rgb
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 
@@ -174,3 +178,37 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     for path in PAGE.iterdir():
         text = path.read_text().replace("http://www.w3.org/2000/svg", "")
         assert "://" not in text, path
+
+
+WATCH = """async (codec) => {
+    const peer = new RTCPeerConnection();
+    peer.addTransceiver("video", {direction: "recvonly"});
+    const video = document.createElement("video");
+    video.muted = true;
+    peer.addEventListener("track", (event) => { video.srcObject = new MediaStream([event.track]); video.play(); });
+    await peer.setLocalDescription();
+    const reply = await fetch(`/whep/main?codec=${codec}`, {
+        method: "POST", headers: {"content-type": "application/sdp"}, body: peer.localDescription.sdp,
+    });
+    await peer.setRemoteDescription({type: "answer", sdp: await reply.text()});
+    for (let frame = 0; frame < 8; frame += 1) {
+        await new Promise((resolve) => video.requestVideoFrameCallback(resolve));
+    }
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(video, 0, 0);
+    peer.close();
+    return [0, 1, 2, 3].map((place) => [...context.getImageData(24 + 32 * place, 24, 1, 1).data].slice(0, 3));
+}"""
+
+
+async def test_both_codecs_show_the_engines_colors(browser: Any) -> None:
+    """Red, green, blue and a purple arrive on Chromium's screen as the engine's frame has them, whatever the codec."""
+    frame = to_rgb(fakes.test_frame(0))
+    wanted = np.array([frame[24, 24 + 32 * place] for place in range(4)], int)
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        for codec in ("vp8", "h264"):
+            shown = np.array(await page.evaluate(WATCH, codec))
+            assert np.abs(shown - wanted).max() <= 6, f"{codec} shows {shown.tolist()} for {wanted.tolist()}"

@@ -32,6 +32,8 @@ def test_file_plays_what_was_written(tmp_path: Path) -> None:
     assert [frame.time for frame in frames] == pytest.approx([index / 8 for index in range(12)])
     assert [int(frame.color_range) for frame in frames] == [1] * 12
     assert [int(frame.colorspace) for frame in frames] == [5] * 12
+    assert {(int(frame.color_primaries), int(frame.color_trc)) for frame in frames} == {(6, 6)}
+    assert b"colrnclx" in path.read_bytes()
     for index, frame in enumerate(frames):
         planes = frame.to_ndarray()
         luma = (60, 120, 180)[index // 4]

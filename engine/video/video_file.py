@@ -11,10 +11,10 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import ColorRange, Colorspace
 from tqdm import tqdm
 
 from engine.runtime.files import check_target
+from engine.wire.colors import tag
 from engine.wire.frames import FrameBatch
 
 TIME_SCALE_HZ = 90_000
@@ -47,14 +47,14 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = Fraction(1, TIME_SCALE_HZ)
-        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU601
+        tag(context)
 
     def write(self, i420: npt.NDArray[np.uint8]) -> None:
         """Appends frames [F, 3H/2, W] uint8."""
         for planes in i420:
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = self._frames * self._ticks, Fraction(1, TIME_SCALE_HZ)
-            frame.color_range, frame.colorspace = ColorRange.MPEG, Colorspace.ITU601
+            tag(frame)
             self._container.mux(self._stream.encode(frame))
             self._frames += 1
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import PictureType
 
+from engine.wire.colors import tag
 from streaming.media import marker
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import MEDIA_CLOCK_HZ
@@ -99,10 +100,12 @@ class Encoder:
             self._context.max_b_frames = 0
             self._context.options = X264_OPTIONS | limits
             self._context.profile = "Baseline"
+        tag(self._context)
 
     def encode(self, i420: npt.NDArray[np.uint8], pts: int, key: bool) -> av.Packet:
         """Encodes a picture [3H/2, W] with a timestamp in 1/90000 s; `key` forces a key frame."""
         frame = av.VideoFrame.from_ndarray(i420, format="yuv420p")
+        tag(frame)
         frame.pts, frame.time_base = pts, Fraction(1, MEDIA_CLOCK_HZ)
         frame.pict_type = PictureType.I if key else PictureType.NONE
         packets = self._context.encode(frame)
