@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -84,6 +86,8 @@ def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -
     """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
     arguments = parser().parse_args(argv)
     log_from(arguments.log_level)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         listener = listen(arguments.host, arguments.port)
     except OSError as error:
@@ -135,6 +139,9 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
         supervision = group.create_task(_supervise(Supervisor(target, engine, metrics), stop), name="engine")
         air = [group.create_task(channel.run(), name=f"channel {name}") for name, channel in channels.items()]
         group.create_task(http.serve([listener]), name="http")
+        lag = group.create_task(metrics.watch_loop(), name="loop lag")
+        # What start-up made lives on: without it a full collection, which stops every viewer, is short.
+        gc.freeze()
         log.info("http://%s:%d/", *listener.getsockname()[:2])
         try:
             await stop.wait()
@@ -144,7 +151,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
                 channel.events.publish(StateChanged())
             # Viewers before the rest: each says goodbye while its connection still works.
             await viewers.close()
-            for task in (*air, supervision):
+            for task in (*air, supervision, lag):
                 task.cancel()
             http.should_exit = True
     return 0 if supervision.cancelled() else supervision.result()

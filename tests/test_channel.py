@@ -190,7 +190,7 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
     studio.engine.receive(READY)
     studio.render(4)
     studio.channel.join(Sink(), "vp8", False)
-    with studio.channel.events.listen() as queue:
+    with studio.channel.events.listen("test") as queue:
         asking = asyncio.create_task(studio.channel.set_prompt("second", "flow"))
         await asyncio.sleep(0)
         request = studio.sent[-1]
@@ -325,7 +325,7 @@ async def test_run_keeps_time_by_itself() -> None:
     began_s = asyncio.get_running_loop().time()
     studio.engine.receive(PromptSet(0, "main", "last", 7))
     studio.render(8)
-    with studio.channel.events.listen() as queue:
+    with studio.channel.events.listen("test") as queue:
         while await queue.get() != PromptShown("last", 7):
             pass
     took_s = asyncio.get_running_loop().time() - began_s

@@ -49,7 +49,7 @@ async def supervised(
 
 async def state(channel: Channel, wanted: str) -> None:
     async with asyncio.timeout(20):
-        with channel.events.listen() as queue:
+        with channel.events.listen("test") as queue:
             while channel.report().state != wanted:
                 await queue.get()
 

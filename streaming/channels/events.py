@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from streaming.errors import Unavailable
 
 MOST_LISTENERS = 256
+MOST_AN_ADDRESS = 64
 EVENTS_KEPT = 16  # prompt events of a listener; one that falls further behind is cut off and may come back
 
 
@@ -74,19 +75,21 @@ class Broadcast:
     """Listeners of one channel. None of them can hold the publisher."""
 
     def __init__(self) -> None:
-        self._listeners: set[Listener] = set()
+        self._listeners: dict[Listener, str] = {}  # and their addresses
 
     @contextmanager
-    def listen(self) -> Iterator[Listener]:
+    def listen(self, address: str) -> Iterator[Listener]:
         """A place among the listeners while the block runs. Raises Unavailable when too many listen already."""
         if len(self._listeners) >= MOST_LISTENERS:
             raise Unavailable(f"There are {MOST_LISTENERS} listeners already; try again later.")
+        if list(self._listeners.values()).count(address) >= MOST_AN_ADDRESS:
+            raise Unavailable(f"There are {MOST_AN_ADDRESS} listeners from your address already; try again later.")
         listener = Listener()
-        self._listeners.add(listener)
+        self._listeners[listener] = address
         try:
             yield listener
         finally:
-            self._listeners.discard(listener)
+            del self._listeners[listener]
 
     def publish(self, event: Event) -> None:
         """Hands the event to every listener."""

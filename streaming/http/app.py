@@ -13,10 +13,12 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from streaming.http import channel_routes, guard, whep_routes
+from streaming.http.connection import Connection
 from streaming.http.state import RETRY, ServerState
 from streaming.http.whep import Policy
 
 PAGE = Path(__file__).parents[1] / "page"
+BACKLOG = 64  # connections taken at a time
 GRACE_S = 1  # for open HTTP streams when the server stops
 
 
@@ -32,10 +34,18 @@ class HttpServer(uvicorn.Server):
     """uvicorn for one app; it leaves signals to its owner, who sets `should_exit`."""
 
     def __init__(self, app: FastAPI) -> None:
-        # No access log: it would keep addresses and session ids for nothing.
-        super().__init__(
-            uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+        # No access log: it would keep addresses and session ids for nothing. No warnings: a client could fill the log.
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GRACE_S,
         )
+        super().__init__(config)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import PromptRefused
 from streaming.channels.report import ChannelReport
 from streaming.errors import Unavailable
-from streaming.http.state import RETRY, ServerState
+from streaming.http.state import RETRY, ServerState, client_address
 
 ANSWER_TIMEOUT_S = 10.0
 STATE_EVERY_S = 1.0
@@ -75,9 +75,9 @@ def add(app: FastAPI, state: ServerState) -> None:
             raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
 
     @app.get("/channels/{channel_id}/events", response_class=StreamingResponse)
-    async def events(channel_id: str) -> StreamingResponse:
+    async def events(channel_id: str, request: Request) -> StreamingResponse:
         """Server-sent events: `state` each second and on change, `prompt` when a prompt's first frame is on air."""
-        stream = _stream(state.channel(channel_id), state.stopping)
+        stream = _stream(state.channel(channel_id), client_address(request), state.stopping)
         # The first event is taken here, so that a refusal still can become an error reply.
         try:
             first = await anext(stream)
@@ -87,8 +87,8 @@ def add(app: FastAPI, state: ServerState) -> None:
         return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(channel: Channel, stopping: asyncio.Event) -> AsyncIterator[str]:
-    with channel.events.listen() as listener:
+async def _stream(channel: Channel, address: str, stopping: asyncio.Event) -> AsyncIterator[str]:
+    with channel.events.listen(address) as listener:
         yield _event("state", channel.report_json())
         while not stopping.is_set() and not listener.cut_off:
             try:

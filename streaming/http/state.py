@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
@@ -40,3 +40,8 @@ class ServerState:
         if viewer is None:
             raise HTTPException(404, "There is no such session; it may have ended.")
         return viewer
+
+
+def client_address(request: Request) -> str:
+    """The address that the request comes from; empty where the server does not know it."""
+    return request.client.host if request.client else ""

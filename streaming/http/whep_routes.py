@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from streaming.channels.channel import Channel
 from streaming.errors import Unavailable
 from streaming.http.answer import compose
-from streaming.http.state import RETRY, ServerState
+from streaming.http.state import RETRY, ServerState, client_address
 from streaming.http.whep import Policy, check_fragment, check_offer
 from streaming.media import marker as markers
 from streaming.media.offer import WhepError
@@ -38,7 +38,7 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
         try:
             negotiation = check_offer(await request.body(), content_type, codec, policy)
             _check_live(channel, marker)
-            viewer, answer = await state.viewers.open(channel, negotiation.offer, _address(request), marker)
+            viewer, answer = await state.viewers.open(channel, negotiation.offer, client_address(request), marker)
         except WhepError as error:
             raise HTTPException(error.status, error.detail) from error
         except Unavailable as error:
@@ -93,10 +93,6 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
         if not state.viewers.ended(session):
             await state.viewer(channel_id, session).close("deleted")
         return Response(status_code=200)
-
-
-def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
 
 
 def _check_live(channel: Channel, marked: bool) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+LAG_EVERY_S, LAG_SAMPLES = 0.05, 20
 
 
 class Metrics:
@@ -25,6 +30,7 @@ class Metrics:
         self._lateness_s = self._histogram("pacing_lateness_seconds", "How late frames went on air", 0.001)
         self._encode_s = self._histogram("encode_seconds", "Time to encode one frame", 0.001)
         self._chunk_s = self._histogram("chunk_seconds", "Computing time of one chunk", 0.1)
+        self.loop_lag_s = self._gauge("loop_lag_seconds", "How late the server's loop was at worst in the last second")
 
     def channel(self, name: str) -> ChannelMetrics:
         """The metrics with this channel's label."""
@@ -36,6 +42,16 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"landiff_{name}", text, labels, registry=self._registry)
+
+    async def watch_loop(self) -> None:
+        """Measures for ever how late the event loop wakes, which delays every viewer's packets."""
+        while True:
+            worst_s = 0.0
+            for _ in range(LAG_SAMPLES):
+                before_s = time.monotonic()
+                await asyncio.sleep(LAG_EVERY_S)
+                worst_s = max(worst_s, time.monotonic() - before_s - LAG_EVERY_S)
+            self.loop_lag_s.set(worst_s)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"landiff_{name}", text, labels, registry=self._registry)

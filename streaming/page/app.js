@@ -17,6 +17,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const channels = new Map(); // by id, what this page has open of each: player, events, newest report
 let shown; // the entry of `channels` on screen
 let state; // its newest report; null while the server cannot be reached
+let moving = false; // frames reached the screen within the last two ticks
 let playing = { state: "connecting", detail: "" };
 let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
 
@@ -28,6 +29,7 @@ const headers = () => {
 /** One word for styles and one line for people, from what the player and the channel say. */
 function connection() {
   if (state === undefined) return ["connecting", "Connecting", "Connecting"];
+  if (state === null && moving) return ["live", "Live", ""];
   if (state === null) return ["waiting", "Reconnecting", "The server cannot be reached. Trying again."];
   if (state.state === "failed") return ["failed", "Stopped", state.error];
   if (state.state === "starting") return ["starting", "Starting", `The engine is starting. ${state.progress ?? ""}`];
@@ -215,6 +217,8 @@ function watchRate() {
     // A new stream counts from zero.
     if (last.frames < first.frames) counts.splice(0, counts.length - 1);
     const rate = ((last.frames - first.frames) / (last.ms - first.ms)) * 1000;
+    moving = counts.length > 2 && last.frames > counts.at(-3).frames;
+    if (state === null) showConnection();
     setText($("fps"), playing.state === "playing" && rate > 0 ? rate.toFixed(rate < 10 ? 1 : 0) : "–");
   }, TICK_MS);
 }

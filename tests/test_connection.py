@@ -1,0 +1,110 @@
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+import server
+from streaming.http import connection
+from streaming.http.app import HttpServer
+
+HELLO = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+class Endless:
+    """An app with one short answer and one without end."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.app = FastAPI()
+        self.app.get("/hello")(self.hello)
+        self.app.get("/endless")(self.endless)
+
+    async def hello(self) -> str:
+        return "hello"
+
+    async def endless(self) -> StreamingResponse:
+        async def text() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield bytes(65536)
+                    await asyncio.sleep(0)
+            finally:
+                self.ended.set()
+
+        return StreamingResponse(text())
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[int]:
+    """The app's port while it is served."""
+    http = HttpServer(app)
+    with server.listen("127.0.0.1", 0) as listener:
+        task = asyncio.create_task(http.serve([listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            http.should_exit = True
+            await task
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """What still comes until the server closes or cuts the connection."""
+    async with asyncio.timeout(5):
+        try:
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\nhost: ", HELLO])
+async def test_header_must_arrive_in_time(monkeypatch: pytest.MonkeyPatch, begin: bytes) -> None:
+    """A connection that sends no whole header, first or next, is cut off; others are answered meanwhile."""
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 0.3)
+    async with listening(Endless().app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begin)
+        other_reader, other = await asyncio.open_connection("127.0.0.1", port)
+        other.write(HELLO)
+        assert (await other_reader.readline()).startswith(b"HTTP/1.1 200")
+        assert (await ended(reader)).startswith(b"HTTP/1.1 200" if begin == HELLO else b"")
+        for end in (writer, other):
+            end.close()
+
+
+async def test_one_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection over the limit gets 503 as problem+json, and a place is free once another closes."""
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 2)
+    async with listening(Endless().app) as port:
+        writers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(HELLO)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writers.append(writer)
+        refused, writer = await asyncio.open_connection("127.0.0.1", port)
+        reply = await ended(refused)
+        assert reply.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"application/problem+json" in reply and b"Retry-After: 2" in reply
+        assert reply.endswith(b'"detail":"Too many connections are open; try again later."}')
+        writers[0].close()
+        await asyncio.sleep(0.1)
+        reader, last = await asyncio.open_connection("127.0.0.1", port)
+        last.write(HELLO)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        for end in (writer, last, writers[1]):
+            end.close()
+
+
+async def test_unread_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not read its answer loses the connection, and the answer's generator ends."""
+    monkeypatch.setattr(connection, "SEND_TIMEOUT_S", 0.3)
+    served = Endless()
+    async with listening(served.app) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+            async with asyncio.timeout(5):
+                await served.ended.wait()
