@@ -31,7 +31,6 @@ from engine.text.published import PublishedTextConfig
 
 PROMPT = "a red fish swims to the left"
 TOKENIZER, PLANNER = "tokenizer/model.safetensors", "llm/model.safetensors"
-TRANSFORMER = "CogVideoX-2b-sat/transformer/1000/mp_rank_00_model_states.pt"
 DIFFUSION, VAE = "diffusion/1/mp_rank_00_model_states.pt", "CogVideoX-2b-sat/vae/3d-vae.pt"
 
 TINY = EngineConfig(

@@ -17,7 +17,7 @@ from engine.text.embedding import TextEmbedding
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chunk begins, counted since the video began."""
+    """The start of a chunk, counted since the video began."""
 
     chunk: int = 0
     frame: int = 0  # of its first video frame

@@ -1,4 +1,4 @@
-"""The engine's end of the control pipe, which a thread of its own keeps warm with heartbeats."""
+"""The engine's end of the control pipe, and the thread that sends heartbeats through it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ControlPipe:
             self._connection.send(message)
 
     def poll(self) -> bool:
-        """Whether a message waits."""
+        """True if a message waits."""
         return self._connection.poll()
 
     def recv(self) -> ToEngine:
@@ -34,7 +34,7 @@ class ControlPipe:
         return self._connection.fileno()
 
     def __enter__(self) -> ControlPipe:
-        """Begins to tell the server that this process is alive, while the block runs."""
+        """Sends heartbeats while the block runs."""
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 

@@ -104,11 +104,11 @@ class Generator:
         return self._writer.end(state.plan)
 
     def needs_plan(self, state: ChannelState) -> bool:
-        """Whether the next chunk cannot begin yet."""
+        """True if the next chunk cannot begin yet, since its plan is not written."""
         return self.planned(state) < self.after(state).latent
 
     def after(self, state: RenderState, place: Place | None = None) -> Place:
-        """Where the chunk ends that begins at a place, `state.next` if None."""
+        """The end of the chunk that begins at `place`; None stands for `state.next`."""
         config, now = self.model.config, place or state.next
         first = state.features.shape[1] == 0 and now == state.next
         new = config.first_chunk_length if first else config.chunk_length

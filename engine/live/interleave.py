@@ -61,7 +61,7 @@ class LiveChannel:
 
     @property
     def next(self) -> Place:
-        """Where the next chunk begins."""
+        """The start of the next chunk."""
         return self.chunk.end if self.chunk is not None else self.state.next
 
     def spend(self, stage: str, seconds: float) -> None:

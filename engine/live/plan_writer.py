@@ -42,7 +42,7 @@ class Plan:
     gops: list[GOP]  # oldest first; all but the last are closed
     cache: KVCache  # of the last GOP and its context
     position: int = 0  # of the next token in the cache
-    noise: Tensor | None = None  # [tokens, tokens] of the frame being written
+    noise: Tensor | None = None  # [tokens, codebook size] of the frame being written
 
 
 class PlanWriter:

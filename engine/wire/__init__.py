@@ -1,1 +1,1 @@
-"""What crosses the border of the engine process; imports no torch."""
+"""Messages, settings and frames between server and engine process; imports no torch."""

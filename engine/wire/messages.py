@@ -24,7 +24,8 @@ class OpenChannel:
 
 @dataclass(frozen=True, slots=True)
 class SetPrompt:
-    """Asks for a new prompt; answered by `PromptSet` or `Refused` with the same request number."""
+    """Asks for a new prompt; answered by `PromptSet` or `Refused` with the same request number, and by
+    `PromptReplaced` later if another prompt takes its place."""
 
     request: int
     channel: str
@@ -48,7 +49,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far loading and warm-up are."""
+    """Progress of loading and warm-up."""
 
     stage: str
     fraction: float  # 0 to 1 of the stage

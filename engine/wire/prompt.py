@@ -1,4 +1,4 @@
-"""What a prompt may be. Imports no torch, so that the server process can use it."""
+"""The rules for prompts. Imports no torch, so that the server process can use it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine process loads, once for all of its channels."""
+    """Model and device of an engine process, loaded once for all of its channels."""
 
     preset: str
     weights: str | None = None  # folder or hub id; None means the preset's own
@@ -20,7 +20,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ChannelStart:
-    """Where in its video a channel begins: at 0, or where a crashed engine stopped."""
+    """The place in its video where a channel begins: 0, or where a crashed engine stopped."""
 
     frame: int = 0  # number of the first video frame
     chunk: int = 0  # number of the first chunk, which keys the noise together with the seed
@@ -32,7 +32,7 @@ class ChannelStart:
 
 @dataclass(frozen=True, slots=True)
 class ChannelSettings:
-    """What one endless video is made from."""
+    """Prompt, seed, steps and start of one endless video."""
 
     prompt: str
     seed: int = 0

@@ -36,7 +36,7 @@ from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import Action, Pacer
 
-REPORT_S = 0.1  # a report is as old as that at most
+REPORT_S = 0.1  # a report that is kept is at most so old
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class Channel:
         )
 
     def report_json(self) -> str:
-        """The report as JSON, made at most once every REPORT_S for all who listen."""
+        """The report as JSON: made once after a change for all listeners, and anew when it is older than REPORT_S."""
         now_s = self._clock()
         if now_s - self._reported_s >= REPORT_S:
             self._report_json, self._reported_s = json.dumps(dataclasses.asdict(self.report())), now_s

@@ -40,8 +40,8 @@ class ChannelReport:
     width: int | None
     height: int | None
     fps: float | None
-    state: str  # starting, live, idle, restarting or failed
-    error: str | None  # why it is restarting or failed
+    state: str  # starting, live, idle, stalled, restarting or failed
+    error: str | None  # why it is stalled, restarting or failed
     frame: int | None  # number of the frame on air
     buffered_s: float
     viewers: int

@@ -61,7 +61,7 @@ class EngineChannel(Protocol):
     def id(self) -> str: ...
 
     def settings(self) -> ChannelSettings:
-        """How the next process opens the channel: behind the frames that are already here."""
+        """Settings for the next process: it goes on behind the frames that are already here."""
         ...
 
     def receive(self, message: ChannelMessage) -> None:
@@ -83,7 +83,7 @@ class EngineLink:
     def __init__(self, settings: EngineSettings, metrics: Metrics) -> None:
         self.settings = settings
         self.status = EngineStatus.STARTING
-        self.error: str | None = None  # why it is restarting or has failed
+        self.error: str | None = None  # why it is stalled, is restarting or has failed
         self.progress: str | None = None  # of loading and warm-up
         self.ready: Ready | None = None  # what the first process said of its video; the later ones must say the same
         self._metrics = metrics
@@ -139,7 +139,7 @@ class EngineLink:
 
     @property
     def running(self) -> bool:
-        """Whether a process is there and warm."""
+        """True while a process is there and warm."""
         return self.status is EngineStatus.RUNNING
 
     def check(self) -> None:

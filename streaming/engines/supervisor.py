@@ -37,7 +37,7 @@ class EngineError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SupervisorConfig:
-    """When to give up on an engine process and how long to wait."""
+    """Limits for restarts of the engine process, and for its silence."""
 
     restarts: int = 5  # in a row, each ending before `healthy_s`
     healthy_s: float = 60.0  # an engine that ran this long begins a new row
@@ -56,7 +56,7 @@ class SupervisorConfig:
             raise ValueError("times of the supervisor must not be negative")
 
     def delay_s(self, failures: int) -> float:
-        """How long to wait before the restart after that many failures in a row."""
+        """Seconds before the restart after that many failures in a row."""
         return 0.0 if failures <= 1 else min(self.backoff_s * 2.0 ** (failures - 2), self.backoff_limit_s)
 
 

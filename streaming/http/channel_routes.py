@@ -76,7 +76,10 @@ def add(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/channels/{channel_id}/events", response_class=StreamingResponse)
     async def events(channel_id: str, request: Request) -> StreamingResponse:
-        """Server-sent events: `state` each second and on change, `prompt` when a prompt's first frame is on air."""
+        """Server-sent events: `state` each second and on change, `prompt` when a prompt's first frame is on air.
+
+        `replaced` tells of a prompt that was accepted and is never shown, since another took its place.
+        """
         stream = _stream(state.channel(channel_id), client_address(request), state.stopping)
         # The first event is taken here, so that a refusal still can become an error reply.
         try:

@@ -1,4 +1,4 @@
-"""What stands before the routes: body limit, token, a path's methods, and every error as problem+json (RFC 9457)."""
+"""Guards before the routes: body limit, token, methods of a path, and every error as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SDP as sections of lines (RFC 8866), and the questions that an answerer asks of them. No I/O."""
+"""SDP as sections of lines (RFC 8866), and what an answerer reads from them. No I/O."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SdpSection:
         return next(self.all(name), None)
 
     def has(self, name: str) -> bool:
-        """Whether there is an attribute of that name."""
+        """True if there is an attribute of that name."""
         return self.first(name) is not None
 
     @property

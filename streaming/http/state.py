@@ -1,4 +1,4 @@
-"""What the routes act on, and how they find it."""
+"""The engine, channels and viewers that routes act on, found by id."""
 
 from __future__ import annotations
 

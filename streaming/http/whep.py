@@ -34,7 +34,7 @@ CONSTRAINED_BASELINE = re.compile("42[4-7c-f]", re.IGNORECASE)  # with constrain
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Which candidates are worth a connectivity check."""
+    """Rule for the candidates that get connectivity checks."""
 
     loopback: bool  # only when the server itself offers a loopback address
 
@@ -50,10 +50,6 @@ class Negotiation:
     bundle: tuple[str, ...]  # mids of that bundle; empty where the video stands alone
     payloads: tuple[str, ...]  # of the codec that is served, and of its retransmissions
     offer: Offer
-
-    def transport(self, name: str) -> str | None:
-        """A transport attribute of the tag, or of the session."""
-        return self.tag.first(name) or self.session.first(name)
 
 
 def check_offer(body: bytes, content_type: str, codec: str | None, policy: Policy) -> Negotiation:
@@ -82,7 +78,7 @@ def check_offer(body: bytes, content_type: str, codec: str | None, policy: Polic
 
 
 def is_accepted(section: SdpSection, session: SdpSection) -> bool:
-    """Whether a section beside the video in its bundle is answered as inactive, not refused.
+    """True if a section beside the video in its bundle is answered as inactive, false if it is refused.
 
     Audio is: the bundle's transport may be the audio's, and then refusing it would take the video's away.
     """
@@ -114,7 +110,7 @@ def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy)
 
 
 def usable(candidates: Iterable[str], policy: Policy) -> list[str]:
-    """Those that can lead to a viewer; others are passed over. Raises WhepError 400 for what is no candidate at all."""
+    """The candidates that can lead to a viewer, without the others. Raises WhepError 400 for a malformed one."""
     return [candidate for candidate in candidates if _is_usable(candidate, policy)]
 
 
@@ -236,7 +232,7 @@ def _candidates(tag: SdpSection, policy: Policy) -> list[str]:
 
 
 def _is_usable(candidate: str, policy: Policy) -> bool:
-    """Whether checks of a candidate can reach a viewer. Raises WhepError 400 for what is no candidate at all."""
+    """True if checks of a candidate can reach a viewer. Raises WhepError 400 for a malformed one."""
     if not candidate:
         return False
     match = CANDIDATE.fullmatch(candidate)

@@ -48,7 +48,7 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
 
     @app.options("/whep/{channel_id}", status_code=204, response_class=Response)
     async def options(channel_id: str) -> Response:
-        """What the endpoint takes."""
+        """Tells the methods and the content type that the endpoint takes."""
         state.channel(channel_id)
         return Response(
             status_code=204, headers={"Accept-Post": "application/sdp", "Allow": "GET, HEAD, OPTIONS, POST"}

@@ -69,7 +69,7 @@ class Picture:
 
 
 class Sink(Protocol):
-    """Where packets go: one viewer's bounded queue."""
+    """A receiver of packets: one viewer's bounded queue."""
 
     def offer(self, packet: av.Packet) -> None:
         """Takes a packet or drops it; never blocks."""
@@ -142,7 +142,7 @@ class Hub:
 
     @property
     def joined(self) -> bool:
-        """Whether a sink waits for its first key frame."""
+        """True while a sink waits for its first key frame."""
         return self._joined
 
     def add(self, sink: Sink) -> None:

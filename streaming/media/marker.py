@@ -25,14 +25,14 @@ CLOCK_WRAP_MS = 1 << 32
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a marker says."""
+    """The content of a marker."""
 
     index: int  # frame number, modulo 2**32
     clock_ms: int  # time.monotonic() in milliseconds when the frame went on air, modulo CLOCK_WRAP_MS
 
 
 def fits(height: int, width: int) -> bool:
-    """Whether a picture of this size has room for a marker."""
+    """True if a picture of this size has room for a marker."""
     columns = width // CELL_PX
     # The lower half of the picture stays free, and chroma planes have whole lines.
     return columns > 0 and -(-BITS // columns) * CELL_PX <= height // 2 and width % 2 == 0 and height % 4 == 0

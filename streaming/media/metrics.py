@@ -62,7 +62,7 @@ class Metrics:
 
 
 class ChannelMetrics:
-    """What one channel counts."""
+    """The metrics of one channel."""
 
     def __init__(self, all_of: Metrics, channel: str) -> None:
         self.frames = all_of._frames.labels(channel)

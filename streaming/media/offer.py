@@ -29,7 +29,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What a trickle PATCH brings."""
+    """The candidates of one trickle PATCH."""
 
     candidates: tuple[str, ...]  # without the leading "a=candidate:"
     complete: bool  # no candidate follows

@@ -1,8 +1,8 @@
-"""When which frame goes on air: arrival and clock times in, decisions and media timestamps out. No I/O, no await.
+"""The media clock: arrival and clock times in, decisions and media timestamps out. No I/O, no await.
 
 All times are seconds of one monotonic clock, passed in. A frame is due one period after the frame before it. A frame
-that is not there when due makes the last one repeat, and the clock is mixed with a context-free window again when
-frames arrive: the video resumes where it stopped, nothing is dropped and nothing bursts.
+that is not there when due makes the last one repeat, and the clock starts again when frames arrive: the video resumes
+where it stopped, nothing is dropped and nothing bursts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MEDIA_CLOCK_HZ = 90_000  # RTP clock rate of video
 
 
 class Action(Enum):
-    """What to do at a due time."""
+    """The two answers to a due time."""
 
     SHOW = "show"
     REPEAT = "repeat"
@@ -48,7 +48,7 @@ class Pacer:
 
     @property
     def due_s(self) -> float | None:
-        """When to call `tick` next; None while paused."""
+        """Time of the next call of `tick`; None while paused."""
         return self._due_s
 
     def resume(self, now_s: float) -> None:
@@ -62,10 +62,7 @@ class Pacer:
         self._due_s = None
 
     def arrive(self, now_s: float) -> None:
-        """Frames arrived.
-
-        After an underrun the clock is mixed with a context-free window again: the next frame is due now.
-        """
+        """Frames arrived. After an underrun the clock starts again: the next frame is due now."""
         if self._starved and self._due_s is not None:
             self._due_s = now_s
             self._starved = False

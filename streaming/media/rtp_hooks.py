@@ -28,7 +28,7 @@ CONSENT_S, CONSENT_FAILURES = 1, 5
 
 
 class SenderHooks:
-    """What one RTCRtpSender tells us and does for us beyond its public interface."""
+    """Hooks into one RTCRtpSender: what it hears from its receiver, and how it sends packets again."""
 
     def __init__(
         self,

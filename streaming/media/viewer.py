@@ -239,7 +239,7 @@ class Viewers:
         return self._viewers.get(viewer_id)
 
     def ended(self, viewer_id: str) -> bool:
-        """Whether a session of this id ended lately."""
+        """True if a session of this id ended lately."""
         return viewer_id in self._gone
 
     async def close(self) -> None:

@@ -39,7 +39,9 @@ function connection() {
     return [playing.state, playing.state === "waiting" ? "Reconnecting" : "Connecting", detail];
   }
   if (state.state === "restarting") return ["restarting", "Recovering", "The engine stopped and is coming back."];
-  if (state.state === "stalled") return ["restarting", "Recovering", "The engine does not answer. It is restarted if that goes on."];
+  if (state.state === "stalled") {
+    return ["restarting", "Recovering", "The engine does not answer. It is restarted if that goes on."];
+  }
   return ["live", "Live", ""];
 }
 
@@ -156,7 +158,8 @@ function showTimeline() {
   setText($("caption"), on.prompt);
   const rows = entries.map((entry, place) => {
     const when = place === current ? "now" : place > current && current >= 0 ? "past" : "next";
-    return { prompt: entry.prompt, when, label: { now: "On screen", past: clock(entry.frame), next: ahead(entry.frame) }[when] };
+    const label = { now: "On screen", past: clock(entry.frame), next: ahead(entry.frame) }[when];
+    return { prompt: entry.prompt, when, label };
   });
   const list = $("timeline");
   while (list.children.length > rows.length) list.lastElementChild.remove();
@@ -293,7 +296,8 @@ function hurry() {
 function show(id) {
   const url = `/channels/${encodeURIComponent(id)}`;
   const player = new WhepPlayer(video, `/whep/${encodeURIComponent(id)}`, headers, onPlayer);
-  const events = new Events(`${url}/events`, { state: onState, prompt: onPrompt, replaced: onReplaced }, () => player.check(), onLost);
+  const listeners = { state: onState, prompt: onPrompt, replaced: onReplaced };
+  const events = new Events(`${url}/events`, listeners, () => player.check(), onLost);
   shown = { id, url, player, events };
   channels.set(id, shown);
   player.start();
