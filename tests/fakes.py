@@ -51,7 +51,7 @@ CHUNK_SLICES = (8, 8, 8)
 FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
-COLORS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
+COLOURS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
 MISSING = "missing"  # weights that cannot be found
 
 
@@ -60,10 +60,10 @@ def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDAr
     frame = np.empty((height * 3 // 2, width), np.uint8)
     frame[:height] = 60 + (np.arange(width) + np.arange(height)[:, None] + 3 * index) % 128
     frame[height:] = 128
-    for place, color in enumerate(COLORS):
-        _paint(frame[:height], place, 16, color[0])
-        _paint(frame[height : height * 5 // 4].reshape(height // 2, width // 2), place, 8, color[1])
-        _paint(frame[height * 5 // 4 :].reshape(height // 2, width // 2), place, 8, color[2])
+    for place, colour in enumerate(COLOURS):
+        _paint(frame[:height], place, 16, colour[0])
+        _paint(frame[height : height * 5 // 4].reshape(height // 2, width // 2), place, 8, colour[1])
+        _paint(frame[height * 5 // 4 :].reshape(height // 2, width // 2), place, 8, colour[2])
     left = 4 * index % (width - 32)
     frame[height * 3 // 4 - 16 : height * 3 // 4 + 16, left : left + 32] = 220
     frame[height - 1, width - 1] = 16 + index % 200

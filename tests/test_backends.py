@@ -154,7 +154,7 @@ def test_a_wrong_backend_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason is not None and "its results are off by" in reason
 
 
-def test_other_calls_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_calls_are_left_to_torch() -> None:
     """A choice holds for the head width and type that were tried, and not for calls that learn."""
     backends.choose(DEVICE, DTYPE, SHAPE, "math")
     q = _operands(5)[0]

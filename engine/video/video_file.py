@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from engine.runtime.files import check_target
-from engine.wire.colors import tag
+from engine.wire.colours import tag
 from engine.wire.frames import FrameBatch
 
 TIME_SCALE_HZ = 90_000

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import PictureType
 
-from engine.wire.colors import tag
+from engine.wire.colours import tag
 from streaming.media import marker
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import MEDIA_CLOCK_HZ

@@ -1,6 +1,6 @@
-"""The colors of every picture: I420 in BT.601, limited range. Decoders guess otherwise when nothing tells them.
+"""The colours of every picture: I420 in BT.601, limited range. Decoders guess otherwise when nothing tells them.
 
-Chromium (156) takes untagged H.264 for BT.709: reds and greens differ by up to 39 levels of 255 in saturated colors.
+Chromium (156) takes untagged H.264 for BT.709: reds and greens differ by up to 39 levels of 255 in saturated colours.
 """
 
 from __future__ import annotations
