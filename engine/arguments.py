@@ -64,7 +64,9 @@ def add_weights(options: argparse.ArgumentParser) -> None:
 
 def add_rendering(options: argparse.ArgumentParser) -> None:
     """Options of rendering: `--steps` and `--memory`."""
-    options.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (the preset's own)")
+    options.add_argument(
+        "--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (default: the preset's own)"
+    )
     options.add_argument("--memory", type=checked(gigabytes), metavar="GB", help="most of the device's memory to use")
 
 

@@ -94,7 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="F.json", help="write the figures there")
     parser.add_argument("--preset", default="mini", help="which model (default: mini)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    parser.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (the preset's own)")
+    parser.add_argument(
+        "--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (default: the preset's own)"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each (default: {ROUNDS})")
     arguments = parser.parse_args(words)
     if arguments.rounds < 1:

@@ -65,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def signature(stage: str, setup: StageSetup) -> str:
-    """What is trained, in words; a checkpoint of something else is not resumed."""
+    """The training in words; a checkpoint of another one is not resumed."""
     words = [f"{stage} of {setup.config.name}"]
     words += [f"{setup.steps} steps of {setup.teacher_steps}"] * (stage == "distill")
     words += ["from weights"] * setup.warm_start

@@ -100,7 +100,7 @@ class TokenFile:
 
 
 def _header(config: EngineConfig, frames: int) -> dict[str, Any]:
-    """What a file says of its preset, which must be so when it is read, and of its length."""
+    """Header of a file: its preset's fields, which must be equal when it is read, and its length in frames."""
     tokenizer = config.tokenizer
     return {
         "format": FORMAT, "preset": config.name, "fps": config.fps, "height_px": config.height_px,

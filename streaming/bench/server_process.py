@@ -153,7 +153,7 @@ def machine() -> dict[str, Any]:
 
 
 def _named(files: str, pattern: str) -> str | None:
-    """What the pattern's group matches first in files of the system."""
+    """First match of the pattern's group in files of the system; None if there is none."""
     for path in sorted(glob.glob(files)):
         if found := re.search(f"^{pattern}$", Path(path).read_text(), re.MULTILINE):
             return found[1]

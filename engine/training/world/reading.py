@@ -137,7 +137,7 @@ def read(features: Tensor) -> list[Reading]:
 
 
 def _relations(features: Tensor, middles: Tensor, totals: Tensor) -> list[str | None]:
-    """Where the first subject stands as seen from the second; None where there is no second."""
+    """Place of the first subject as seen from the second; None where there is no second."""
 
     def relation(x: float, y: float) -> str:
         if abs(x) > abs(y):

@@ -1,4 +1,4 @@
-"""Where subjects, camera and scenery of drawn worlds are at any frame. Shapes: `B` worlds, `F` frames."""
+"""Places of subjects, camera and scenery of drawn worlds at any frame. Shapes: `B` worlds, `F` frames."""
 
 from __future__ import annotations
 
