@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ from fakes import FPS, serving
 
 from streaming.bench import __main__ as command
 from streaming.bench.__main__ import BenchConfig, bench, summary
-from streaming.bench.measure import BenchError
+from streaming.bench.measure import BenchError, Recording
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 SHORT = BenchConfig(4.0, settle_s=0.5, warm_joins=2, prompt_every_s=3.0, sample_every_s=0.2, growth_from_s=1.0)
@@ -57,6 +59,17 @@ async def test_measures_a_server_that_runs_and_gives_it_its_prompt_back(loopback
     assert (report["ready_s"], report["ttff_s"]["cold"]) == (None, None)
     assert (after["prompt"], after["viewers"]) == ("a purple fish swims in the sea", 0)
     assert len(after["prompts"]) == 3
+
+
+async def test_a_prompt_that_another_took_the_place_of_is_not_measured() -> None:
+    """Other people may type meanwhile: a change without a frame of its own counts as refused."""
+    server, config = Mock(), BenchConfig(1.0, settle_s=0.1, prompt_every_s=0.6)
+    server.http.json = AsyncMock(return_value={"frame": None, "replaced_by": "a ball"})
+    begin_s = time.monotonic()
+    recording = Recording(begin_s, begin_s + 1.0, True, [])
+    await command._change_prompts(server, config, recording)
+    assert not recording.changes
+    assert len(recording.refused) == 1 and "replaced by 'a ball'" in recording.refused[0]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,10 @@ async def _change_prompts(server: MeasuredServer, config: BenchConfig, recording
         except RequestError as error:
             recording.refused.append(str(error))
         else:
-            recording.changes.append(measure.Change(sent_s, answer["frame"]))
+            if answer["replaced_by"] is None:
+                recording.changes.append(measure.Change(sent_s, answer["frame"]))
+            else:
+                recording.refused.append(f"{body['prompt']!r} was replaced by {answer['replaced_by']!r}")
 
 
 def _conditions(config: BenchConfig, server: MeasuredServer, recording: Recording) -> dict[str, Any]:
