@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
     parser.add_argument("--seed", type=checked(seed), default=0, help="of captions and videos (default: 0)")
     add_model(parser)
-    parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (the preset's own)")
+    parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (default: the preset's own)")
     arguments = parser.parse_args(argv)
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
         parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")

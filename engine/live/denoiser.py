@@ -71,7 +71,7 @@ class Denoiser:
         self._context_times: dict[int, Timestep] = {}  # by rows
 
     def _new_schedule(self, steps: int) -> StepSchedule:
-        """The schedule of so many steps, kept. Raises ValueError if the model's solver has none."""
+        """The schedule of so many steps, kept by `schedule`. Raises ValueError if the model's solver has none."""
         return StepSchedule(self._model.config.schedule, steps, self._model.device)
 
     def open(
@@ -81,7 +81,7 @@ class Denoiser:
 
         Args:
             chunk, seed: key the noise.
-            text: [1, L, K]; that it is the same tensor tells that it is the prompt of a window before.
+            text: [1, L, K]; its tokens are computed once for the same tensor object.
             context_latents: [1, P, C, H, W].
             condition: [1, P + T, C + E, H, W].
             steps: of the chunk.
@@ -142,7 +142,7 @@ class Denoiser:
         return SolverState(x[None], clean[None])
 
     def _text_tokens(self, text: Tensor, rows: int) -> TextTokens:
-        """Made once a prompt."""
+        """Tokens of a text [1, L, K] for so many rows, computed once a prompt."""
         for known, tokens in self._texts:
             if known is text and len(tokens.base) == rows:
                 return tokens

@@ -1,4 +1,4 @@
-"""Planning without end: GOPs of semantic tokens, written one token at a time, each under the last few as context.
+"""Planning without end: GOPs of semantic tokens, written token by token, each GOP with the last few as context.
 
 Frames are semantic frames, numbered since the video began. Every call of the planner has a shape that depends on the
 place in the plan only, and its noise too, so a plan does not depend on when it was made.

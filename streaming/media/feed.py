@@ -15,7 +15,7 @@ from streaming.media.metrics import Metrics
 
 
 class Feed(MediaStreamTrack):  # type: ignore[misc]  # aiortc is untyped here
-    """A viewer's bounded queue of packets. It joins its channel when aiortc asks for the first one: media can flow."""
+    """A viewer's bounded queue of packets. It joins its channel when aiortc asks for the first one, once connected."""
 
     kind = "video"
 

@@ -48,5 +48,5 @@ class FrameQueue:
         return index, frame, () if slot is None else (slot,)
 
     def forget_slots(self) -> None:
-        """The writer is gone: frames stay, but their slots are nobody's to give back."""
+        """Keeps the frames, but gives none of their slots back any more: their writer is gone."""
         self._batches = deque((batch, None) for batch, _ in self._batches)

@@ -217,8 +217,10 @@ class Viewers:
                 raise
 
     def _blocker(self, address: str) -> Viewer | None:
-        """The session that must make room for one from `address`: none below the limits, else the one that waited
-        longest for its connection. Raises Unavailable where every session is connected or has not waited long."""
+        """The session to close before one from `address` opens: the one that waited longest for its connection.
+
+        None while every limit has room. Raises Unavailable where all sessions are connected or have not waited long.
+        """
         config, viewers = self._config, list(self._viewers.values())
         waiting = {viewer: waited_s for viewer in viewers if (waited_s := viewer.waiting_s()) is not None}
         own = [viewer for viewer in viewers if viewer.address == address]
