@@ -42,9 +42,9 @@ def config(folder: Path, seconds: float) -> RunConfig:
     return RunConfig(folder=folder, minutes=seconds / 60, batch=8, lr=0.05)
 
 
-def resumed(folder: Path) -> run.Run:
+def resumed(folder: Path) -> Run:
     """A run that goes on from a folder's checkpoint."""
-    return run.Run(Line(), config(folder, 600))
+    return Run(Line(), config(folder, 600))
 
 
 def test_a_run_learns_and_leaves_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,27 +68,22 @@ def test_a_finished_run_does_not_start_again(tmp_path: Path) -> None:
     assert float(stage.module.weight.detach()) != pytest.approx(float(Line().module.weight.detach()))
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    """The error names the file."""
-    Run(Line(), config(tmp_path, 0.2)).train()
-    with pytest.raises(ValueError, match=r"checkpoint.pt is of another model"):
-        Run(Line(width=2), config(tmp_path, 0.4)).train()
+def start(program: str, folder: Path) -> subprocess.Popen[str]:
+    """Another process that runs a program with `run`, `Line` and a `made` run in a folder."""
+    head = f"""
+import resource, signal, sys, time
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from pathlib import Path
+from engine.training import run
+from test_training_run import Line, config
+made = run.Run(Line(), config(Path({str(folder)!r}), 600))
+"""
+    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(program)], stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_run_resumes(tmp_path: Path) -> None:
     """kill -9 in the middle of training loses nothing older than the last checkpoint."""
-    program = textwrap.dedent(
-        f"""
-        import sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-        from pathlib import Path
-        from engine.training import run
-        from test_training_run import Line, config
-        run.CHECKPOINT_EVERY_S = 0.05
-        run.Run(Line(), config(Path({str(tmp_path)!r}), 600)).train()
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    process = start("run.CHECKPOINT_EVERY_S = 0.05; made.train()", tmp_path)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "checkpoint.pt").exists():
@@ -97,74 +92,54 @@ def test_a_killed_run_resumes(tmp_path: Path) -> None:
         time.sleep(0.3)
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert resumed(tmp_path).step == saved["step"] > 0
     assert resumed(tmp_path).spent_s == saved["spent_s"]
 
 
-def test_a_kill_while_a_checkpoint_is_written_keeps_the_one_before(tmp_path: Path) -> None:
-    """kill -9 with half of the new checkpoint on the disk: the old one is whole and is resumed."""
-    program = textwrap.dedent(
-        f"""
-        import sys, time
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-        from pathlib import Path
-        import torch
-        from engine.training import run
-        from test_training_run import Line, config
-        made = run.Run(Line(), config(Path({str(tmp_path)!r}), 600))
-        made.step = 7
-        made.save()
-        def half(content, path):
-            path.write_bytes(b"half of it")
-            print("half", flush=True)
-            time.sleep(600)
-        torch.save = half
-        made.step = 8
-        made.save()
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+HALF_WRITTEN = """
+    made.step = 7
+    made.save()
+    def half(content, path):
+        path.write_bytes(b"half of it")
+        print("half", flush=True)
+        time.sleep(600)
+    run.torch.save = half
+    made.step = 8
+    made.save()
+"""
+FULL_DISK = """
+    made.step = 7
+    made.save()
+    # No file may grow beyond this, which fails like a full disk.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
     try:
-        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        made.save()
+    except OSError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [(HALF_WRITTEN, "half"), (FULL_DISK, "checkpoint.pt cannot be written, the one before is kept")],
+)
+def test_half_a_checkpoint_leaves_the_one_before(tmp_path: Path, program: str, said: str) -> None:
+    """kill -9 with half of the new checkpoint on the disk, or a disk that is full: the old one is whole."""
+    process = start(program, tmp_path)
+    try:
+        assert process.stdout is not None and said in process.stdout.readline()
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    assert len(list(tmp_path.glob("checkpoint.pt*"))) == 2
-    assert resumed(tmp_path).step == 7
-
-
-def test_a_full_disk_stops_the_run_with_the_checkpoint_before(tmp_path: Path) -> None:
-    """The error names the file; what was saved stays and can be resumed."""
-    program = textwrap.dedent(
-        f"""
-        import resource, signal, sys
-        sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-        from pathlib import Path
-        from engine.training import run
-        from test_training_run import Line, config
-        made = run.Run(Line(), config(Path({str(tmp_path)!r}), 600))
-        made.step = 7
-        made.save()
-        # No file may grow beyond this, which fails like a full disk.
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
-        try:
-            made.save()
-        except OSError as error:
-            print(error)
-        """
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "checkpoint.pt cannot be written, the one before is kept" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert resumed(tmp_path).step == 7
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     """Cut short or no checkpoint at all: the error says which file and what to do."""
-    made = run.Run(Line(), config(tmp_path, 600))
+    made = Run(Line(), config(tmp_path, 600))
     made.save()
     path = tmp_path / "checkpoint.pt"
     whole = path.read_bytes()
@@ -174,14 +149,16 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
             resumed(tmp_path)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    """What was trained stands in the checkpoint."""
+def test_a_checkpoint_of_another_run_or_model_is_refused(tmp_path: Path) -> None:
+    """The error names the file and what was trained."""
     first = dataclasses.replace(config(tmp_path, 600), signature="renderer of mini")
-    run.Run(Line(), first).save()
+    Run(Line(), first).save()
     other = dataclasses.replace(first, signature="distill of mini, 2 steps")
     with pytest.raises(ValueError, match="is of another run, 'renderer of mini' and not 'distill of mini, 2 steps'"):
-        run.Run(Line(), other)
-    run.Run(Line(), first)
+        Run(Line(), other)
+    with pytest.raises(ValueError, match="checkpoint.pt is of another model"):
+        Run(Line(width=2), first)
+    Run(Line(), first)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -195,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 def test_the_average_can_be_swapped_in_and_out(tmp_path: Path) -> None:
     """Weights and averages are exchanged, and twice is nothing."""
     stage = Line()
-    made, start = run.Run(stage, config(tmp_path, 1)), stage.module.weight.detach().clone()
+    made, start = Run(stage, config(tmp_path, 1)), stage.module.weight.detach().clone()
     nn.init.constant_(stage.module.weight, 7.0)
     made.swap_average()
     assert torch.equal(stage.module.weight, start)

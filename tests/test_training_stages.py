@@ -16,7 +16,6 @@ from engine.config import EngineConfig, preset
 from engine.loading.modules import build as build_modules
 from engine.loading.weights import SHIPPED, load_component, save_component, write_description
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
-from engine.perceptual.renderer import DiTRenderer
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.small_t5 import SmallT5, load_tokenizer
@@ -222,32 +221,29 @@ def test_hard_labels_are_seen_more_often() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "trained"),
-    [("head", {"base.head."}), ("control", {"control.", "condition."}), ("both", {"base.", "control.", "condition."})],
+    ("name", "part", "trained"),
+    [
+        ("renderer", "head", {"base.head."}),
+        ("renderer", "control", {"control.", "condition."}),
+        ("renderer", "both", {"base.", "control.", "condition."}),
+        ("sketch", "both", {"condition.details.sketch.sight", "condition.details.sketch.strokes"}),
+        ("decoder", "both", {"decode_"}),
+    ],
 )
-def test_parts_of_the_renderer_are_trained_alone(setup: StageSetup, part: str, trained: set[str]) -> None:
-    """Only the part's weights change. A control branch begins as a copy of base layers, its residuals at nothing."""
-    stage = RendererStage(dataclasses.replace(setup, part=part, features="teacher"))
+def test_only_a_part_is_trained(setup: StageSetup, name: str, part: str, trained: set[str]) -> None:
+    """The rest of the module stays. A control branch begins as a copy of base layers."""
+    stage = build(name, dataclasses.replace(setup, part=part, features="teacher"))
     small_pools(stage)
-    base, control = stage.renderer.base.state_dict(), stage.renderer.control
     if part == "control":
-        assert all(torch.equal(x, base[name]) for name, x in control.state_dict().items() if name.startswith("blocks."))
+        assert isinstance(stage, RendererStage)
+        base, control = stage.renderer.base.state_dict(), stage.renderer.control
+        assert all(torch.equal(x, base[key]) for key, x in control.state_dict().items() if key.startswith("blocks."))
         assert not any(zero.any() for zero in control.zeros.parameters())
-    before = {name: value.clone() for name, value in stage.module.state_dict().items()}
+    before = {key: value.clone() for key, value in stage.module.state_dict().items()}
     improves(stage, 3, 2e-3)
-    changed = {name for name, value in stage.module.state_dict().items() if not torch.equal(value, before[name])}
-    assert {next((known for known in trained if name.startswith(known)), name) for name in changed} == trained
-
-
-def test_the_sketch_is_trained_alone(setup: StageSetup) -> None:
-    """The rest of the renderer stays, and so does the opacity."""
-    stage = SketchStage(setup)
-    small_pools(stage)
-    before = {name: value.clone() for name, value in stage.module.state_dict().items()}
-    improves(stage, 3, 5e-3)
-    changed = {name for name, value in stage.module.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith("condition.details.sketch") for name in changed)
-    assert not any("opacity" in name for name in changed)
+    changed = {key for key, value in stage.module.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {key for key in changed if "sketch.mend" not in key}
+    assert {next((known for known in trained if key.startswith(known)), key) for key in changed} == trained
 
 
 def test_a_sketch_is_of_what_subjects_cover(setup: StageSetup) -> None:
@@ -261,16 +257,6 @@ def test_a_sketch_is_of_what_subjects_cover(setup: StageSetup) -> None:
     assert whole.any() and not drawn.all() and (~whole & drawn).any()
     earlier = nnf.interpolate(window.features[3:9], scale_factor=2, mode="bilinear").movedim(1, -1).flatten(0, 2)
     assert all((row == earlier).all(1).any() for row in cells.inputs[:, : teacher.FEATURE_DIM])
-
-
-def test_the_decoder_alone_is_trained_on(setup: StageSetup) -> None:
-    """The encoder stays as it was, and rendered latents are others than the true ones behind a true context."""
-    stage = DecoderStage(setup)
-    small_pools(stage)
-    encoder = {name: x.clone() for name, x in stage.vae.state_dict().items() if name.startswith("encode_")}
-    improves(stage, 3, 3e-4)
-    assert all(torch.equal(stage.vae.state_dict()[name], value) for name, value in encoder.items())
-    assert all(x.rendered is not None and not torch.equal(x.rendered[7:], x.latents[7:]) for x in stage.pool.segments)
 
 
 def test_errors_of_a_context_fade_in_the_new_frames(setup: StageSetup) -> None:
@@ -358,10 +344,3 @@ def test_a_run_of_another_kind_is_left_alone(setup: StageSetup, tmp_path: Path) 
     with pytest.raises(ValueError, match="of another run, 'text of mini, from weights' and not 'text of mini'"):
         command.train_stage("text", setup, dataclasses.replace(config, signature=command.signature("text", setup)))
     assert load_tokenizer(setup.weights).get_vocab() == words
-
-
-def test_a_component_of_another_width_is_refused(tmp_path: Path) -> None:
-    """Weights of one preset do not fit another."""
-    save_component(tmp_path, "renderer", DiTRenderer(narrow().renderer))
-    with pytest.raises(ValueError, match="renderer.safetensors"):
-        load_component(tmp_path, "renderer", DiTRenderer(preset("mini").renderer))

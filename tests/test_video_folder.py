@@ -109,20 +109,6 @@ def test_bad_videos_are_named_all_at_once(tmp_path: Path) -> None:
     assert "good.mp4" not in str(caught.value)
 
 
-def test_odd_sizes_are_fitted(tmp_path: Path) -> None:
-    """A picture of odd width and height, taller than wide, is cut in the middle."""
-    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
-        stream = container.add_stream("ffv1", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 33, 51, "bgr0"
-        for _ in range(6):
-            frame = av.VideoFrame.from_ndarray(np.full((51, 33, 3), 80, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    (tmp_path / "odd.txt").write_text("odd")
-    clip = VideoFolder(tmp_path, 16, 24, 8.0, 5).read(0, 0, 5)
-    assert clip.shape == (5, 3, 16, 24) and abs(int(clip.float().mean()) - 80) < 4
-
-
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     """Nothing to learn from, or no folder at all."""
     with pytest.raises(ValueError, match="there are no videos"):

@@ -41,7 +41,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         stage.add_argument("--minutes", type=float, default=defaults.minutes, help="training time, all calls together")
         stage.add_argument("--batch", type=int, default=defaults.batch, help="samples a step")
         stage.add_argument("--lr", type=float, default=defaults.lr, help="peak learning rate of AdamW")
-        stage.add_argument("--muon-lr", type=float, default=defaults.muon_lr, help="of Muon; 0 for AdamW alone")
+        muon = f"of Muon, else {defaults.muon_lr:g}, for landiff 0; 0 is AdamW alone"
+        stage.add_argument("--muon-lr", type=float, help=muon)
         stage.add_argument("--seed", type=int, default=0, help="of weights and data")
         stage.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
         stage.add_argument("--threads", type=int, help="CPU threads; two one-thread runs beat one two-thread run")
@@ -100,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
         runs = Path("runs") / arguments["preset"]
         for name, place in (("folder", runs / stage), ("weights", runs / "weights"), ("student", runs / "student")):
             arguments[name] = arguments.get(name) or place
-        setup = StageSetup(preset(arguments["preset"]), **options(StageSetup))
+        config = preset(arguments["preset"])
+        if arguments["muon_lr"] is None:
+            arguments["muon_lr"] = 0.0 if config.published else STAGES[stage].muon_lr
+        setup = StageSetup(config, **options(StageSetup))
         train_stage(stage, setup, RunConfig(**options(RunConfig), signature=signature(stage, setup)))
     except (ValueError, FloatingPointError, OSError) as error:
         log.error("%s", error)

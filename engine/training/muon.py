@@ -11,7 +11,7 @@ from torch import Tensor
 class Muon(torch.optim.Muon):
     """torch's Muon, which takes matrices only, for convolutions too, each as a matrix [out, in * kernel].
 
-    Gradients are read from the parameters, and stay there.
+    Gradients are read from the parameters, whose memory must stay where it is.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
