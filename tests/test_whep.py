@@ -265,6 +265,18 @@ def test_mutilated_offers_are_taken_or_refused(data: st.DataObject) -> None:
     """An offer with a line removed, doubled or replaced never raises anything but WhepError."""
     place = data.draw(st.integers(0, len(OFFER) - 1))
     new = data.draw(st.lists(st.sampled_from(OFFER) | st.text(max_size=40), max_size=2))
+    take_or_refuse(place, *new)
+
+
+def test_cut_lines_are_taken_or_refused() -> None:
+    """An offer with a line that ends too early, anywhere, never raises anything but WhepError."""
+    for place, line in enumerate(OFFER):
+        for length in range(len(line)):
+            take_or_refuse(place, line[:length])
+
+
+def take_or_refuse(place: int, *new: str) -> None:
+    """Checks the offer with a line replaced."""
     body = "\r\n".join([*OFFER[:place], *new, *OFFER[place + 1 :]]).encode("utf-8", "replace")
     try:
         check_offer(body, "application/sdp", None, LOCAL)

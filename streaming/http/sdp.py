@@ -60,7 +60,7 @@ def parse(lines: Sequence[str]) -> tuple[SdpSection, list[SdpSection]]:
 def bundle_of(session: SdpSection, mid: str | None) -> tuple[str, ...]:
     """Mids of the BUNDLE group that holds `mid`, in its order; empty where none does (RFC 9143)."""
     for value in session.all("group"):
-        semantics, *mids = value.split()
+        semantics, *mids = value.split() or [""]
         if semantics.upper() == "BUNDLE" and mid in mids:
             return tuple(mids)
     return ()
