@@ -23,5 +23,5 @@ def test_good_prompts_are_stripped(text: str) -> None:
 
 def test_module_needs_no_torch() -> None:
     """The server process can import the rule without loading torch."""
-    code = "import sys, engine.prompt; sys.exit('torch' in sys.modules)"
+    code = "import sys, engine.wire.prompt; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
