@@ -9,8 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ PEERS = {
 
 def conditions(command: str, weights: str, model: Model) -> dict[str, Any]:
     """Command line, commit, model with the source of its weights, machine and versions, ready for JSON."""
-    on_cuda, versions = model.device.type == "cuda", {name: version(name) for name in PACKAGES if find_spec(name)}
+    on_cuda = model.device.type == "cuda"
+    versions = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     return {
         "command": command,
         "device": torch.cuda.get_device_name(model.device) if on_cuda else _processor(),

@@ -18,8 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -137,7 +136,7 @@ def memory_mb(pid: int) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Device, system, versions and commit, for the conditions of a report."""
-    versions = {name: version(name) for name in PACKAGES if find_spec(name)}
+    versions = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     device = _named("/proc/cpuinfo", r"model name\s*: (.+)") or platform.machine()
     if not versions.get("torch", "").endswith("+cpu"):
         # With `--device auto` a server computes on the first NVIDIA GPU.
