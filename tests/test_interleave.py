@@ -219,6 +219,31 @@ async def test_prompts_that_come_fast_leave_the_video_going() -> None:
     assert len(kept) >= 5 and (video == _offline(SETTINGS, len(video), changes)).all()
 
 
+async def test_a_prompt_after_every_unit_costs_no_unit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that has begun is kept, so that a chunk takes as many units as under a single change."""
+    monkeypatch.setattr("engine.live.generator.TOKENS_PER_UNIT", 1)
+
+    async def units(prompts: int) -> int:
+        async with _running() as (server, interleaver):
+            work, done = interleaver._work, 0
+
+            def counted() -> bool:
+                nonlocal done
+                done += 1
+                if done <= prompts:
+                    interleaver._handle(SetPrompt(done, "main", f"the sea {done}", "flow"))
+                return work()
+
+            interleaver._work = counted  # type: ignore[method-assign]
+            while server.end < 25 + 3 * 24:
+                await server.receive(FramesReady)
+                server.show(99)
+            return done
+
+    # What was planned ahead under the first prompt is lost at most once a chunk.
+    assert await units(prompts=10_000) <= 4 * await units(prompts=1)
+
+
 async def test_engine_waits_above_the_low_mark() -> None:
     """With more frames in the buffer than the low mark no chunk begins; planning goes on to its look-ahead."""
     async with _running() as (server, interleaver):

@@ -103,6 +103,10 @@ class Generator:
         """Number of the first semantic frame that is not planned yet."""
         return self._writer.end(state.plan)
 
+    def begun(self, state: ChannelState, at: Place) -> bool:
+        """Whether the plan of the chunk from `at` on, where the prompt last changed, is being written."""
+        return self._writer.begun(state.plan, at.latent)
+
     def needs_plan(self, state: ChannelState) -> bool:
         """True if the next chunk cannot begin yet, since its plan is not written."""
         return self.planned(state) < self.after(state).latent

@@ -217,7 +217,7 @@ class Interleaver:
         request = replace(request, prompt=check_prompt(request.prompt))
         first = channel.next
         earlier = channel.planned_under
-        if earlier is None or self._generator.planned(channel.state) <= first.latent:
+        if earlier is None or not self._generator.begun(channel.state, first):
             self._apply(channel, request)
         else:
             earlier, channel.waiting = channel.waiting, request

@@ -77,6 +77,11 @@ class PlanWriter:
         """Number of the first frame that is not wholly decided."""
         return plan.gops[-1].start + self._frames(plan.gops[-1])
 
+    def begun(self, plan: Plan, frame: int) -> bool:
+        """Whether a token of `frame`, where a GOP begins, is decided."""
+        last = plan.gops[-1]
+        return last.start > frame or last.count > 0
+
     def write(self, plan: Plan) -> None:
         """Decides the next token."""
         if plan.gops[-1].closed:
