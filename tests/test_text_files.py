@@ -71,6 +71,15 @@ def test_bad_folders_are_named(tmp_path: Path, good: Path, edit: Callable[[Path]
         read_text_model(tmp_path / "t5")
 
 
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_weights_of_one_number_format_are_found(tmp_path: Path, good: Path, variant: str) -> None:
+    """An encoder whose only file is `model.fp16.safetensors` and the like is read."""
+    folder = shutil.copytree(good, tmp_path / "t5")
+    (folder / "model.safetensors").rename(folder / f"model.{variant}.safetensors")
+    found, expected = read_text_model(folder).encoder.state_dict(), read_text_model(good).encoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 def test_size_is_known_before_loading(tmp_path: Path, good: Path) -> None:
     """Bytes are those of the loaded encoder; another width and a missing description are refused."""
     encoder = read_text_model(good).encoder

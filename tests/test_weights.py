@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine.loading.weights import load_component, load_weights, save_component, text_folders, write_description
+from engine.loading.weights import (
+    has_component,
+    load_component,
+    load_weights,
+    save_component,
+    text_folders,
+    write_description,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,6 +41,29 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert torch.equal(loaded[0].weight, saved[0].weight.bfloat16().float())
     assert torch.equal(loaded[1].running_mean, saved[1].running_mean)
     assert [path.name for path in folder.iterdir()] == ["part.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["part.fp16.safetensors"],
+        ["part.fp16-00001-of-00002.safetensors", "part.fp16-00002-of-00002.safetensors"],
+        ["part-00001-of-00002.bf16.safetensors", "part-00002-of-00002.bf16.safetensors"],
+    ],
+)
+def test_files_of_one_number_format_are_found(folder: Path, names: list[str]) -> None:
+    """Whole or in shards, as diffusers and transformers name them."""
+    tensors = load_file(folder / "part.safetensors")
+    (folder / "part.safetensors").unlink()
+    keys = sorted(tensors)
+    for number, name in enumerate(names):
+        save_file({key: tensors[key] for key in keys[number :: len(names)]}, folder / name)
+    loaded = module().requires_grad_(False)
+    for value in loaded.parameters():
+        value.zero_()
+    load_component(folder, "part", loaded)
+    assert torch.equal(loaded[0].weight, module()[0].weight.bfloat16().float())
+    assert has_component(folder, "part")
 
 
 @pytest.mark.parametrize("length", [None, 0, 5, 60, 200])

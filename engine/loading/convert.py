@@ -15,8 +15,9 @@ from tqdm import tqdm
 from engine.config import EngineConfig, preset
 from engine.loading.download import CHECKSUMS, fetch, verify
 from engine.loading.filling import check, owners_of, raise_faults, stored_bytes
+from engine.loading.hub_names import variant_of
 from engine.loading.modules import build
-from engine.loading.published_files import EXTRACTOR
+from engine.loading.published_files import extractor_path
 from engine.loading.tensor_files import Source, not_finite_text, write_safetensors
 from engine.loading.weights import is_own, open_folder, text_folders, text_places, write_description
 from engine.semantic.theia import Theia
@@ -42,7 +43,7 @@ def convert(folder: Path, out: Path, config: EngineConfig, shard_bytes: int = SH
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: give a new folder")
     components = build(config)
-    if (folder / (_EXTRACTOR_OWN if is_own(folder) else EXTRACTOR)).is_file():
+    if (variant_of(folder / _EXTRACTOR_OWN) if is_own(folder) else extractor_path(folder)).is_file():
         with torch.device("meta"):
             components["theia"] = Theia(config.theia)
     sources = open_folder(folder, components, config.name)

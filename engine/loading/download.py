@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.loading.hub_names import snapshot_of
 from engine.loading.published_files import RENDERER_TEXT
 
 HUB_ID = "yinaoxiong/LanDiff"
@@ -42,11 +43,12 @@ def fetch(source: str) -> Path:
     """The folder that a folder's path or a hub id stands for; a hub is downloaded, with progress, and checked.
 
     Raises:
-        ValueError: if it is neither, cannot be downloaded, or a file is not the published one.
+        ValueError: if it is neither, cannot be downloaded, or a file is not the published one; likewise as
+            `snapshot_of` does.
     """
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        return snapshot_of(folder)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source):
         raise ValueError(f"{source!r} is neither a folder nor a hub id such as {HUB_ID}")
     # Slow to import, and not needed for a folder.

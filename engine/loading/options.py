@@ -9,6 +9,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.loading.download import HUB_ID, fetch
+from engine.loading.hub_names import snapshot_of
 from engine.loading.weights import SHIPPED
 
 _BF16_CPUS = ("avx512_bf16", "amx_bf16", "bf16")  # names of torch.cpu.get_capabilities
@@ -35,6 +36,13 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if any(capabilities.get(name) for name in _BF16_CPUS) else torch.float32
 
 
+def autocast(device: torch.device | str) -> torch.autocast:
+    """Products in `pick_dtype` of the device: bfloat16 that is only emulated is many times slower than float32."""
+    where = torch.device(device)
+    dtype = pick_dtype(where)
+    return torch.autocast(where.type, dtype, enabled=dtype != torch.float32)
+
+
 def use_cores() -> None:
     """Limits torch to one thread a physical core, which is fastest. The number may change the last bits of a video."""
     torch.set_num_threads(min(torch.get_num_threads(), psutil.cpu_count(logical=False) or torch.get_num_threads()))
@@ -48,7 +56,7 @@ def weights_folder(config: EngineConfig, given: str | None) -> Path:
     """
     shipped = SHIPPED / config.name
     if given is not None:
-        return fetch(given) if config.published else Path(given)
+        return fetch(given) if config.published else snapshot_of(Path(given))
     if not shipped.is_dir():
         raise ValueError(
             f"preset {config.name!r} comes without weights: give --weights with a folder of "

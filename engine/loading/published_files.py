@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from engine.loading.hub_names import snapshot_of, variant_of
 from engine.loading.published_names_perceptual import BASE, DIFFUSION, VAE
 from engine.loading.published_names_semantic import PLANNER, THEIA_SPELLINGS, TOKENIZER, Rules, to_ours, to_published
 from engine.loading.tensor_files import Source, open_tensors
@@ -132,7 +133,7 @@ def open_published(folder: Path, components: Mapping[str, nn.Module]) -> list[So
         sources.append(Source(opened, required, optional, file.ignored, elsewhere))
     if "theia" in components:
         try:
-            sources.append(_open_extractor(folder / EXTRACTOR, components["theia"]))
+            sources.append(_open_extractor(extractor_path(folder), components["theia"]))
         except ValueError as error:
             faults.append(str(error))
     if faults:
@@ -140,9 +141,15 @@ def open_published(folder: Path, components: Mapping[str, nn.Module]) -> list[So
     return sources
 
 
+def extractor_path(folder: Path) -> Path:
+    """The feature extractor's file in a folder. Raises ValueError as `snapshot_of` does."""
+    place = Path(EXTRACTOR)
+    return variant_of(snapshot_of(folder / place.parent) / place.name)
+
+
 def _open_extractor(path: Path, module: nn.Module) -> Source:
     """Theia's own file, whose names depend on the version of transformers that wrote it."""
-    if not path.is_file():
+    if not variant_of(path).is_file():
         raise ValueError(
             f"{path} is missing, which is not part of the release: put the file from {EXTRACTOR_HUB} there"
         )

@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.loading.hub_names import variant_of
+
 _LFS_POINTER = b"version https://git-lfs"
 # What stays beside a file while it is downloaded or copied, by name.
 _UNFINISHED = (".incomplete", ".part", ".aria2", ".crdownload")
@@ -113,12 +115,13 @@ def open_tensors(path: Path, inner: str | None = None) -> TensorFile:
     """Opens a file by its ending.
 
     Args:
-        path: `.safetensors`, or anything else for PyTorch's format.
+        path: `.safetensors`, or anything else for PyTorch's format; a file of one number format stands for it.
         inner: key of the table of tensors in a `.pt`, where it is not the whole.
 
     Raises:
         ValueError: naming the file and the cure, if it is missing, cut short, no such file, or holds code.
     """
+    path = variant_of(path)
     if not path.is_file():
         if any(path.with_name(path.name + ending).exists() for ending in _UNFINISHED):
             raise ValueError(f"{path} is missing, its download was not finished: download it again")

@@ -14,6 +14,7 @@ from transformers import T5Config, T5EncoderModel
 
 from engine.config import EngineConfig
 from engine.loading.download import HUB_ID
+from engine.loading.hub_names import VARIANTS
 from engine.loading.placement import EVERYTHING_STAYS, Placement
 from engine.loading.tensor_files import is_finite, pieces
 from engine.loading.weights import text_folders
@@ -121,7 +122,7 @@ def read_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextMo
         tokenizer = SentencePieceProcessor(model_file=str(vocabulary))
         # Pickles may hold code, and `convert` leaves them behind.
         encoder, report = T5EncoderModel.from_pretrained(
-            str(folder), dtype=dtype, output_loading_info=True, use_safetensors=True
+            str(folder), dtype=dtype, output_loading_info=True, use_safetensors=True, variant=_variant(folder)
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _incomplete(folder, error) from error
@@ -134,6 +135,13 @@ def read_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextMo
     if bad:
         raise ValueError(f"{folder} holds NaN or infinite numbers in {', '.join(bad)}: download it anew")
     return TextModel(encoder.eval(), tokenizer)
+
+
+def _variant(folder: Path) -> str | None:
+    """The number format that stands in the names of the files; None where none does, or plain names are there too."""
+    if (folder / "model.safetensors").is_file() or (folder / "model.safetensors.index.json").is_file():
+        return None
+    return next((variant for variant in VARIANTS if any(folder.glob(f"model*.{variant}*"))), None)
 
 
 def _incomplete(folder: Path, error: Exception) -> ValueError:

@@ -16,6 +16,7 @@ from torch import nn
 
 from engine.loading.download import HUB_ID
 from engine.loading.filling import check, fill, raise_faults
+from engine.loading.hub_names import VARIANTS, snapshot_of, variant_of
 from engine.loading.published_files import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
 from engine.loading.tensor_files import Source, not_finite, open_tensors, write_safetensors
 from engine.runtime.files import write_atomically
@@ -126,14 +127,17 @@ def is_own(folder: Path) -> bool:
 
 def is_published(folder: Path) -> bool:
     """Whether a folder holds a published file."""
-    return any((folder / name).is_file() for name in _PUBLISHED_NAMES)
+    return any(variant_of(folder / name).is_file() for name in _PUBLISHED_NAMES)
 
 
 def text_folders(folder: Path) -> tuple[Path, Path]:
-    """Folders of the planner's and the renderer's published text encoder, in a folder of either layout."""
+    """Folders of the planner's and the renderer's published text encoder, in a folder of either layout.
+
+    Raises ValueError as `snapshot_of` does.
+    """
     if is_own(folder):
         return text_places(folder)
-    return folder / PLANNER_TEXT, folder / RENDERER_TEXT
+    return snapshot_of(folder / PLANNER_TEXT), snapshot_of(folder / RENDERER_TEXT)
 
 
 def text_places(folder: Path) -> tuple[Path, Path]:
@@ -183,12 +187,13 @@ def _check_description(path: Path, preset: str) -> None:
 
 def _shards(folder: Path, component: str) -> list[Path]:
     """The files of a component that must be there."""
-    pattern = re.compile(rf"{re.escape(component)}-(\d+)-of-(\d+)\.safetensors")
+    variant = rf"(?:\.(?:{'|'.join(VARIANTS)}))?"
+    pattern = re.compile(rf"{re.escape(component)}{variant}-(\d+)-of-(\d+){variant}\.safetensors")
     numbered = {
         int(match[1]): (path, int(match[2])) for path in folder.glob("*") if (match := pattern.fullmatch(path.name))
     }
     if not numbered:
-        return [folder / f"{component}.safetensors"]
+        return [variant_of(folder / f"{component}.safetensors")]
     count = next(iter(numbered.values()))[1]
     return [
         numbered[number][0] if number in numbered else folder / f"{component}-{number:05d}-of-{count:05d}.safetensors"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.loading.options import autocast
 from engine.perceptual.base import Autoencoder
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.training.sources import VideoSource
@@ -97,7 +98,7 @@ class LatentPool:
         """Encodes a new segment, which continues the video of `before` if that is given."""
         segment = self.source.segment(rng, None if before is None else before.segment, self.held_out)
         memory = self.vae.new_state() if before is None else copy.copy(before.memory)
-        with torch.autocast(segment.video.device.type, torch.bfloat16):
+        with autocast(segment.video.device):
             latents = self.vae.encode(pixels(segment.video), memory)[0].float()
         if before is not None:
             latents = torch.cat([before.latents[-self.config.context_length :], latents])

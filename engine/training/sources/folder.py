@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
+from engine.loading.options import autocast
 from engine.semantic.theia import Theia
 from engine.training.sources.source import CaptionedGops, Segment
 from engine.video.clip import Clip
@@ -79,7 +80,7 @@ class VideoFolder:
 def read_caption(path: Path) -> str:
     """Raises ValueError if it is missing, not UTF-8, or no prompt."""
     try:
-        return check_prompt(" ".join(path.read_text(encoding="utf-8").split()))
+        return check_prompt(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"it has no caption: write {path.name}") from error
     except UnicodeDecodeError as error:
@@ -131,7 +132,7 @@ class FolderSource:
     def extract(self, video: Tensor) -> Tensor:
         """Features [1, T, D, h, w] float32 of the first frame and every fourth after it."""
         assert self.extractor is not None, "this stage was made without an extractor"
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             features: Tensor = self.extractor(video[:, ::FRAMES_PER_LATENT])
         return features.float()
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from engine.loading.options import autocast
 from engine.perceptual.base import FRAMES_PER_LATENT
 from engine.perceptual.mini.vae import PATCH_PX, TinyVAE, TinyVAEConfig, TinyVAEState
 from engine.training.run import LossAndFigures, TrainingStage
@@ -77,7 +78,7 @@ class AutoencoderStage(TrainingStage):
         # Every third step is about starts of videos; otherwise the first latent only fills the states.
         starts = step % 3 == 0
         video = self.crops(rng, batch, 1 + 4 * (LATENTS - 1) if starts else 4 * LATENTS, held_out)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             latents = self.vae.encode(video, TinyVAEState(started=not starts))
             if not held_out:
                 latents = latents + LATENT_NOISE * torch.rand(()) * torch.randn_like(latents)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
+from engine.loading.options import autocast
 from engine.loading.weights import load_component
 from engine.perceptual.mini.vae import PATCH_PX, TinyVAE, TinyVAEState
 from engine.training.latent_pool import LatentPool
@@ -61,7 +62,7 @@ class DecoderStage(TrainingStage):
         latents, video = (torch.stack(part) for part in zip(*samples, strict=True))
         strength = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, 1, device=self.device)
         latents = latents + strength * torch.randn_like(latents)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             again = self.vae.decode(latents, TinyVAEState(started=True)).float()
         error = (again - video)[:, FRAMES_PER_LATENT:]
         rendered, true = (psnr(error[at::RENDERED_EVERY].square()) for at in (0, 1))

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from engine.loading.options import autocast
 from engine.loading.weights import load_component, save_component
 from engine.perceptual.schedule import FlowSchedule
 from engine.training.setup import StageSetup
@@ -62,7 +63,7 @@ class DistillStage(RendererStage):
         index = torch.randint(len(self.times) - 1, (len(batch.clean),), device=self.device)
         start, end = self.times[index], self.times[index + 1]
         noisy = FlowSchedule.mix(batch.clean, batch.noise, start)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             wanted = aim(noisy, self.taught(batch, noisy, start, end), start, end)
             predicted = self.renderer.denoise(noisy, start, batch.read(self.renderer)).float()
         return (predicted - wanted).square()

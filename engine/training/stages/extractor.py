@@ -7,6 +7,7 @@ import random
 import torch
 from torch import Tensor
 
+from engine.loading.options import autocast
 from engine.semantic.theia import Theia
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import StageSetup
@@ -36,7 +37,7 @@ class ExtractorStage(TrainingStage):
             frames = torch.tensor([[rng.randrange(LATEST_FRAME) for _ in range(FRAMES_PER_WORLD)]], device=self.device)
             pictures.append(degraded(world.draw(spec, frames), rng))
             maps.append(teacher.maps(spec, frames))
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             features = self.theia(torch.cat(pictures)).float()
         return ((features - torch.cat(maps)).square() * self.channels).mean(), {}
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from engine.loading.options import autocast
 from engine.semantic.planner import Planner, Prefix
 from engine.semantic.sampling import gumbel
 from engine.semantic.tokenizer import SemanticTokenizer
@@ -95,7 +96,7 @@ class PlannerStage(TrainingStage):
         rows = [slice(None)] if self.small else [slice(row, row + 1) for row in range(len(tokens))]
         losses = []
         for part in rows:
-            with torch.autocast(self.device, torch.bfloat16):
+            with autocast(self.device):
                 prefix = self.planner.prefix(self.encode_text(gops.captions[part]), *(x[part] for x in conditions))
                 before = None if context is None else context[part]
                 if before is not None and own:

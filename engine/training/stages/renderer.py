@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from engine.loading.options import autocast
 from engine.loading.weights import load_component
 from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import DiTRenderer, WindowCache
@@ -173,7 +174,7 @@ class RendererStage(TrainingStage):
     def errors(self, batch: RendererBatch) -> Tensor:
         """Squared error [B, T, C, h, w] of the prediction at random times."""
         noisy, time, target = self.noised(batch)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             predicted = self.renderer.denoise(noisy, time, batch.read(self.renderer)).float()
         return (predicted - target).square()
 
@@ -199,7 +200,7 @@ class RendererStage(TrainingStage):
         """Renders the new latents [B, T, C, h, w] from the noise of the batch, in the preset's number of steps."""
         assert isinstance(self.config.schedule, FlowSchedule)
         solver, state = FlowSolver(self.config.schedule, self.config.steps), SolverState(batch.noise)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             cache = batch.read(self.renderer)
             for index in range(solver.steps):
                 time = torch.full((len(batch.noise),), solver.time(index), device=self.device)

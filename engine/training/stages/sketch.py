@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from engine.loading.options import autocast
 from engine.training.latent_pool import LatentPool, TrainingWindow
 from engine.training.run import LossAndFigures
 from engine.training.setup import StageSetup
@@ -61,7 +62,7 @@ class SketchStage(RendererStage):
         inputs, targets = (torch.cat(part) for part in zip(*parts, strict=True))
         chosen = torch.randint(len(inputs), (CELLS,), device=self.device)
         inputs, targets, weights = inputs[chosen], targets[chosen], self.pixels.flatten()
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             drawn = self.sketch.draw(inputs.T[None, :, :, None])[0, :, :, 0].float()
         loss = ((drawn.T - targets).square() * weights).mean()
         return loss, {"ratio": float(loss.detach() / (targets.square() * weights).mean())}

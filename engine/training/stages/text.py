@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from engine.loading.options import autocast
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import StageSetup
 from engine.training.world.captions import PAIR_WORDS, WORDS, Label, caption, random_label
@@ -40,7 +41,7 @@ class TextStage(TrainingStage):
     def loss(self, step: int, rng: random.Random, batch: int, held_out: bool = False) -> LossAndFigures:
         """Cross-entropy of the words; for `held_out` captions also the share of right words of each kind."""
         labels = [max((random_label(rng, held_out) for _ in range(2)), key=hard_to_bind) for _ in range(batch)]
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             text = self.text.encode([caption(label, rng) for label in labels])
         pooled = nnf.layer_norm(text.float().mean(1), text.shape[-1:])
         losses, right = [], {}

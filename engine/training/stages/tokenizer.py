@@ -11,6 +11,7 @@ import random
 import torch
 from torch import nn
 
+from engine.loading.options import autocast
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import StageSetup
@@ -44,7 +45,7 @@ class TokenizerStage(TrainingStage):
     def loss(self, step: int, rng: random.Random, batch: int, held_out: bool = False) -> LossAndFigures:
         frames = SHORT_FRAMES if self.small and step % LONG_EVERY and not held_out else self.tokenizer.config.frames
         features = self.source.features(rng, batch, frames, held_out)
-        with torch.autocast(self.device, torch.bfloat16):
+        with autocast(self.device):
             output = self.tokenizer(features, quantize=held_out or step >= self.continuous_steps)
         error = ((output.reconstruction.float() - features).square() * self.channels).mean()
         losses = {"error": error, "commitment": (COMMITMENT if self.small else 1.0) * output.commitment}
