@@ -51,6 +51,7 @@ CHUNK_SLICES = (8, 8, 8)
 FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
+UNREAD = "zebra"  # a word that the engine does not know
 COLOURS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
 MISSING = "missing"  # weights that cannot be found
 
@@ -132,7 +133,8 @@ class _FakeEngine:
             case SetPrompt(prompt=prompt) if prompt == BREAK:
                 self._control.send(FramesReady(self._name, 0, 10**6, 0, 1))
             case SetPrompt():
-                self._control.send(PromptSet(message.request, message.channel, message.prompt, self._index))
+                unread = tuple(word for word in message.prompt.split() if word == UNREAD)
+                self._control.send(PromptSet(message.request, message.channel, message.prompt, self._index, unread))
             case Stop():
                 self._stopped = True
 
@@ -148,7 +150,7 @@ class _FakeEngine:
             self._index += frames
         compute_s = time.monotonic() - began_s
         stage_ms = {"plan": 1.0, "render": compute_s * 1000, "vae": 1.0}
-        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms))
+        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms, 1))
         self._chunk += 1
 
 

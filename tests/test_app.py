@@ -66,7 +66,7 @@ async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
         reply = await running.http.patch("/channels/main", json={"prompt": "  a blue boat ", "mode": "flow"})
         answer = reply.json()
         assert (reply.status_code, answer["prompt"]) == (200, "a blue boat")
-        assert answer["eta_s"] > 0
+        assert answer["eta_s"] > 0 and answer["unread"] == []
         shown, states = None, []
         async with asyncio.timeout(10):
             name = ""

@@ -196,9 +196,9 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
         request = studio.sent[-1]
         assert isinstance(request, SetPrompt)
         assert (request.prompt, request.mode, request.channel) == ("second", "flow", "main")
-        studio.engine.receive(PromptSet(request.request, "main", "second", 2))
+        studio.engine.receive(PromptSet(request.request, "main", "second", 2, ("second",)))
         answer = await asking
-        assert (answer.prompt, answer.frame, answer.eta_s) == ("second", 2, 2 / FPS)
+        assert (answer.prompt, answer.frame, answer.eta_s, answer.unread) == ("second", 2, 2 / FPS, ("second",))
         await studio.pass_periods(4)
         assert [await queue.get() for _ in range(3)] == [
             PromptShown("first", 0),
@@ -304,7 +304,7 @@ async def test_chunk_figures_are_reported(studio: Studio) -> None:
     """The report has the last chunk's stages, its steps and the real-time factor."""
     studio.engine.receive(READY)
     assert studio.channel.report().steps == 4
-    studio.engine.receive(ChunkDone("main", 3, 6, 3.0, 1.5, {"render": 1200.0}))
+    studio.engine.receive(ChunkDone("main", 3, 6, 3.0, 1.5, {"render": 1200.0}, 2))
     report = studio.channel.report()
     assert report.chunk is not None
     assert (report.steps, report.realtime_factor, report.chunk.index, report.chunk.ms) == (

@@ -27,13 +27,14 @@ def test_report_and_tables_hold_every_figure(monkeypatch: pytest.MonkeyPatch) ->
     assert set(report["stages_ms"]) == set(STAGES)
     assert all(rate > 0 for rate in report["rates"].values())
     assert "kernels" not in report
+    assert report["neighbour"]["times_idle"]["median"] > 0 and len(report["neighbour"]["threads"]) == 4
     facts = report["conditions"]
     assert (facts["command"], facts["preset"], facts["steps"]) == ("python -m engine.bench --json f", "tiny", 2)
     assert facts["versions"]["torch"] == torch.__version__
     text = tables(report)
     assert f"commit {facts['commit']}" in text
     assert all(f"| {stage} |" in text for stage in STAGES)
-    assert "| denoising_step_share |" in text
+    assert "| denoising_step_share |" in text and "| times_idle |" in text
 
 
 def test_nothing_is_timed_if_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

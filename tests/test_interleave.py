@@ -4,8 +4,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from checkpoint import TINY, make_folder, make_texts
 from tiny import tiny_config, tiny_model, write_weights
 
@@ -25,6 +26,7 @@ from engine.live.offline import Change, generate_frames
 from engine.live.process import serve
 from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
+from engine.runtime.threads import ThreadChoice
 from engine.wire.messages import (
     ChunkDone,
     Failed,
@@ -128,6 +130,17 @@ class Server:
             self.pipe.send(Shown("main", self.shown, tuple(freed)))
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Computes with so many threads: a process chooses its own, and the last bits depend on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @asynccontextmanager
 async def _running(
     settings: ChannelSettings = SETTINGS, slots: int = 8, low_mark_s: float = LOW_MARK_S
@@ -135,7 +148,7 @@ async def _running(
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         ring = MemoryRing(slots)
-        interleaver = Interleaver(_generator(), ring, ControlPipe(theirs), low_mark_s)  # type: ignore[arg-type]
+        interleaver = Interleaver(_generator(), ring, ControlPipe(theirs), low_mark_s=low_mark_s)  # type: ignore[arg-type]
         ours.send(OpenChannel("main", settings))
         interleaver.read_inbox()
         server = Server(ours, ring, settings)
@@ -173,15 +186,15 @@ async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) ->
 
 
 async def test_answer_names_the_first_changed_frame() -> None:
-    """Frames under a new prompt begin exactly at the answered number."""
+    """Frames under a new prompt begin exactly at the answered number; words that are not read are named."""
     async with _running() as (server, _):
         await server.receive(FramesReady)
-        server.pipe.send(SetPrompt(7, "main", "  the blue sea ", "flow"))
+        server.pipe.send(SetPrompt(7, "main", "  the blue\nzebra sea ", "flow"))
         answer = await server.receive(PromptSet)
         while server.end < 73:
             server.show(99)
             await server.receive(FramesReady)
-    assert answer == PromptSet(7, "main", "the blue sea", 25)
+    assert answer == PromptSet(7, "main", "the blue zebra sea", 25, ("zebra",))
     video = np.concatenate(server.video)
     plain = _offline(SETTINGS, len(video))
     assert np.flatnonzero((video != plain).any(axis=(1, 2))).tolist() == list(range(25, len(video)))
@@ -310,6 +323,36 @@ async def test_chunk_reports_its_cost() -> None:
         assert done.compute_s == pytest.approx(sum(done.stage_ms.values()) / 1000)
 
 
+async def test_threads_are_chosen_between_chunks() -> None:
+    """Each chunk's cost is told, and other threads are looked for only when no chunk is being made."""
+
+    class Recorder(ThreadChoice):
+        def __init__(self) -> None:
+            super().__init__(lambda: None, 1)
+            self.costs: list[float] = []
+            self.between: list[bool] = []
+
+        def spent(self, cost: float) -> None:
+            self.costs.append(cost)
+
+        def retry(self) -> bool:
+            self.between.append(all(channel.chunk is None for channel in interleaver._channels.values()))
+            return False
+
+    async with _running(slots=2) as (server, interleaver):
+        recorder = interleaver._threads = Recorder()
+        while server.end < 17:
+            await server.receive(FramesReady)
+        # Its last batch waits for a slot.
+        await server.settle()
+        assert recorder.between == []
+        server.show(99)
+        done = await server.receive(ChunkDone)
+        await server.settle()
+    assert recorder.costs == [pytest.approx(done.compute_s / done.seconds_of_video)]
+    assert recorder.between and all(recorder.between) and done.threads == torch.get_num_threads()
+
+
 async def test_restarted_channel_goes_on_counting() -> None:
     """Frames and chunks are numbered from the settings', and equal those of `generate` from there."""
     settings = ChannelSettings("the sea", 3, start=ChannelStart(97, 4))
@@ -422,7 +465,10 @@ def test_published_model_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         thread.join(LIMIT_S)
     device = pick_device("cpu")
     generator = Generator(load(TINY, tmp_path, device, pick_dtype(device)))
-    expected = list(generate_frames(generator, generator.open("a red fish", 3), 49))
+    done = messages[-1]
+    assert isinstance(done, ChunkDone)
+    with _threads(done.threads):
+        expected = list(generate_frames(generator, generator.open("a red fish", 3), 49))
     batches = [message for message in messages if isinstance(message, FramesReady)]
     assert [(message.index, message.frames) for message in batches] == [(one.index, one.frames) for one in expected]
     assert all((ring.frames[message.slot] == one.i420).all() for message, one in zip(batches, expected, strict=True))
@@ -484,7 +530,8 @@ def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
     assert [message.fraction for message in messages[: kinds.index(Ready)]][-1] == 1.0
     device = pick_device("cpu")
     generator = Generator(load(tiny_config(), tmp_path, device, pick_dtype(device)))
-    expected = generate_frames(generator, generator.open("a red ball", 3), 25)
+    with _threads(messages[-1].threads):
+        expected = list(generate_frames(generator, generator.open("a red ball", 3), 25))
     for message, batch in zip(batches, expected, strict=True):
         assert (message.index, message.frames) == (batch.index, batch.frames)
         assert (ring.frames(message.slot, message.frames, 32, 48) == batch.i420).all()

@@ -12,7 +12,7 @@ from engine.live.generator import Generator
 from engine.live.offline import generate_frames
 from engine.loading.model import load
 from engine.loading.modules import COMPONENTS
-from engine.loading.options import pick_device, pick_dtype
+from engine.loading.options import autocast, pick_device, pick_dtype
 
 
 def test_loaded_model_computes_what_was_saved(tmp_path: Path) -> None:
@@ -72,9 +72,22 @@ def test_devices() -> None:
     """Unknown and absent devices raise ValueError; 'auto' takes what is here."""
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
+
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="'tpu'"):
         pick_device("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)]
+)
+def test_training_multiplies_in_what_the_device_has(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], dtype: torch.dtype
+) -> None:
+    """bfloat16 is never emulated."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    with autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

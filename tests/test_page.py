@@ -7,7 +7,7 @@ from typing import Any
 import fakes
 import numpy as np
 import pytest
-from fakes import CRASH, REFUSE, serving
+from fakes import CRASH, REFUSE, UNREAD, serving
 
 from engine.video.video_file import to_rgb
 
@@ -88,6 +88,7 @@ async def test_the_video_plays_and_follows_the_prompt(browser: Any) -> None:
         assert await page.input_value("#prompt") == ""
         await page.wait_for_function("document.getElementById('caption').textContent === 'a green ball at night'")
         assert await page.inner_text("#timeline [data-when=now] button") == "a green ball at night"
+        assert (await outcome(page, f"a {UNREAD} ball", "shown")).endswith(f"Not understood: {UNREAD}.")
         assert 0 < float(await page.inner_text("#fps")) < 30
         assert float(await page.inner_text("#buffered")) >= 0
         await page.close()

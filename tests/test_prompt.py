@@ -7,7 +7,20 @@ from engine.wire.prompt import LONGEST_PROMPT, check_prompt
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \t\n", "a\x00b", "a\x1b[31m", "line\nbreak", "\ud800", "x" * (LONGEST_PROMPT + 1)]
+    "text",
+    [
+        "",
+        " \t\n",
+        "\u200b",
+        "\ufeff \u2060\u00ad",
+        "\ufe0f\u0301",
+        "\u3164\u2800",
+        "a\x00b",
+        "a\x1cb",
+        "a\x1b[31m",
+        "\ud800",
+        "x" * (LONGEST_PROMPT + 1),
+    ],
 )
 def test_bad_prompts_are_refused(text: str) -> None:
     """Empty, overlong and non-text prompts raise ValueError."""
@@ -19,6 +32,12 @@ def test_bad_prompts_are_refused(text: str) -> None:
 def test_good_prompts_are_stripped(text: str) -> None:
     """Any other text passes, without white space around it."""
     assert check_prompt(f"  {text}\n") == text
+
+
+@pytest.mark.parametrize("space", ["\n", "\r\n", "\t", "\v", "\f", "\x85", "\u2028", "\u2029", "\u3000", " \n\n "])
+def test_line_breaks_and_tabs_are_white_space(space: str) -> None:
+    """Any white space in a prompt is one space."""
+    assert check_prompt(f"a red{space}car{space}") == "a red car"
 
 
 def test_module_needs_no_torch() -> None:

@@ -115,4 +115,4 @@ def write_weights(folder: Path) -> None:
     for name in ("text", *COMPONENTS):
         save_component(folder, name, getattr(model, name))
     write_description(folder, "tiny", "a test")
-    model.text.tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
+    tiny_tokenizer().save_pretrained(str(folder / TOKENIZER_FOLDER))

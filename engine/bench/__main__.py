@@ -20,6 +20,7 @@ import torch
 
 from engine.arguments import checked, steps
 from engine.bench.contenders import MS, STAGES, TOTAL, contenders, race, summary, units_per_turn
+from engine.bench.neighbour import neighbour
 from engine.bench.peers import prove
 from engine.bench.rates import PROMPT_TOKENS, rates
 from engine.bench.report import conditions, tables
@@ -38,7 +39,7 @@ ROUNDS = 15
 
 
 def bench(model: Model, rounds: int) -> dict[str, Any]:
-    """Proofs, and then the figures; on CUDA, those of every kernel too.
+    """Proofs, and then the figures; on a CPU, those beside a busy process, on CUDA those of every kernel too.
 
     Raises:
         ArithmeticError: something is wrong, so that its speed would mean nothing; it names all that is.
@@ -58,7 +59,9 @@ def bench(model: Model, rounds: int) -> dict[str, Any]:
         "stages_ms": {stage: summary(ours[stage]) for stage in STAGES},
         "rates": rates(model, summary(step_ms)["median"] / MS, summary(token_ms)["median"] / MS),
     }
-    if model.device.type == "cuda":
+    if model.device.type == "cpu":
+        report["neighbour"] = neighbour(Generator(model))
+    else:
         from kernels.bench import bench as bench_kernels
 
         report["kernels"] = bench_kernels(model.device)

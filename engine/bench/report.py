@@ -75,6 +75,11 @@ def tables(report: Mapping[str, Any]) -> str:
         table(["a chunk", "ms"], [(stage, _spread(ms)) for stage, ms in report["stages_ms"].items()]),
         table(["rate", "measured"], [(name, _number(value)) for name, value in report["rates"].items()]),
     ]
+    if "neighbour" in report:
+        figures = dict(report["neighbour"])
+        numbers = ", ".join(map(str, figures.pop("threads")))
+        head = f"a chunk beside a busy process (threads: {numbers})"
+        parts.append(table([head, "median (middle half)"], [(name, _spread(value)) for name, value in figures.items()]))
     return "\n\n".join(parts) + "\n"
 
 

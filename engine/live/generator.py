@@ -134,6 +134,22 @@ class Generator:
         """The next chunk, unit by unit, from given features of its frames."""
         yield from self._units(state, self.after(state), planned, self._streams.record())
 
+    def rehearsal(self, prompt: str) -> Callable[[], None]:
+        """A denoising step of a scratch chunk without a plan, for timing."""
+        config = self.model.config
+        with self.model.computing():
+            state = self.start(self.model.text.embed(prompt), seed=0)
+        features = state.features.new_zeros(1, config.first_chunk_length, *state.features.shape[2:])
+        with self._rendering():
+            window, _ = self._open_windows(state, features)
+            noise = self._denoiser.begin(window)
+
+        def step() -> None:
+            with self._rendering():
+                self._denoiser.step(window, 0, noise)
+
+        return step
+
     def _planned_units(self, state: ChannelState, end: Place) -> Iterator[Unit]:
         with self.model.computing(), self._streams.stream(_PLAN):
             planned = self._writer.features(state.plan, state.next.latent, end.latent)

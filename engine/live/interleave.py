@@ -11,11 +11,14 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from engine.config import FRAMES_PER_LATENT
 from engine.live.channel_state import ChannelState, Place
 from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Chunk, Generator
 from engine.runtime.cuda_streams import StreamEvent
+from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.frames import FrameBatch
 from engine.wire.messages import (
     ChunkDone,
@@ -73,12 +76,18 @@ class Interleaver:
     """Chooses units of the channels and speaks with the server; owns neither ring nor pipe."""
 
     def __init__(
-        self, generator: Generator, ring: RingWriter, control: ControlPipe, low_mark_s: float = LOW_MARK_S
+        self,
+        generator: Generator,
+        ring: RingWriter,
+        control: ControlPipe,
+        threads: ThreadChoice = FIXED,
+        low_mark_s: float = LOW_MARK_S,
     ) -> None:
         config = generator.model.config
         self._generator = generator
         self._ring = ring
         self._control = control
+        self._threads = threads
         self._channels: dict[str, LiveChannel] = {}
         self._stopped = False
         self._heard = asyncio.Event()
@@ -98,7 +107,7 @@ class Interleaver:
                     await asyncio.sleep(0)
                 elif computing:
                     await asyncio.sleep(DEVICE_POLL_S)
-                else:
+                elif not self._retry_threads():
                     await self._heard.wait()
                 # Not in the reader: it would lag one unit behind, and its errors would be lost.
                 self.read_inbox()
@@ -106,6 +115,10 @@ class Interleaver:
             log.info("the server is gone")
         finally:
             loop.remove_reader(self._control.fileno())
+
+    def _retry_threads(self) -> bool:
+        """Looks for a better number of threads, which a chunk keeps from its beginning to its end."""
+        return all(channel.chunk is None for channel in self._channels.values()) and self._threads.retry()
 
     def _work(self) -> bool:
         """Does the most urgent unit; False if there is none to do."""
@@ -172,8 +185,10 @@ class Interleaver:
         spent_s, channel.spent_s = channel.spent_s, {}
         seconds = (chunk.end.frame - chunk.start.frame) / self._generator.model.config.fps
         stage_ms = {stage: 1000 * spent for stage, spent in spent_s.items()}
-        self._send(ChunkDone(name, chunk.start.chunk, chunk.steps, seconds, sum(spent_s.values()), stage_ms))
+        compute_s, threads = sum(spent_s.values()), torch.get_num_threads()
+        self._send(ChunkDone(name, chunk.start.chunk, chunk.steps, seconds, compute_s, stage_ms, threads))
         channel.chunk = None
+        self._threads.spent(compute_s / seconds)
 
     def _send(self, message: FromEngine) -> None:
         self._control.send(message)
@@ -201,6 +216,8 @@ class Interleaver:
 
     def _open(self, message: OpenChannel) -> None:
         settings, start = message.settings, message.settings.start
+        if unread := self._generator.model.text.unread(settings.prompt):
+            log.warning("not understood and left out of %r: %s", settings.prompt, ", ".join(unread))
         state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
         self._channels[message.channel] = LiveChannel(state, start.frame, start.frame)
 
@@ -222,7 +239,8 @@ class Interleaver:
         else:
             earlier, channel.waiting = channel.waiting, request
             first = self._generator.after(channel.state, first)
-        self._send(PromptSet(request.request, request.channel, request.prompt, first.frame))
+        unread = self._generator.model.text.unread(request.prompt)
+        self._send(PromptSet(request.request, request.channel, request.prompt, first.frame, unread))
         if earlier is not None:
             self._send(PromptReplaced(earlier.request, earlier.channel, request.prompt))
 

@@ -9,6 +9,8 @@ import threading
 import time
 from multiprocessing.connection import Connection
 
+import torch
+
 from engine.config import preset
 from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
@@ -16,6 +18,7 @@ from engine.live.interleave import Interleaver
 from engine.live.offline import generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import place, use_cores
+from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.messages import Failed, Progress, Ready
 from engine.wire.ring import RingWriter
 from engine.wire.settings import EngineSettings
@@ -44,8 +47,9 @@ def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) ->
         try:
             model = load_model(settings, control)
             generator = Generator(model)
+            threads = choose_threads(generator)
             warm_up(generator, control)
-            interleaver = Interleaver(generator, ring, control)
+            interleaver = Interleaver(generator, ring, control, threads)
             open_channels(interleaver)
             config, warm_up_s = generator.model.config, time.monotonic() - began_s
             control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
@@ -70,6 +74,15 @@ def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
         return load(config, *place(config, settings.weights, settings.device), tell, settings.memory_gb)
     except ValueError as error:
         raise LoadError(str(error)) from error
+
+
+def choose_threads(generator: Generator) -> ThreadChoice:
+    """Chooses the number of threads for a CPU; a GPU's work does not depend on it."""
+    if generator.model.device.type != "cpu":
+        return FIXED
+    threads = ThreadChoice(generator.rehearsal(WARM_UP_PROMPT), torch.get_num_threads())
+    threads.choose()
+    return threads
 
 
 def warm_up(generator: Generator, control: ControlPipe) -> None:

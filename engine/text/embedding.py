@@ -23,6 +23,10 @@ class TextEncoder(Protocol):
         """A prompt as planner and renderer read it."""
         ...
 
+    def unread(self, prompt: str) -> tuple[str, ...]:
+        """Words of the prompt that neither of them reads."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FixedText:
@@ -33,3 +37,7 @@ class FixedText:
     def embed(self, prompt: str) -> TextEmbedding:
         """The embedding, whatever the prompt."""
         return self.embedding
+
+    def unread(self, prompt: str) -> tuple[str, ...]:
+        """None of the prompt is read."""
+        return tuple(prompt.split())

@@ -87,6 +87,12 @@ class PublishedText:
             self._cache.popitem(last=False)
         return embedding
 
+    def unread(self, prompt: str) -> tuple[str, ...]:
+        """Words behind the end of what planner and renderer read."""
+        most = max(self.config.planner_tokens, self.config.renderer_tokens) - 1
+        tokenizer = self.planner.tokenizer
+        return tuple(tokenizer.decode(tokenizer.encode(prompt)[most:]).split())
+
     def _for_planner(self, prompt: str) -> Tensor:
         return self._run(self.planner, self.planner.ids(prompt, self.config.planner_tokens))
 

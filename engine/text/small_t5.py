@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from engine.text.embedding import TextEmbedding
+from engine.text.words import Reading, read_words
 
 TOKENIZER_FOLDER = "text_tokenizer"  # beside the weights
 
@@ -55,7 +56,7 @@ def text_encoder(config: SmallT5Config) -> T5EncoderModel:
 
 
 class SmallT5(nn.Module):
-    """A T5 encoder trained with the planner, and its tokenizer. Case and unknown characters do not matter."""
+    """A T5 encoder trained with the planner, and its vocabulary of words. Case and unknown words do not matter."""
 
     def __init__(self, config: SmallT5Config, tokenizer: T5Tokenizer) -> None:
         """Raises ValueError if the tokenizer has more pieces than the encoder's vocabulary."""
@@ -63,20 +64,21 @@ class SmallT5(nn.Module):
         if len(tokenizer) > config.vocabulary:
             raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the encoder only {config.vocabulary}")
         self.config = config
-        self.tokenizer = tokenizer
         self.encoder = text_encoder(config)
+        self._numbers: dict[str, int] = tokenizer.get_vocab()
+        self._end: int = tokenizer.eos_token_id
+        self._padding: int = tokenizer.pad_token_id
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Prompts -> [B, max_length, K] of the weights' dtype; rows behind a prompt's end are zero."""
-        encoded = self.tokenizer(
-            [prompt.lower() for prompt in prompts],
-            max_length=self.config.max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        )
+        shape = len(prompts), self.config.max_length
+        ids, mask = torch.full(shape, self._padding), torch.zeros(shape, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            numbers = [*(self._numbers[piece] for piece in self._read(prompt).pieces), self._end]
+            ids[row, : len(numbers)] = torch.tensor(numbers)
+            mask[row, : len(numbers)] = 1
         device = self.encoder.shared.weight.device
-        ids, mask = encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
+        ids, mask = ids.to(device), mask.to(device)
         hidden: Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         masked: Tensor = hidden * mask.unsqueeze(-1).to(hidden.dtype)
         return masked
@@ -85,6 +87,13 @@ class SmallT5(nn.Module):
         """A prompt as planner and renderer read it: the same [1, max_length, K] float32 for both."""
         encoded = self.encode([prompt]).float()
         return TextEmbedding(planner=encoded, renderer=encoded)
+
+    def unread(self, prompt: str) -> tuple[str, ...]:
+        """Words of the prompt that are left out: unknown ones, and those that are too many."""
+        return self._read(prompt).unread
+
+    def _read(self, prompt: str) -> Reading:
+        return read_words(prompt, self._numbers, self.config.max_length - 1)
 
 
 def load_tokenizer(folder: Path) -> T5Tokenizer:

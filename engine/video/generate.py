@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
     # The file first, so that a place that cannot be written is named before the weights are read.
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
         model = load(config, folder, device, dtype, memory_gb=arguments.memory)
+        for prompt in (arguments.prompt, *(prompt for _, prompt in arguments.change)):
+            if unread := model.text.unread(prompt):
+                sys.stderr.write(f"not understood and left out of {prompt!r}: {', '.join(unread)}\n")
         if arguments.reference:
             with tqdm(total=release_units(config, steps), unit="step", desc=arguments.out.name) as bar:
                 for batch in generate_release(model, arguments.prompt, arguments.seed, steps, bar.update):

@@ -80,6 +80,7 @@ class PromptSet:
     channel: str
     prompt: str
     frame: int
+    unread: tuple[str, ...] = ()  # words of the prompt that the model does not know, or that are too many
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class ChunkDone:
     seconds_of_video: float
     compute_s: float
     stage_ms: dict[str, float]  # by stage: "plan", "render", "vae", ...
+    threads: int  # that it was computed with; they decide the last bits of its frames on a CPU
 
 
 @dataclass(frozen=True, slots=True)

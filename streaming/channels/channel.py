@@ -47,6 +47,7 @@ class PromptAnswer:
     frame: int | None  # first frame under the prompt; None if another replaced it before it had one
     eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
     replaced_by: str | None  # the prompt that came in its place: this one is never shown
+    unread: tuple[str, ...]  # words of it that the model does not read
 
 
 class Channel:
@@ -148,7 +149,7 @@ class Channel:
         eta_s = None
         if report.frame is not None and report.replaced_by is None:
             eta_s = round(max(0, report.frame - self._frames.start) / self._geometry().fps, 3)
-        return PromptAnswer(report.prompt, report.frame, eta_s, report.replaced_by)
+        return PromptAnswer(report.prompt, report.frame, eta_s, report.replaced_by, report.unread)
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""

@@ -7,6 +7,7 @@ so the engine is never flooded, however fast people type.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass
 from itertools import count
 
@@ -63,7 +64,7 @@ class PromptBook:
 
     def accept(self, answer: PromptSet) -> None:
         """The engine took a prompt; whoever asked gets its report."""
-        report = PromptReport(answer.prompt, answer.frame)
+        report = PromptReport(answer.prompt, answer.frame, unread=answer.unread)
         self._reports[answer.request] = report
         while len(self._reports) > PROMPTS_KEPT:
             # Those that are never shown go first.
@@ -108,7 +109,7 @@ class PromptBook:
 
     def report(self) -> list[PromptReport]:
         """Copies of the last prompts, oldest first."""
-        return [PromptReport(one.prompt, one.frame, one.shown, one.replaced_by) for one in self._reports.values()]
+        return [dataclasses.replace(one) for one in self._reports.values()]
 
     @property
     def _current(self) -> list[PromptReport]:

@@ -19,14 +19,16 @@ class PromptReport:
     frame: int | None  # None for one that was replaced before it had a place
     shown: bool = False
     replaced_by: str | None = None  # the prompt that came in its place: it is never shown
+    unread: tuple[str, ...] = ()  # words of it that the model does not read
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """The last finished chunk: its number and milliseconds by stage."""
+    """The last finished chunk: its number, milliseconds by stage, and threads that computed it."""
 
     index: int
     ms: dict[str, float]
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +73,4 @@ class ChunkStats:
         return round(median(self._factors), 3) if self._factors else None
 
     def report(self) -> ChunkReport | None:
-        return ChunkReport(self.last.chunk, self.last.stage_ms) if self.last else None
+        return ChunkReport(self.last.chunk, self.last.stage_ms, self.last.threads) if self.last else None

@@ -97,9 +97,9 @@ async function send(text) {
     if ($("prompt").value === text) $("prompt").value = "";
     if (pending !== change) return;
     if (answer.replaced_by) return replaced(answer.replaced_by);
-    Object.assign(change, { prompt: answer.prompt, frame: answer.frame });
-    const watched = playing.state === "playing";
-    outcome("taken", watched ? `Planned. On screen in about ${seconds(answer.eta_s)}.` : "Planned.", answer.eta_s);
+    Object.assign(change, { prompt: answer.prompt, frame: answer.frame, unread: answer.unread });
+    const when = playing.state === "playing" ? ` On screen in about ${seconds(answer.eta_s)}.` : "";
+    outcome("taken", `Planned.${when}${leftOut(change)}`, answer.eta_s);
   } catch (error) {
     if (pending !== change) return;
     pending = null;
@@ -126,9 +126,15 @@ async function ask(prompt) {
 /** The pending prompt's first frame is on air. */
 function settle() {
   const tookS = (performance.now() - pending.sentMs) / 1000;
+  const words = leftOut(pending);
   pending = null;
   setText($("reaction"), tookS.toFixed(1));
-  outcome("shown", `On screen after ${seconds(tookS)}.`);
+  outcome("shown", `On screen after ${seconds(tookS)}.${words}`);
+}
+
+/** What the model did not read of a prompt, as a sentence. */
+function leftOut({ unread }) {
+  return unread?.length ? ` Not understood: ${unread.join(", ")}.` : "";
 }
 
 function outcome(name, text, waitS = 0) {

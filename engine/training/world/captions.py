@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import T5Tokenizer
 
 from engine.text.small_t5 import TOKENIZER_FOLDER
+from engine.text.words import WORD_START
 from engine.training.world.tables import TABLES
 
 WORDINGS = TABLES["captions"]
@@ -38,7 +39,6 @@ MOST_WORDS = 23  # of a caption, with commas: the text encoder reads 24 tokens, 
 VOCABULARY_CAPTIONS = 20_000  # enough to have all words of the grammar
 VOCABULARY = 256  # pieces of `mini`
 SPECIAL_PIECES = ("<pad>", "</s>", "<unk>")
-SPACE = "▁"  # sentencepiece's mark of the beginning of a word
 LETTER_SCORE = -20.0  # log probability, far below that of any word
 
 
@@ -164,7 +164,7 @@ def _action(label: Label, rng: random.Random) -> str:
 
 
 def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY, captions: Sequence[str] | None = None) -> T5Tokenizer:
-    """Makes a text tokenizer and saves it in `folder`: a known word is one piece, an unknown one is spelled.
+    """Makes a text tokenizer and saves it in `folder`: a known word is one piece.
 
     Args:
         vocabulary: number of pieces at most: letters, and the most frequent words.
@@ -174,11 +174,11 @@ def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY, captions: Sequenc
         rng = random.Random("words")
         captions = [caption(random_label(rng), rng) for _ in range(VOCABULARY_CAPTIONS)]
     counts = Counter(word for text in captions for word in text.replace(",", " ,").split())
-    spelling = (SPACE, *string.ascii_lowercase, *string.digits, *".,!?'-")
+    spelling = (WORD_START, *string.ascii_lowercase, *string.digits, *".,!?'-")
     # Sorted, so that a word keeps its number when only frequencies change.
     words = sorted(counts.most_common(vocabulary - len(SPECIAL_PIECES) - len(spelling)))
     scores = dict.fromkeys(SPECIAL_PIECES, 0.0)
-    scores |= {word if word == "," else SPACE + word: math.log(n / counts.total()) for word, n in words}
+    scores |= {word if word == "," else WORD_START + word: math.log(n / counts.total()) for word, n in words}
     scores |= {piece: LETTER_SCORE for piece in spelling if piece not in scores}
     tokenizer = T5Tokenizer(vocab=list(scores.items()), extra_ids=0)
     tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))

@@ -1,0 +1,80 @@
+"""How many threads compute: one a core on an idle machine, fewer beside a busy process.
+
+OpenMP's threads wait for each other at the end of every operator, so that one that shares its core holds all up, and
+those that wait take the rest of the time from it by spinning. `mini` on two cores (AMD EPYC without bfloat16
+instructions): a chunk takes 1.15 s with two threads and 1.52 s with one; beside one busy process, 4.2 s and 1.63 s. To
+sleep instead of spinning makes two threads 1.6 s and 2.1 s. The last bits of a video depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+ROUNDS = 4  # of the work that is timed with each number of threads
+SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads stays
+GAIN = 0.9  # of the time: what another number must stay below to be worth a change
+JUMP = 1.3  # times the lowest cost of a chunk: the number is chosen again
+FORGET = 1.05  # times: the lowest cost rises by this with every chunk, so that a machine may become slower
+RETRY_S = 10.0  # between two looks whether all cores are free again
+
+log = logging.getLogger(__name__)
+
+
+class ThreadChoice:
+    """Chooses torch's number of threads by timing some work: at the start, when cost jumps, and when there is time."""
+
+    def __init__(self, work: Callable[[], object], most: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`work` is timed with up to `most` threads; with a `most` of 1 nothing is ever changed."""
+        self._work, self._most, self._clock = work, most, clock
+        self._chosen_s = clock()
+        self._lowest = float("inf")  # cost of a chunk with this number of threads
+
+    def choose(self) -> None:
+        """Times the work with every number that may be the best, and sets it."""
+        if self._most == 1:
+            return
+        now = torch.get_num_threads()
+        times = {now: self._time(now)}
+        if times[now] <= SLOW_S:
+            # Beside one busy process all but one are best, beside many a few.
+            for number in {self._most, self._most - 1, self._most // 2, 1} - {now}:
+                times[number] = self._time(number)
+        best = min(times, key=times.__getitem__)
+        number = best if times[best] < GAIN * times[now] else now
+        torch.set_num_threads(number)
+        if number != now:
+            self._lowest = float("inf")
+            told = ", ".join(f"{1000 * times[one]:.0f} ms with {one}" for one in sorted(times))
+            log.info("computing with %d threads from now on, was %d: a step takes %s", number, now, told)
+        self._chosen_s = self._clock()
+
+    def spent(self, cost: float) -> None:
+        """A chunk cost so much compute a second of video: chooses again if that is a jump."""
+        if cost > JUMP * self._lowest:
+            self.choose()
+        self._lowest = min(FORGET * self._lowest, cost)
+
+    def retry(self) -> bool:
+        """Chooses again if there are fewer threads than cores and it is time; to be called when there is no work."""
+        if torch.get_num_threads() == self._most or self._most == 1 or self._clock() - self._chosen_s < RETRY_S:
+            return False
+        self.choose()
+        return True
+
+    def _time(self, number: int) -> float:
+        """Seconds that the work takes with so many threads."""
+        torch.set_num_threads(number)
+        self._work()
+        began_s = self._clock()
+        rounds = 0
+        while rounds < ROUNDS and self._clock() - began_s < SLOW_S:
+            self._work()
+            rounds += 1
+        return (self._clock() - began_s) / rounds
+
+
+FIXED = ThreadChoice(lambda: None, 1)  # leaves the number as it is

@@ -1,0 +1,85 @@
+"""The number of threads that compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from engine.runtime.threads import JUMP, RETRY_S, ThreadChoice
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_after() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Machine:
+    """Work that takes as long as a machine of so many cores needs, by a clock of its own."""
+
+    def __init__(self, most: int, step_s: float = 0.02) -> None:
+        self.now_s = 0.0
+        self.most, self.step_s = most, step_s
+        self.busy = 0  # cores that other processes hold
+        self.steps = 0
+        torch.set_num_threads(most)
+        self.choice = ThreadChoice(self.work, most, lambda: self.now_s)
+
+    def work(self) -> None:
+        self.steps += 1
+        threads = torch.get_num_threads()
+        waits = 4.0 if threads > max(self.most - self.busy, 1) else 1.0
+        self.now_s += self.step_s * waits * (0.2 + 0.8 * self.most / threads)
+
+
+@pytest.mark.parametrize(("most", "busy", "number"), [(2, 0, 2), (2, 1, 1), (8, 0, 8), (8, 1, 7), (8, 3, 4), (1, 1, 1)])
+def test_the_fastest_number_is_chosen(most: int, busy: int, number: int) -> None:
+    """One a core on an idle machine; all but one beside a busy process."""
+    machine = Machine(most)
+    machine.busy = busy
+    machine.choice.choose()
+    assert torch.get_num_threads() == number
+
+
+def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
+    """A chunk that suddenly costs more brings a choice; later all cores are tried again, at most every RETRY_S."""
+    machine = Machine(2)
+    machine.choice.choose()
+    machine.choice.spent(0.4)
+    before = machine.steps
+    machine.choice.spent(0.4 * JUMP)
+    assert machine.steps == before and torch.get_num_threads() == 2
+    machine.busy = 1
+    machine.choice.spent(1.4)
+    assert torch.get_num_threads() == 1
+    assert not machine.choice.retry()
+    machine.now_s += RETRY_S
+    assert machine.choice.retry() and torch.get_num_threads() == 1
+    machine.busy = 0
+    assert not machine.choice.retry()
+    machine.now_s += RETRY_S
+    assert machine.choice.retry() and torch.get_num_threads() == 2
+    machine.now_s += RETRY_S
+    assert not machine.choice.retry()
+
+
+def test_a_machine_that_became_slower_is_not_asked_for_ever() -> None:
+    """Cost that stays high with the best number is the new usual after a while."""
+    machine = Machine(2)
+    machine.choice.spent(0.4)
+    for _ in range(30):
+        machine.choice.spent(0.8)
+    before = machine.steps
+    machine.choice.spent(0.8)
+    assert machine.steps == before
+
+
+def test_slow_work_is_not_repeated() -> None:
+    """Work of minutes, such as a large model on a CPU, is timed once and changes nothing."""
+    machine = Machine(4, step_s=60.0)
+    machine.busy = 1
+    machine.choice.choose()
+    assert machine.steps == 2 and torch.get_num_threads() == 4
