@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.wire.files import check_target, write_atomically
 from kernels.tools.memo import device_key
 
 if TYPE_CHECKING:
@@ -130,15 +131,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures there")
     target: Path | None = parser.parse_args(argv).json
+    try:
+        if target is not None:
+            check_target(target)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         # Before Triton is imported: kernels are bound to the interpreter when they are decorated.
         os.environ["TRITON_INTERPRET"] = "1"
         sys.stdout.write("no device to measure: correctness only\n")
     report = bench(device)
-    if target is not None:
-        target.write_text(json.dumps(report, indent=2) + "\n")
     sys.stdout.write(f"{len(report['kernels'])} right, {len(report['failed'])} wrong\n")
+    try:
+        if target is not None:
+            write_atomically(target, lambda part: part.write_text(json.dumps(report, indent=2) + "\n"))
+    except OSError as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 2
     return 1 if report["failed"] else 0
 
 

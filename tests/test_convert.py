@@ -107,6 +107,15 @@ def test_what_is_there_is_not_touched(published: Path, tmp_path: Path) -> None:
     assert (tmp_path / "other.part").is_dir()
 
 
+def test_a_folder_that_cannot_be_made_is_refused(published: Path, tmp_path: Path) -> None:
+    """Before any weights are looked at, with what is wrong and a cure."""
+    (tmp_path / "file").write_text("mine")
+    for out, said in ((tmp_path / ("x" * 255), "too long.*shorter"), (tmp_path / "file" / "out", "Not a directory")):
+        with pytest.raises(OSError, match=said):
+            convert(published, out, checkpoint.TINY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "published"]
+
+
 def test_the_command_names_faults(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights of another size, a source that is none, and with --md5 other files end with status 2 and the reason."""
     out = str(tmp_path / "out")

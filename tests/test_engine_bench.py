@@ -56,6 +56,7 @@ def test_ratios_are_taken_turn_by_turn() -> None:
     ("words", "message"),
     [
         (["--json", "/nowhere/f.json"], "the folder /nowhere does not exist"),
+        (["--json", "x" * 256 + ".json"], "too long"),
         (["--preset", "huge"], "no preset 'huge'"),
         (["--rounds", "0"], "0 rounds asked for"),
     ],

@@ -1,9 +1,14 @@
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from checkpoint import TINY, make_folder, make_texts
+from test_files import limited
 from tiny import tiny_config, write_weights
 
 from engine.__main__ import COMMANDS, main
@@ -151,3 +156,78 @@ def test_what_the_published_model_needs(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and words in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+# What writes a file, up to the file's name, and its suffix; what it would read is not there.
+WRITING = {
+    "generate": (["--prompt", "a", "--seconds", "1", "--weights", "none", "--out"], ".mp4"),
+    "reconstruct": (["none.npz", "--weights", "none", "--out"], ".mp4"),
+    "tokenize": (["none.mp4", "--weights", "none", "--out"], ".npz"),
+    "evaluate": (["--weights", "none", "--json"], ".json"),
+    "inspect": (["--json"], ".json"),
+    "convert": (["none"], ""),
+}
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_where_nothing_can_be_written_nothing_is_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command refuses, in one line, names that are too long and places that are not there or not for files."""
+    monkeypatch.chdir(tmp_path)
+    words, suffix = WRITING[command]
+    (tmp_path / f"folder{suffix}").mkdir()
+    (tmp_path / f"folder{suffix}" / "mine").touch()
+    places = {"x" * 256 + suffix: "too long", f"folder{suffix}": "folder"}
+    if command != "convert":
+        places |= {f"missing/v{suffix}": "the folder", f"v{suffix}/v{suffix}": "the folder"}
+    if Path("/sys").is_mount():
+        places[f"/sys/v{suffix}"] = f"/sys/v{suffix} cannot be written"
+    for place, said in places.items():
+        assert main([command, *words, place]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f"{command}: ") and said in lines[0], lines
+    assert [path.name for path in tmp_path.rglob("*")] == [f"folder{suffix}", "mine"]
+
+
+TINY_PROGRAM = """
+import sys
+sys.path.append("tests")
+from tiny import tiny_config
+from engine.__main__ import main
+from engine.config import PRESETS
+PRESETS["tiny"] = tiny_config
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_old_file(tmp_path: Path, weights: Path, number: signal.Signals) -> None:
+    """`generate` that is ended while it writes leaves what was there, and nothing else; Ctrl-C gets one line."""
+    out = tmp_path / "v.mp4"
+    out.write_text("old")
+    words = ["generate", "--prompt", "a red ball", "--seconds", "9999", "--out", str(out), "--preset", "tiny"]
+    argv = [sys.executable, "-c", TINY_PROGRAM, *words, "--weights", str(weights), "--device", "cpu"]
+    with subprocess.Popen(argv, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob("*.part")) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in said
+    if number == signal.SIGINT:
+        assert said.splitlines()[-1] == "generate: interrupted; nothing was written"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.mp4", "weights"] and out.read_text() == "old"
+
+
+def test_a_disk_that_gets_full_is_one_line(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A video that does not fit ends with status 2, the cure, and the old file."""
+    out = tmp_path / "v.mp4"
+    out.write_text("old")
+    with limited(8192):
+        assert _generate(out, weights) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"generate: {out} cannot be written (File too large): ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v.mp4", "weights"] and out.read_text() == "old"

@@ -37,9 +37,9 @@ def test_mini_is_listed_by_our_names(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that No such file or directory and an unknown preset end with status 2."""
+    """A folder that does not exist and an unknown preset end with status 2."""
     assert main(["inspect", "--json", str(tmp_path / "none" / "f.json")]) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         main(["inspect", "--preset", "huge"])
     assert caught.value.code == 2

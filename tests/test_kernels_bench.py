@@ -25,6 +25,14 @@ def test_without_a_device_it_checks_and_says_so(
     assert "no device to measure" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["", "missing/f.json", "x" * 256])
+def test_a_place_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
+    """Before anything is checked."""
+    with pytest.raises(SystemExit) as caught:
+        bench.main(["--json", str(tmp_path / name)])
+    assert caught.value.code == 2
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="production shapes are measured on a device")
 def test_a_wrong_kernel_is_not_measured_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     """A result that is off by a thousandth, or NaN, is named as wrong and left out of the figures."""

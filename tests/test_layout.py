@@ -30,6 +30,7 @@ FLOORS = (
     "kernels",
     "engine",  # the package: `load` imports what it needs when it is called
     "engine.wire",
+    "kernels.bench",  # a program: writes its figures as the others do
     "engine.runtime",
     "engine.text",
     "engine.semantic",

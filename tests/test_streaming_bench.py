@@ -137,6 +137,7 @@ def test_termination_stops_the_server_too(tmp_path: Path) -> None:
         ["--codec", "av1"],
         ["--json", "/nowhere/at/all.json"],
         ["--json", "/"],
+        ["--json", "x" * 256],
     ],
 )
 def test_bad_arguments_are_refused(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

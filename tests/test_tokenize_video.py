@@ -125,13 +125,25 @@ def test_bad_input_leaves_nothing(tmp_path: Path, weights: Path, capsys: pytest.
         assert _tokenize(video, out, weights) == 2, number
     video.write_bytes(whole)
     assert _tokenize(video, tmp_path / "t.txt", weights) == 2
+    out.hardlink_to(video)
+    assert _tokenize(video, out, weights) == 2
+    out.unlink()
     assert _tokenize(tmp_path / "none.mp4", out, weights) == 2
     (weights / "theia.safetensors").unlink()
     assert _tokenize(video, out, weights) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tokenize: ") and "%" not in line]
-    words = ["no video", "no video", "cut short", "npz", "No such file"]
-    assert len(lines) == 6 and all(word in line for word, line in zip(words, lines, strict=False))
+    words = ["no video", "no video", "cut short", "npz", "t.npz is what is read", "No such file"]
+    assert len(lines) == 7 and all(word in line for word, line in zip(words, lines, strict=False))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["v.mp4", "weights"]
+
+
+def test_full_disks_are_named(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device without room ends the command with status 2, its name and a cure; the device stays."""
+    write(tmp_path / "v.mp4", numbered(1), [0.0])
+    (tmp_path / "t.npz").symlink_to("/dev/full")
+    assert _tokenize(tmp_path / "v.mp4", tmp_path / "t.npz", weights) == 2
+    assert "t.npz cannot be written (No space left on device): make room" in capsys.readouterr().err.splitlines()[-1]
+    assert Path("/dev/full").is_char_device()
 
 
 def test_memory_holds_one_gop(stages: VideoTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

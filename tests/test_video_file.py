@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+from test_files import limited
 
 from engine.video.video_file import VideoFile
 
@@ -74,9 +76,55 @@ def test_unfinished_file_is_not_in_place(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["video.mp4"]
 
 
-@pytest.mark.parametrize(("name", "words"), [("video.avi", "mp4"), ("missing/video.mp4", "does not exist")])
+@pytest.mark.parametrize("name", ["a:b.mp4", "file:v.mp4", "-v.mp4", "%03d.mp4", "x" * 251 + ".mp4", "V.MP4"])
+def test_any_name_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A name is none of a protocol, and may be as long as the disk allows."""
+    monkeypatch.chdir(tmp_path)
+    with VideoFile(Path(name), WIDTH, HEIGHT, 8.0) as file:
+        file.write(_planes(100, 3))
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+    with av.open(f"file:{name}") as container:
+        assert len(list(container.decode(video=0))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("video.avi", "mp4"),
+        ("missing/video.mp4", "does not exist"),
+        ("folder.mp4", "is a folder"),
+        ("pipe.mp4", "is a device or a pipe"),
+        ("null.mp4", "is a device or a pipe"),
+        ("x" * 252 + ".mp4", "too long"),
+    ],
+)
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path, name: str, words: str) -> None:
-    """Other formats and missing folders raise ValueError at once."""
-    with pytest.raises(ValueError, match=words):
+    """Other formats, missing folders, and what is no file, are refused at once and stay as they are."""
+    (tmp_path / "folder.mp4").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "null.mp4").symlink_to(os.devnull)
+    with pytest.raises((ValueError, OSError), match=words):
         VideoFile(tmp_path / name, WIDTH, HEIGHT, 8.0)
-    assert not list(tmp_path.iterdir())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder.mp4", "null.mp4", "pipe.mp4"]
+
+
+def _noise(count: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, (count, HEIGHT * 3 // 2, WIDTH), np.uint8)
+
+
+def test_a_disk_that_gets_full_leaves_nothing(tmp_path: Path) -> None:
+    """Wherever the room ends, at the first byte or the last, it is one line with a cure and no file."""
+    path = tmp_path / "video.mp4"
+    with VideoFile(path, WIDTH, HEIGHT, 8.0) as file:
+        file.write(_noise(4))
+    whole = path.read_bytes()
+    for room in (0, 4096, len(whole) // 2, len(whole) - 600, len(whole) - 1, len(whole)):
+        path.unlink(missing_ok=True)
+        try:
+            with limited(room), VideoFile(path, WIDTH, HEIGHT, 8.0) as file:
+                file.write(_noise(4))
+        except OSError as error:
+            assert str(error).startswith(f"{path} cannot be written (File too large): ") and room < len(whole)
+            assert not list(tmp_path.iterdir())
+        else:
+            assert path.read_bytes() == whole and room == len(whole)

@@ -32,8 +32,8 @@ from engine.loading.modules import autocast_dtypes, build
 from engine.loading.options import pick_device, pick_dtype, use_cores
 from engine.loading.weights import SHIPPED
 from engine.runtime.backends import choose as choose_attention
-from engine.runtime.files import check_target
 from engine.text.embedding import FixedText, TextEmbedding
+from engine.wire.files import check_target, write_atomically
 
 ROUNDS = 15
 
@@ -117,12 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = " ".join(["python -m engine.bench", *words])
         report = {"conditions": conditions(command, "shipped" if shipped else "random", model)}
         report |= bench(model, arguments.rounds)
-    except (ArithmeticError, ValueError) as error:
+        sys.stdout.write(tables(report))
+        if arguments.json:
+            text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+            write_atomically(arguments.json, lambda part: part.write_text(text, encoding="utf-8"))
+    except (ArithmeticError, ValueError, OSError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1 if isinstance(error, ArithmeticError) else 2
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    sys.stdout.write(tables(report))
     return 0
 
 

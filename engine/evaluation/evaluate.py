@@ -29,10 +29,10 @@ from engine.live.offline import Change, generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import place
 from engine.loading.weights import load_component
-from engine.runtime.files import check_target, write_atomically
 from engine.semantic.theia import Theia
 from engine.training.world import drawing, judge, reading, teacher
 from engine.training.world.captions import Label, caption, random_label
+from engine.wire.files import check_target, write_atomically
 
 PROOF_SHARE = 0.99  # of true words that the judge must find
 BOX_PX = 48  # side of the box around a subject
@@ -174,7 +174,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
         parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
+    sheet_path = arguments.json.with_suffix(".png")
     check_target(arguments.json, ".json")
+    check_target(sheet_path)
     config = preset(arguments.preset)
     config = replace(config, steps=arguments.steps or config.steps)
     folder, device, dtype = place(config, arguments.weights, arguments.device)
@@ -184,7 +186,7 @@ def main(argv: Sequence[str]) -> int:
     figures, sheet = evaluate(model, theia, *amounts)
     command = " ".join(["python -m engine evaluate", *argv])
     figures = {"conditions": conditions(command, arguments.weights or "shipped", model), **figures}
-    write_atomically(arguments.json, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
-    write_atomically(arguments.json.with_suffix(".png"), lambda part: contact_sheet(sheet).save(part, format="PNG"))
     sys.stdout.write(markdown(figures))
+    write_atomically(arguments.json, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
+    write_atomically(sheet_path, lambda part: contact_sheet(sheet).save(part, format="PNG"))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from engine.loading.published_files import extractor_path
 from engine.loading.tensor_files import Source, not_finite_text, write_safetensors
 from engine.loading.weights import is_own, open_folder, text_folders, text_places, write_description
 from engine.semantic.theia import Theia
+from engine.wire.files import explained, unfinished
 
 SHARD_BYTES = 1 << 30
 _EXTRACTOR_OWN = "theia.safetensors"
@@ -40,8 +42,8 @@ def convert(folder: Path, out: Path, config: EngineConfig, shard_bytes: int = SH
     Raises:
         ValueError: naming every fault in the files, or if `out` holds something. Nothing is left in `out` then.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty: give a new folder")
+    check_folder(out)
+    out = Path(os.path.realpath(out))  # a link stays one
     components = build(config)
     if (variant_of(folder / _EXTRACTOR_OWN) if is_own(folder) else extractor_path(folder)).is_file():
         with torch.device("meta"):
@@ -62,19 +64,31 @@ def convert(folder: Path, out: Path, config: EngineConfig, shard_bytes: int = SH
         write_description(partial, config.name, "python -m engine convert")
 
 
+def check_folder(out: Path) -> None:
+    """Raises ValueError if a folder to make is there and not empty, or OSError if it cannot be made."""
+    with explained(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} is not empty: give a new folder")
+        if (partial := _partial(out)).exists():
+            raise ValueError(f"{partial} is left of a conversion that was cut off, or of one that runs: delete it")
+        above = next(folder for folder in partial.parents if folder.exists())
+        with unfinished(above / f".{os.getpid()}.part") as trial:
+            trial.mkdir()
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".part")
+
+
 @contextmanager
 def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """A folder beside `out`, which is missing or empty: renamed to it at the end, or deleted after an error."""
-    partial = out.with_name(out.name + ".part")
-    if partial.exists():
-        raise ValueError(f"{partial} is left of a conversion that was cut off, or of one that runs: delete it")
+    partial = _partial(out)
+    # Before it counts as ours, since it may be that of another conversion.
     partial.mkdir(parents=True)
-    try:
+    with unfinished(partial):
         yield partial
         partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_component(
@@ -102,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--md5", action="store_true", help="compare a folder's files with the published md5 first")
     arguments = parser.parse_args(argv)
+    check_folder(arguments.out)
     folder = fetch(arguments.source)
     if arguments.md5:
         verify(folder, CHECKSUMS)

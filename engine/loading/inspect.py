@@ -16,6 +16,7 @@ from engine.loading.filling import shapes_of
 from engine.loading.modules import build
 from engine.loading.published_files import FILES
 from engine.text.small_t5 import SmallT5Config, text_encoder
+from engine.wire.files import check_target, write_atomically
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}  # per number
 
@@ -57,14 +58,17 @@ def table(listing: Mapping[str, Shapes]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command. Raises OSError if the JSON cannot be written."""
+    """Runs the command. Raises ValueError or OSError if the JSON cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m engine inspect", description=__doc__)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="mini", help="which model (default: mini)")
     parser.add_argument("--json", type=Path, metavar="F", help="file to write every name and its shape to")
     arguments = parser.parse_args(argv)
+    if arguments.json is not None:
+        check_target(arguments.json)
     listing = components(preset(arguments.preset))
     if arguments.json is not None:
         facts = {name: {"parameters": parameters(shapes), "shapes": shapes} for name, shapes in listing.items()}
-        arguments.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(facts, indent=1) + "\n"
+        write_atomically(arguments.json, lambda part: part.write_text(text, encoding="utf-8"))
     sys.stdout.write(f"{table(listing)}\n")
     return 0

@@ -19,7 +19,7 @@ from engine.loading.filling import check, fill, raise_faults
 from engine.loading.hub_names import VARIANTS, snapshot_of, variant_of
 from engine.loading.published_files import EXTRACTOR, FILES, PLANNER_TEXT, RENDERER_TEXT, open_published
 from engine.loading.tensor_files import Source, not_finite, open_tensors, write_safetensors
-from engine.runtime.files import write_atomically
+from engine.wire.files import write_atomically
 
 SHIPPED = Path(__file__).parent.parent / "data"  # one folder a preset
 DESCRIPTION = "config.json"

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from engine.loading.weights import save_component
-from engine.runtime.files import write_atomically
 from engine.training.muon import Muon
+from engine.wire.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Run:
             write_atomically(path, lambda part: torch.save(content, part))
         except (RuntimeError, OSError) as error:
             # torch wraps a full disk in a RuntimeError that does not name the file.
-            raise OSError(f"{path} cannot be written, the one before is kept: {error}") from error
+            raise OSError(f"{path} cannot be written, the one before is kept: {error.__cause__ or error}") from error
 
     def train(self) -> dict[str, float]:
         """Trains until the budget is spent; returns the last evaluation.

@@ -17,7 +17,7 @@ from engine.live.offline import Change, generate_frames
 from engine.loading.model import load
 from engine.loading.options import place
 from engine.published.release import check_release, generate_release, release_units
-from engine.video.video_file import VideoFile
+from engine.video.video_file import VideoFile, check_video_target
 from engine.wire.prompt import check_prompt
 
 
@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     add_model(parser)
     add_rendering(parser)
     arguments = parser.parse_args(argv)
+    # First of all, so that a place that cannot be written is named before weights are fetched or read.
+    check_video_target(arguments.out)
     config = preset(arguments.preset)
     if arguments.reference:
         check_release(config)
@@ -49,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError("--change needs an endless video: leave out --reference")
     folder, device, dtype = place(config, arguments.weights, arguments.device)
     steps = arguments.steps or config.steps
-    # The file first, so that a place that cannot be written is named before the weights are read.
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
         model = load(config, folder, device, dtype, memory_gb=arguments.memory)
         for prompt in (arguments.prompt, *(prompt for _, prompt in arguments.change)):

@@ -28,7 +28,7 @@ from engine.loading.weights import load_weights
 from engine.semantic.tokenizer import FeatureFrames
 from engine.text.embedding import FixedText, TextEmbedding
 from engine.video.token_file import TokenFile, TokenGOP
-from engine.video.video_file import VideoFile
+from engine.video.video_file import VideoFile, check_video_target
 from engine.wire.frames import FrameBatch
 from engine.wire.prompt import check_prompt
 
@@ -104,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=checked(seed), default=0, help="of the renderer's noise (default: 0)")
     add_weights(parser)
     arguments = parser.parse_args(argv)
+    check_video_target(arguments.out, source=arguments.tokens)
     tokens = TokenFile.read(arguments.tokens)
     config = tokens.config
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig, preset
-from engine.runtime.files import write_atomically
+from engine.wire.files import write_atomically
 
 FORMAT = 2  # format 1 called its tokens `codes`
 SUFFIX = ".npz"

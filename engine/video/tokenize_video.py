@@ -26,11 +26,11 @@ from engine.config import FRAMES_PER_LATENT, EngineConfig, preset
 from engine.loading.options import place
 from engine.loading.placement import check_memory
 from engine.loading.weights import load_weights
-from engine.runtime.files import check_target
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.video.clip import Clip
 from engine.video.token_file import SUFFIX, TokenFile, TokenGOP
+from engine.wire.files import check_target
 
 OVERLAP_SHARE = 0.2  # of a GOP (appendix A.1 of the paper)
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overlap", action="store_true", help="GOPs overlap by a fifth, and fade into each other")
     add_model(parser)
     arguments = parser.parse_args(argv)
-    check_target(arguments.out, SUFFIX)
+    check_target(arguments.out, SUFFIX, source=arguments.video)
     config = preset(arguments.preset)
     with Clip(arguments.video, config.height_px, config.width_px, config.fps) as clip:
         stages = load(config, *place(config, arguments.weights, arguments.device))
@@ -106,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
         with tqdm(total=clip.frames_stated, unit="frame", desc="tokenize") as bar:
             for gop in group(clip.pictures(every=FRAMES_PER_LATENT), stages, arguments.overlap):
                 gops.append(gop)
+                bar.total = clip.frames_stated  # which is better known the more is read
                 bar.update(clip.frames - bar.n)
     TokenFile(config, clip.frames, tuple(gops)).write(arguments.out)
     return 0

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from engine.runtime.files import check_target
 from engine.wire.colours import tag
+from engine.wire.files import check_target, explained, is_stream, new_file
 from engine.wire.frames import FrameBatch
 
+SUFFIX = ".mp4"
 TIME_SCALE_HZ = 90_000
 # Constant quality, visually lossless. x264's macroblock tree reads memory it has not written where the processor has
 # AVX-512 (a picture 192 pixels wide shows it), so that the same frames make different files. Without it they make the
@@ -30,32 +31,68 @@ def to_rgb(i420: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return rgb
 
 
+def check_video_target(path: Path, source: Path | None = None) -> None:
+    """Raises ValueError or OSError if no video can be written to a path; `source` is a file that is read meanwhile."""
+    check_target(path, SUFFIX, source)
+    if is_stream(path):
+        raise ValueError(f"{path} is a device or a pipe, and an mp4 is not written in order: give the name of a file")
+
+
 class VideoFile(AbstractContextManager["VideoFile"]):
     """Writes H.264 to a neighbour of `path`, which takes its place when the `with` block ends without an error."""
 
     def __init__(self, path: Path, width: int, height: int, fps: float) -> None:
         """Frames are `width` x `height` pixels, both even. Raises ValueError or OSError if `path` cannot be written."""
-        check_target(path, ".mp4")
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        check_video_target(path)
+        self._path, self._width, self._height, self._fps = path, width, height, fps
         self._ticks = round(TIME_SCALE_HZ / fps)
         self._frames = 0
-        # The index goes in front, so that a browser can begin before it has the whole file.
-        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "faststart"})
-        rate = Fraction(fps).limit_denominator(1001)
+        self._block = self._written()
+
+    def __enter__(self) -> VideoFile:
+        self._block.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._block.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        with new_file(self._path) as partial:
+            with explained(self._path):
+                self._open(partial)
+            try:
+                yield
+            except BaseException:
+                # What is thrown away may fail to be closed for the same reason.
+                with suppress(Exception):
+                    self._container.close()
+                raise
+            with explained(self._path):
+                self._container.mux(self._stream.encode())
+                self._container.close()
+
+    def _open(self, partial: Path) -> None:
+        # FFmpeg takes what stands before a colon for a protocol. The index goes in front, so that a browser can begin
+        # before it has the whole file.
+        self._container = av.open(f"file:{partial}", "w", format="mp4", options={"movflags": "faststart"})
+        rate = Fraction(self._fps).limit_denominator(1001)
         self._stream = self._container.add_stream("libx264", rate=rate, options=OPTIONS)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self._width, self._height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = Fraction(1, TIME_SCALE_HZ)
         tag(context)
 
     def write(self, i420: npt.NDArray[np.uint8]) -> None:
-        """Appends frames [F, 3H/2, W] uint8."""
+        """Appends frames [F, 3H/2, W] uint8. Raises OSError where there is no room for them."""
         for planes in i420:
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = self._frames * self._ticks, Fraction(1, TIME_SCALE_HZ)
             tag(frame)
-            self._container.mux(self._stream.encode(frame))
+            with explained(self._path):
+                self._container.mux(self._stream.encode(frame))
             self._frames += 1
 
     def write_batches(self, batches: Iterable[FrameBatch], frames: int) -> None:
@@ -64,13 +101,3 @@ class VideoFile(AbstractContextManager["VideoFile"]):
             for batch in batches:
                 self.write(batch.i420)
                 bar.update(batch.frames)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._container.mux(self._stream.encode())
-            self._container.close()
-            if kind is None:
-                os.replace(self._partial, self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.wire.files import check_target, write_atomically
 from streaming.bench import measure
 from streaming.bench.client import BenchViewer, RequestError
 from streaming.bench.measure import BenchError, Recording
@@ -182,11 +183,10 @@ def parse(argv: Sequence[str] | None) -> tuple[BenchConfig, str | None, Path]:
     parser.add_argument("--url", type=lambda url: url.rstrip("/"), help="measure the server there, start none")
     parser.add_argument("--codec", choices=CODECS, default="vp8", help="what to ask for (default: vp8)")
     arguments = parser.parse_args(argv)
-    if not arguments.json.parent.is_dir() or arguments.json.is_dir():
-        parser.error(f"argument --json: {str(arguments.json)!r} must be a file in a folder that exists")
     try:
+        check_target(arguments.json)
         return BenchConfig(arguments.seconds, arguments.codec), arguments.url, arguments.json
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
@@ -196,8 +196,12 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     status = 1
     try:
         report = asyncio.run(bench(config, url, command))
-        target.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         sys.stdout.write(summary(report))
+        text = json.dumps(report, indent=2) + "\n"
+        try:
+            write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise BenchError(str(error)) from error
         status = 1 if report["failed"] else 0
     except* BenchError as group:
         sys.stderr.writelines(f"bench failed: {failure}\n" for failure in group.exceptions)
