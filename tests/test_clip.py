@@ -20,20 +20,27 @@ def write(
     pictures: Sequence[npt.NDArray[np.uint8]],
     times_s: Sequence[float],
     duration_s: float = 1 / 8,
-    turned: int = 0,
+    matrix: Sequence[int] | None = None,
     pixel: Fraction | None = None,
+    dropped: int = 0,
+    b_frames: int = 0,
+    transfer: int = 2,
     **options: str,
 ) -> None:
-    """H.264 without loss, RGB pictures [H, W, 3] at their times; `turned` degrees as phones say how they were held."""
-    with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "0", "bf": "0"})
+    """H.264 without loss, a key frame in eight: RGB pictures [H, W, 3] at their times.
+
+    `matrix` is how to display them; `dropped` packets at the beginning are left out; `transfer` as colours are tagged.
+    """
+    with av.open(f"file:{path}", "w", options=options) as container:
+        coding = {"crf": "0", "bf": str(b_frames), "g": "8", "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=8, options=coding)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv444p"
         stream.codec_context.time_base = stream.time_base = Fraction(1, CLOCK_HZ)
         if pixel is not None:
             stream.codec_context.sample_aspect_ratio = pixel
-        if turned:
-            stream.set_display_rotation(turned)
+        stream.codec_context.color_trc = transfer
+        stream.set_display_matrix(matrix)
         packets = []
         for picture, start_s in zip(pictures, times_s, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -41,7 +48,7 @@ def write(
             packets += stream.encode(frame)
         packets += stream.encode()
         ends_s = [*times_s[1:], times_s[-1] + duration_s]
-        for packet, start_s, end_s in zip(packets, times_s, ends_s, strict=True):
+        for packet, start_s, end_s in list(zip(packets, times_s, ends_s, strict=True))[dropped:]:
             packet.duration = round((end_s - start_s) * CLOCK_HZ)
             container.mux(packet)
 
@@ -129,13 +136,40 @@ def test_any_size_is_cut_in_the_middle(tmp_path: Path, height: int, width: int) 
     assert abs(row - 32) < max(1.0, side / 12) and abs(column - 48) < max(1.0, side / 12)
 
 
-@pytest.mark.parametrize(("turned", "row", "column"), [(90, 72, 24), (-90, 24, 72), (180, 48, 48)])
-def test_turned_pictures_stand_upright(tmp_path: Path, turned: int, row: float, column: float) -> None:
-    """A file that says how it was held is turned by as much, counter-clockwise."""
-    at = (0.25, 0.25) if turned != 180 else (0.5, 0.5)
-    pictures = [spotted(96, 96, at)]
-    write(tmp_path / "v.mp4", pictures, [0.0], turned=turned)
-    assert spot(tmp_path / "v.mp4", 96, 96)[2:] == pytest.approx((row, column), abs=1.0)
+@pytest.mark.parametrize(
+    ("matrix", "row", "column"),
+    [
+        ((1, 0, 0, 1), 12, 36),
+        ((-1, 0, 0, 1), 12, 108),  # mirrored
+        ((-1, 0, 0, -1), 84, 108),
+        ((1, 0, 0, -1), 84, 36),
+        ((0, 1, 1, 0), 24, 18),  # transposed
+        ((0, 1, -1, 0), 24, 126),
+        ((0, -1, -1, 0), 72, 126),
+        ((0, -1, 1, 0), 72, 18),
+        ((0.9, 0.3, -0.3, 0.9), 12, 36),  # about upright
+        ((0, 0, 0, 0), 12, 36),
+    ],
+)
+def test_pictures_are_shown_as_the_file_says(
+    tmp_path: Path, matrix: tuple[float, ...], row: float, column: float
+) -> None:
+    """All eight orientations of a display matrix, and the nearest of them where it says another; zeros say nothing."""
+    a, b, c, d = (round(number * 65536) for number in matrix)
+    write(tmp_path / "v.mp4", [spotted(96, 144, (1 / 8, 1 / 4))], [0.0], matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    turned = abs(b) > abs(a)
+    height, width = (144, 96) if turned else (96, 144)
+    if turned:
+        row, column = row * 1.5, column / 1.5
+    assert spot(tmp_path / "v.mp4", height, width)[2:] == pytest.approx((row, column), abs=1.0)
+
+
+def test_wide_pixels_of_a_turned_picture_are_high(tmp_path: Path) -> None:
+    """What is not square is turned with its picture."""
+    sideways = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    write(tmp_path / "v.mp4", [spotted(96, 48)], [0.0], pixel=Fraction(2, 1), matrix=sideways)
+    high, wide, _, _ = spot(tmp_path / "v.mp4", 96, 96)
+    assert (high, wide) == pytest.approx((24, 12), rel=0.06)
 
 
 def test_wide_pixels_are_shown_wide(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from test_clip import numbered, write
 
 from engine.training import __main__ as command
 from engine.training.sources import folder as dataset
@@ -54,6 +55,22 @@ def test_the_world_is_written_and_read_again(tmp_path: Path) -> None:
     assert label.colour in caption and not label.held_out
     assert read.dtype == torch.uint8 and read.shape == drawn.shape
     assert (read.float() - drawn.float()).abs().mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["ts", "mp4"])
+def test_what_is_not_in_a_file_is_not_trained_on(tmp_path: Path, kind: str) -> None:
+    """A clip that begins between key frames, or whose clock jumps, is as long as what can be read of it."""
+    path, times_s = tmp_path / f"a.{kind}", [n / 8 for n in range(24)]
+    write(path, numbered(24), times_s, dropped=2)
+    if kind == "ts":
+        later = tmp_path / "later.ts"
+        write(later, numbered(24), [50_000 + time_s for time_s in times_s])
+        (tmp_path / "a.mp4").write_bytes(path.read_bytes() + later.read_bytes())
+        later.unlink()
+    (tmp_path / "a.txt").write_text("a grey ramp")
+    videos = VideoFolder(tmp_path, 16, 24, 8.0, 5)
+    assert videos.lengths == [40 if kind == "ts" else 16]
+    assert len(videos.read(0, videos.lengths[0] - 5, 5)) == 5
 
 
 @pytest.mark.parametrize("most_bytes", [0, 1 << 20])

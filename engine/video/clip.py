@@ -8,6 +8,7 @@ in the middle to the wanted shape, and scaled. Memory holds a frame or two, howe
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -17,12 +18,13 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
-from av.stream import Disposition
+from av.sidedata.sidedata import Type
 from PIL import Image
 
+from engine.video.film import Film
+
 _ROUNDING_S = Fraction(1, 1000)  # containers round times; a frame this late is still in time
-_UNKNOWN_RATE_HZ = 25
-_MISSING_S = 0.5  # a file that ends this much before its stated end is cut short
+_MATRIX = struct.Struct("=9i")  # of a display: a b u, c d v, x y w
 
 
 class Clip(AbstractContextManager["Clip"]):
@@ -34,30 +36,25 @@ class Clip(AbstractContextManager["Clip"]):
         Raises:
             ValueError: if the file is missing, empty, of no known kind, cut short before its index, or has no video.
         """
-        self._path, self._height, self._width, self._fps = path, height, width, Fraction(fps)
+        self._height, self._width, self._fps = height, width, Fraction(fps)
         self.frames = 0  # pictures that were read, also those that were left out
-        try:
-            self._container = av.open(str(path))
-        except av.FFmpegError as error:
-            raise ValueError(f"{path} is no video that can be read, empty or cut short ({error.strerror})") from error
-        covers, streams = Disposition.attached_pic, self._container.streams.video
-        streams = [stream for stream in streams if stream.codec_context and not stream.disposition & covers]
-        if not streams:
-            self._container.close()
-            raise ValueError(f"{path} has no video in a coding that can be read: give a file that has pictures")
-        self._stream = streams[0]
-        duration: int | None = self._stream.duration
-        self._stated_s = None if duration is None else duration * Fraction(self._stream.time_base)
+        self._film = Film(path)
 
     @property
     def frames_stated(self) -> int | None:
-        """Pictures that the file's header promises."""
-        return None if self._stated_s is None else max(1, math.ceil(self._stated_s * self._fps))
+        """Pictures by the file's header, or as they are estimated without one; better known while it is read."""
+        stated_s = self._film.stated_s
+        return None if stated_s is None else max(1, math.ceil(stated_s * self._fps))
+
+    @property
+    def frames_promised(self) -> int | None:
+        """`frames_stated` if that is more than an estimate; right once the first picture is read."""
+        return self.frames_stated if self._film.promised else None
 
     def pictures(self, every: int = 1) -> Iterator[npt.NDArray[np.uint8]]:
         """Pictures 0, `every`, 2 `every`, ... and always the last, [H, W, 3]. Raises ValueError for a damaged file."""
         last = None
-        for frame, end_s in self._timed():
+        for frame, end_s in self._film.frames():
             stop = max(math.ceil((end_s - _ROUNDING_S) * self._fps), 1)
             shown = len(range(-(-self.frames // every) * every, stop, every))
             if stop > self.frames:
@@ -67,52 +64,32 @@ class Clip(AbstractContextManager["Clip"]):
         if (self.frames - 1) % every:
             yield self._fitted(last)
 
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
-
-    def _timed(self) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """All frames, and until when each is shown, in seconds since the first began: until the next one begins."""
-        period_s = 1 / Fraction(self._stream.average_rate or self._stream.guessed_rate or _UNKNOWN_RATE_HZ)
-        frame, origin_s, start_s = None, Fraction(0), Fraction(0)
-        for following in self._decoded():
-            time_s = None if following.pts is None else following.pts * Fraction(following.time_base)
-            if frame is None:
-                origin_s = time_s or Fraction(0)
-            else:
-                # A file may miss times or have some that go back.
-                next_s = start_s + period_s if time_s is None else max(time_s - origin_s, start_s)
-                yield frame, next_s
-                start_s = next_s
-            frame = following
-        if frame is None:
-            raise ValueError(f"{self._path} has no pictures: it is damaged or cut short")
-        end_s = start_s + (frame.duration * frame.time_base if frame.duration else period_s)
-        if self._stated_s is not None and self._stated_s - end_s > max(_MISSING_S, float(period_s)):
-            there = f"{float(end_s):.1f} s of {float(self._stated_s):.1f} s can be read"
-            raise ValueError(f"{self._path} is cut short: {there}; copy it again")
-        yield frame, end_s
-
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        place_s = 0.0
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.pts is not None:
-                    place_s = float(packet.pts * packet.time_base)
-                if packet.is_corrupt:
-                    raise ValueError(f"{self._path} is damaged or cut short near {place_s:.1f} s: copy it again")
-                yield from packet.decode()
-        except av.FFmpegError as error:
-            raise ValueError(f"{self._path} cannot be read near {place_s:.1f} s ({error.strerror})") from error
+    def __exit__(self, *error: object) -> None:
+        self._film.__exit__(*error)
 
     def _fitted(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """The frame upright, cut in the middle and scaled: [H, W, 3]."""
-        turns = round(frame.rotation / 90)
-        rgb = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+        rgb, pixel, turned = frame.to_ndarray(format="rgb24"), self._film.pixel_aspect, False
+        if Type.DISPLAYMATRIX in frame.side_data:
+            rgb, turned = upright(rgb, bytes(frame.side_data[Type.DISPLAYMATRIX]))
         height, width = rgb.shape[:2]
         # A pixel's width over its height.
-        pixel = float(self._stream.sample_aspect_ratio or 1) ** (-1 if turns % 2 else 1)
+        pixel = 1 / pixel if turned else pixel
         cut_height = min(height, width * pixel * self._height / self._width)
         cut_width = min(width, height / pixel * self._width / self._height)
         left, top = (width - cut_width) / 2, (height - cut_height) / 2
         size, box = (self._width, self._height), (left, top, left + cut_width, top + cut_height)
         return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC, box))
+
+
+def upright(rgb: npt.NDArray[np.uint8], matrix: bytes) -> tuple[npt.NDArray[np.uint8], bool]:
+    """A picture [H, W, 3] as a display matrix shows it, and whether rows became columns.
+
+    The matrix takes column x and row y to column ax + cy and row bx + dy. Of other turns than quarters the nearest of
+    the eight orientations is shown.
+    """
+    a, b, _, c, d, *_ = _MATRIX.unpack(matrix)
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    if turned:
+        rgb, a, d = rgb.swapaxes(0, 1), c, b
+    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], turned

@@ -73,8 +73,8 @@ class VideoFolder:
     def _length(self, path: Path) -> int:
         """Number of frames by the header; at least one frame is read."""
         with Clip(path, self.height, self.width, self.fps) as clip:
-            read = sum(1 for _ in islice(clip.pictures(), None if clip.frames_stated is None else 1))
-            return clip.frames_stated or read
+            read = sum(1 for _ in islice(clip.pictures(), None if clip.frames_promised is None else 1))
+            return clip.frames_promised or read
 
 
 def read_caption(path: Path) -> str:
