@@ -1,5 +1,7 @@
 import shutil
+import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import fakes
 import numpy as np
 import pytest
 from fakes import CRASH, REFUSE, UNREAD, serving
+from test_server import started
 
 from engine.video.video_file import to_rgb
 
@@ -33,6 +36,14 @@ COUNT_FRAMES = """() => {
     window.shown = 0;
     const count = () => { window.shown += 1; video.requestVideoFrameCallback(count); };
     video.requestVideoFrameCallback(count);
+}"""
+PAUSE = """async () => {
+    let stood = false;
+    const badge = document.getElementById("connection");
+    new MutationObserver(() => { stood ||= badge.dataset.state !== "live"; }).observe(badge, {attributes: true});
+    document.getElementById("video").pause();
+    await new Promise((resolve) => setTimeout(resolve, 2500));
+    return stood;
 }"""
 
 pytestmark = [
@@ -132,21 +143,63 @@ async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
 
 
 async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
-    """After a crash of the engine and after a restart of the server the video plays again, without a reload."""
+    """After a crash of the engine and after a restart of the server the video plays again, without a reload.
+
+    What was said of a prompt before is forgotten then.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     async with serving("--port", port) as running:
         page, errors = await opened(browser, running.url)
-        await outcome(page, CRASH, "refused")
+        await outcome(page, "a green ball", "shown")
+        assert (await running.http.patch("/channels/main", json={"prompt": CRASH})).status_code == 503
+        await page.wait_for_function("document.getElementById('outcome').dataset.state === ''", timeout=LIMIT_MS)
+        assert await page.inner_text("#outcome") == ""
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         await plays(page)
+        await outcome(page, "a red ball", "shown")
     await page.wait_for_function(f"!({LIVE})", timeout=LIMIT_MS)
-    assert await page.inner_text("#connection") == "Reconnecting"
+    await page.wait_for_function("document.getElementById('connection').textContent.includes('Reconnecting')")
     async with serving("--port", port):
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         await plays(page)
+        assert await page.inner_text("#outcome") == ""
         assert errors == []
         await page.close()
+
+
+async def test_a_prompt_while_the_engine_restarts_is_refused_in_words(browser: Any) -> None:
+    """The page says that the engine is coming back, and keeps the text."""
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        await page.fill("#prompt", "a blue boat")
+        assert (await running.http.patch("/channels/main", json={"prompt": CRASH})).status_code == 503
+        await page.press("#prompt", "Enter")
+        await page.wait_for_function("document.getElementById('outcome').dataset.state === 'refused'")
+        assert "engine stopped and is coming back; try again" in await page.inner_text("#outcome")
+        assert await page.input_value("#prompt") == "a blue boat"
+
+
+async def test_a_dead_network_is_told_within_two_seconds(browser: Any) -> None:
+    """While nothing arrives the page says that the picture stands; it is live again with the next pictures."""
+    with started() as (process, url):
+        page, errors = await opened(browser, url)
+        await plays(page)
+        process.send_signal(signal.SIGSTOP)
+        began_s = time.monotonic()
+        await page.wait_for_function(f"!({LIVE})", timeout=LIMIT_MS)
+        assert time.monotonic() - began_s < 3
+        assert "The picture stands" in await page.inner_text("#veil")
+        process.send_signal(signal.SIGCONT)
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        assert errors == []
+
+
+async def test_a_pause_is_no_dead_network(browser: Any) -> None:
+    """A person who pauses the video is not told that the picture stands."""
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        assert not await page.evaluate(PAUSE)
 
 
 async def test_a_locked_server_is_opened_with_its_token(browser: Any) -> None:

@@ -2,13 +2,12 @@
 
 import { Events } from "./events.js";
 import { IDEAS, PARTS, surprise } from "./ideas.js";
+import { copyPicture, glow, watchPicture, watchRate } from "./picture.js";
+import { headers, keepToken, takeToken, withToken } from "./token.js";
 import { Problem, WhepPlayer } from "./whep.js";
 
 const FIRST_CHANNEL = "main"; // on screen where the address names none, as in /#sea
 const ANSWER_MS = 15000; // for a prompt; the server gives up before
-const TICK_MS = 1000;
-const RATE_TICKS = 4; // over which the frame rate is taken
-const GLOW_MS = 400;
 
 const $ = (id) => document.getElementById(id);
 const video = $("video");
@@ -17,27 +16,24 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const channels = new Map(); // by id, what this page has open of each: player, events, newest report
 let shown; // the entry of `channels` on screen
 let state; // its newest report; null while the server cannot be reached
-let moving = false; // frames reached the screen within the last two ticks
+let standing = false; // no new picture reaches the screen
 let playing = { state: "connecting", detail: "" };
 let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
 
-const headers = () => {
-  const token = sessionStorage.getItem("token");
-  return token ? { Authorization: `Bearer ${token}` } : {};
-};
-
 /** One word for styles and one line for people, from what the player and the channel say. */
 function connection() {
+  if (playing.state === "locked") return ["locked", "Locked", "This server asks for its token."];
   if (state === undefined) return ["connecting", "Connecting", "Connecting"];
-  if (state === null && moving) return ["live", "Live", ""];
+  const seen = playing.state === "playing" && !standing;
+  if (state === null && seen) return ["live", "Live", ""];
   if (state === null) return ["waiting", "Reconnecting", "The server cannot be reached. Trying again."];
   if (state.state === "failed") return ["failed", "Stopped", state.error];
   if (state.state === "starting") return ["starting", "Starting", `The engine is starting. ${state.progress ?? ""}`];
-  if (playing.state === "locked") return ["locked", "Locked", "This server asks for its token."];
   if (playing.state !== "playing") {
     const detail = playing.state === "waiting" ? playing.detail : "Joining the stream";
     return [playing.state, playing.state === "waiting" ? "Reconnecting" : "Connecting", detail];
   }
+  if (standing) return ["waiting", "Standing still", "The picture stands: nothing new arrives. Waiting for the network."];
   if (state.state === "restarting") return ["restarting", "Recovering", "The engine stopped and is coming back."];
   if (state.state === "stalled") {
     return ["restarting", "Recovering", "The engine does not answer. It is restarted if that goes on."];
@@ -55,7 +51,7 @@ function showConnection() {
 
 function onPlayer(name, detail) {
   // The last picture stays behind the next stream until that has one.
-  if (name === "connecting" && video.videoWidth > 0) copyPicture($("still"), video.videoWidth, video.videoHeight);
+  if (name === "connecting" && video.videoWidth > 0) copyPicture(video, $("still"), video.videoWidth, video.videoHeight);
   playing = { state: name, detail };
   if (name === "locked" && !$("lock").open) $("lock").showModal();
   showConnection();
@@ -64,6 +60,8 @@ function onPlayer(name, detail) {
 function onState(report) {
   const joinable = report.width !== null && report.state !== "failed";
   if (joinable && state?.width == null) shown.player.retry();
+  if (state === null) recheck(report);
+  if (["starting", "restarting", "failed"].includes(report.state)) forget();
   state = report;
   const newest = report.prompts.at(-1);
   // An event may have been lost with a connection; the report knows too.
@@ -75,8 +73,23 @@ function onState(report) {
   showEngine();
 }
 
+/** The server is back: one that was started anew knows nothing of what it had accepted. */
+function recheck(report) {
+  if (pending?.frame == null || report.prompts.some((entry) => entry.prompt === pending.prompt)) return;
+  if ($("prompt").value === "") $("prompt").value = pending.prompt;
+  pending = null;
+  outcome("refused", "The server was started anew before this prompt was shown. Send it again.");
+}
+
+/** What was said of an earlier engine or server is over. */
+function forget() {
+  if ($("outcome").dataset.state === "shown") outcome("", "");
+  setText($("reaction"), "–");
+}
+
 function onLost() {
   state = null;
+  forget();
   for (const id of ["buffered", "factor"]) setText($(id), "–");
   showConnection();
 }
@@ -103,7 +116,7 @@ async function send(text) {
   } catch (error) {
     if (pending !== change) return;
     pending = null;
-    if (error.status === 401) $("lock").showModal();
+    if ([401, 403].includes(error.status)) $("lock").showModal();
     // The server names the field; people see only one.
     outcome("refused", error.message.replace(/^body\.prompt: /, ""));
   }
@@ -215,33 +228,6 @@ function showEngine() {
   });
 }
 
-/** Shows the frames a second that really reached the screen. */
-function watchRate() {
-  const counts = [];
-  setInterval(() => {
-    const { totalVideoFrames, droppedVideoFrames } = video.getVideoPlaybackQuality();
-    counts.push({ frames: totalVideoFrames - droppedVideoFrames, ms: performance.now() });
-    if (counts.length > RATE_TICKS + 1) counts.shift();
-    const [first, last] = [counts[0], counts.at(-1)];
-    // A new stream counts from zero.
-    if (last.frames < first.frames) counts.splice(0, counts.length - 1);
-    const rate = ((last.frames - first.frames) / (last.ms - first.ms)) * 1000;
-    moving = counts.length > 2 && last.frames > counts.at(-3).frames;
-    if (state === null) showConnection();
-    setText($("fps"), playing.state === "playing" && rate > 0 ? rate.toFixed(rate < 10 ? 1 : 0) : "–");
-  }, TICK_MS);
-}
-
-/** Lights the room with the picture's colours. */
-function glow() {
-  if (!document.hidden && !calm.matches && video.readyState >= 2) copyPicture($("glow"), 12, 8);
-}
-
-function copyPicture(canvas, width, height) {
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  canvas.getContext("2d").drawImage(video, 0, 0, width, height);
-}
-
 const seconds = (s) => `${s.toFixed(s < 10 ? 1 : 0)} s`;
 
 /** Place of a frame in the video, as h:mm:ss. */
@@ -300,10 +286,11 @@ function hurry() {
 
 /** Opens a channel on screen. */
 function show(id) {
-  const url = `/channels/${encodeURIComponent(id)}`;
-  const player = new WhepPlayer(video, `/whep/${encodeURIComponent(id)}`, headers, onPlayer);
+  // Relative: a proxy may serve the page under a path of its own.
+  const url = `channels/${encodeURIComponent(id)}`;
+  const player = new WhepPlayer(video, `whep/${encodeURIComponent(id)}`, headers, onPlayer);
   const listeners = { state: onState, prompt: onPrompt, replaced: onReplaced };
-  const events = new Events(`${url}/events`, listeners, () => player.check(), onLost);
+  const events = new Events(() => withToken(`${url}/events`), listeners, () => player.check(), onLost);
   shown = { id, url, player, events };
   channels.set(id, shown);
   player.start();
@@ -318,8 +305,8 @@ function start() {
     send($("prompt").value);
   });
   $("lock").addEventListener("submit", () => {
-    sessionStorage.setItem("token", $("token").value);
-    shown.player.retry();
+    keepToken($("token").value);
+    hurry();
   });
   $("fullscreen").addEventListener("click", toggleFullscreen);
   addEventListener("keydown", onKey);
@@ -327,8 +314,15 @@ function start() {
   addEventListener("hashchange", () => location.reload());
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   for (const name of ["online", "visibilitychange"]) addEventListener(name, hurry);
-  setInterval(glow, GLOW_MS);
-  watchRate();
+  if (!calm.matches) glow(video, $("glow"));
+  watchRate(video, (rate) => {
+    setText($("fps"), playing.state === "playing" && rate > 0 ? rate.toFixed(rate < 10 ? 1 : 0) : "–");
+  });
+  watchPicture(video, (stands) => {
+    standing = stands;
+    showConnection();
+  });
+  takeToken();
   show(decodeURIComponent(location.hash.slice(1)) || FIRST_CHANNEL);
 }
 

@@ -5,7 +5,7 @@ import { backoffMs, Pause } from "./whep.js";
 const QUIET_MS = 5000; // state comes every second
 
 /**
- * Listens to the event stream `url`.
+ * Listens to the event stream at the address that `url()` gives for each try.
  *
  * `handlers` maps an event's name to a function of its value. `onOpen` hears of every stream that opens, `onLost` of
  * every one that ends.
@@ -41,7 +41,7 @@ export class Events {
   /** One stream; resolves when it is over, to whether anything was heard. */
   #stream() {
     return new Promise((resolve) => {
-      const source = new EventSource(this.#url);
+      const source = new EventSource(this.#url());
       let heard = false;
       const end = () => {
         clearTimeout(timer);
