@@ -25,9 +25,12 @@ from engine.arguments import add_rendering, checked, seed
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
+from streaming.http import tls
+from streaming.http.options import add_access
 
 if TYPE_CHECKING:
     from streaming.engines.supervisor import EngineTarget, Supervisor
+    from streaming.http.app import AppConfig
 
 # Words after `landiff-live` and the module whose command line they begin; others are commands of `python -m engine`.
 COMMANDS = {
@@ -85,11 +88,18 @@ def _follow_parent() -> None:
 def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
     """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
     arguments = parser().parse_args(argv)
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        parser().error("--tls-cert and --tls-key belong together: give both")
     log_from(arguments.log_level)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
+        if arguments.tls_cert is not None:
+            tls.context(arguments.tls_cert, arguments.tls_key)
         listener = listen(arguments.host, arguments.port)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", arguments.host, arguments.port, error.strerror)
         return 2
@@ -111,9 +121,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.channels.events import StateChanged
     from streaming.engines.link import EngineLink
     from streaming.engines.supervisor import Supervisor
-    from streaming.http.app import AppConfig, HttpServer, create_app
+    from streaming.http.app import HttpServer, create_app
     from streaming.http.state import ServerState
-    from streaming.http.whep import Policy
     from streaming.media import rtp_hooks
     from streaming.media.metrics import Metrics
     from streaming.media.viewer import ViewerConfig, Viewers
@@ -122,7 +131,6 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     rtp_hooks.notice_dead_peers()
     if arguments.ice_address:
         rtp_hooks.use_addresses(arguments.ice_address)
-    policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
     metrics = Metrics()
     engine = EngineLink(engine_settings(arguments), metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
@@ -134,7 +142,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     for channel in channels.values():
         engine.open(channel)
     state = ServerState(engine, channels, viewers, metrics, stop)
-    http = HttpServer(create_app(state, AppConfig(policy, arguments.token)))
+    context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
+    http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:
         supervision = group.create_task(_supervise(Supervisor(target, engine, metrics), stop), name="engine")
         air = [group.create_task(channel.run(), name=f"channel {name}") for name, channel in channels.items()]
@@ -142,7 +151,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
         lag = group.create_task(metrics.watch_loop(), name="loop lag")
         # What start-up made lives on: without it a full collection, which stops every viewer, is short.
         gc.freeze()
-        log.info("http://%s:%d/", *listener.getsockname()[:2])
+        host, port = listener.getsockname()[:2]
+        log.info("%s://%s:%d%s/", "https" if context else "http", host, port, arguments.root_path)
         try:
             await stop.wait()
         finally:
@@ -178,6 +188,17 @@ def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
 def channel_settings(arguments: argparse.Namespace) -> dict[str, ChannelSettings]:
     """Settings of each channel from the command line, by its id."""
     return {CHANNEL: ChannelSettings(arguments.prompt, arguments.seed, arguments.steps)}
+
+
+def app_config(arguments: argparse.Namespace) -> AppConfig:
+    """Settings of the HTTP interface from the command line."""
+    from streaming.http.access import Tokens
+    from streaming.http.app import AppConfig
+    from streaming.http.whep import Policy
+
+    policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
+    tokens = Tokens(arguments.control_token or arguments.token, arguments.view_token or arguments.token)
+    return AppConfig(policy, tokens, frozenset(arguments.allow_origin), arguments.root_path)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -228,9 +249,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="least serious messages to log (default: info)"
     )
-    options.add_argument(
-        "--token", metavar="SECRET", type=checked(_token), help="ask for this bearer token on every change"
-    )
+    add_access(options)
     return options
 
 
@@ -248,12 +267,6 @@ def _count(text: str) -> int:
 
 def _ip(text: str) -> str:
     return str(ipaddress.ip_address(text))
-
-
-def _token(text: str) -> str:
-    if not text or not text.isascii() or not text.isprintable():
-        raise ValueError("a token is printable ASCII and not empty")
-    return text
 
 
 if __name__ == "__main__":

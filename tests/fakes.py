@@ -177,13 +177,18 @@ class Serving:
 
 @asynccontextmanager
 async def serving(*argv: str, target: EngineTarget = fake_engine) -> AsyncIterator[Serving]:
-    """Runs the server in this process with media on loopback; the `loopback` fixture must be in use."""
+    """Runs the server in this process with media on loopback; the `loopback` fixture must be in use.
+
+    `http` sends the strongest of the server's tokens.
+    """
     arguments = server.parser().parse_args(["--port", "0", "--ice-address", "127.0.0.1", *argv])
     stop = asyncio.Event()
     with server.listen(arguments.host, arguments.port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         task = asyncio.create_task(server.run(arguments, listener, target, stop))
-        async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+        token = arguments.control_token or arguments.token or arguments.view_token
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        async with httpx.AsyncClient(base_url=url, timeout=10, headers=headers) as http:
             running = Serving(url, http, stop, task)
             try:
                 await running.until(lambda report: report["state"] != "starting", limit_s=60)
@@ -214,9 +219,9 @@ class Watcher:
         await self.peer.setLocalDescription(await self.peer.createOffer())
         return str(self.peer.localDescription.sdp)
 
-    async def join(self, query: str = "") -> None:
+    async def join(self, query: str = "", endpoint: str = "/whep/main") -> None:
         reply = await self._http.post(
-            f"/whep/main{query}", content=await self.offer(), headers={"content-type": "application/sdp"}
+            f"{endpoint}{query}", content=await self.offer(), headers={"content-type": "application/sdp"}
         )
         assert reply.status_code == 201, reply.text
         self.answer, self.location = reply, reply.headers["location"]

@@ -159,20 +159,23 @@ async def test_session_life(running: Serving) -> None:
     await watcher.join()
     assert watcher.answer is not None
     assert watcher.answer.headers["content-type"] == "application/sdp"
-    assert watcher.answer.headers["access-control-expose-headers"] == "Location, ETag, Link"
+    assert watcher.answer.headers["accept-patch"] == TRICKLE["content-type"]
     assert "a=sendonly" in watcher.answer.text
     etag, session = watcher.answer.headers["etag"], watcher.location
     assert (await running.http.get(session)).status_code == 204
     good = "a=candidate:1 1 udp 2130706431 127.0.0.1 5000 typ host\r\na=end-of-candidates\r\n"
-    for headers in (TRICKLE, TRICKLE | {"if-match": etag}):
-        assert (await running.http.patch(session, content=good, headers=headers)).status_code == 204
-    assert refused(await running.http.patch(session, content=good, headers=TRICKLE | {"if-match": '"x"'}), 412)
+    for headers in (TRICKLE, *(TRICKLE | {"if-match": one} for one in (etag, f'"x", {etag}', "*"))):
+        trickled = await running.http.patch(session, content=good, headers=headers)
+        assert trickled.status_code == 204 and "etag" not in trickled.headers
+    for stale in ('"x"', f"W/{etag}", etag.strip('"'), "", '"x", "y"'):
+        assert refused(await running.http.patch(session, content=good, headers=TRICKLE | {"if-match": stale}), 412)
     assert refused(await running.http.patch(session, content="a=candidate:1", headers=TRICKLE), 400)
     assert refused(await running.http.patch(session, content="garbage", headers=TRICKLE), 400)
-    assert refused(await running.http.patch(session, content="a=ice-ufrag:new1\r\n", headers=TRICKLE), 422)
+    wrong_type = await running.http.patch(session, content=good, headers=SDP)
+    assert refused(wrong_type, 415) and wrong_type.headers["accept-patch"] == TRICKLE["content-type"]
     many = good.splitlines()[0] + "\r\n"
     assert (await running.http.patch(session, content=many * 19, headers=TRICKLE)).status_code == 204
-    assert (await running.http.delete(session)).status_code == 200
+    assert (await running.http.delete(session, headers={"if-match": '"stale"'})).status_code == 200
     assert (await running.http.delete(session)).status_code == 200
     assert refused(await running.http.get(session), 404)
     await watcher.close()
@@ -203,20 +206,116 @@ async def test_killed_engine_resumes_for_the_viewer(running: Serving) -> None:
         assert "landiff_engine_restarts_total 1.0" in (await running.http.get("/metrics")).text
 
 
-async def test_token_guards_changes() -> None:
-    """With --token a prompt change and an offer need it; reading does not."""
-    async with serving("--token", "s3cret") as running:
-        assert refused(await running.http.patch("/channels/main", json={"prompt": "x"}), 401)
-        assert refused(await running.http.post("/whep/main", content="", headers=SDP), 401)
-        assert (await running.http.get("/channels/main")).status_code == 200
-        for value in ("Bearer s3cret", "bearer s3cret", "BEARER   s3cret"):
-            headers = {"authorization": value}
-            assert (
-                await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers)
-            ).status_code == 200
-        for value in ("Bearer", "Bearer s3cretx", "Basic s3cret", "s3cret", "Bearer s3 cret"):
-            headers = {"authorization": value}
-            assert refused(await running.http.patch("/channels/main", json={"prompt": "x"}, headers=headers), 401)
+RESTART = "a=ice-ufrag:new1\r\na=ice-pwd:0123456789abcdefghijkl\r\nm=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n"
+
+
+async def test_an_ice_restart_is_refused_and_the_video_goes_on(running: Serving) -> None:
+    """Alone, twice at once and with candidates it is 422, with a stale ETag 412, after the session's end 404."""
+    candidate = "a=candidate:1 1 udp 2130706431 127.0.0.1 5000 typ host\r\n"
+    async with watching(running) as watcher:
+        assert watcher.answer is not None
+        session, etag = watcher.location, watcher.answer.headers["etag"]
+        for text in (RESTART, RESTART + candidate, RESTART + candidate + "a=end-of-candidates\r\n"):
+            for headers in (TRICKLE, TRICKLE | {"if-match": "*"}, TRICKLE | {"if-match": etag}):
+                reply = await running.http.patch(session, content=text, headers=headers)
+                assert refused(reply, 422) and "post a new offer" in reply.json()["detail"]
+        stale = await running.http.patch(session, content=RESTART, headers=TRICKLE | {"if-match": '"old"'})
+        assert refused(stale, 412)
+        both = [running.http.patch(session, content=RESTART, headers=TRICKLE | {"if-match": "*"}) for _ in range(2)]
+        assert [reply.status_code for reply in await asyncio.gather(*both)] == [422, 422]
+        await watcher.received(3)
+        await running.http.delete(session)
+        for text in (RESTART, candidate):
+            reply = await running.http.patch(session, content=text, headers=TRICKLE)
+            assert refused(reply, 404) and "ended" in reply.json()["detail"]
+
+
+async def test_no_refusal_looks_like_a_counter_offer(running: Serving) -> None:
+    """A 406 is a problem without Location: WHEP's counter-offer is SDP with one."""
+    offer = (await sample_offer(running)).replace("VP8", "VP9").replace("H264", "AV1")
+    reply = await running.http.post("/whep/main", content=offer, headers=SDP | {"accept": "application/sdp"})
+    assert refused(reply, 406) and "location" not in reply.headers
+
+
+async def test_a_token_for_both() -> None:
+    """With --token watching and steering need it; the page and the probes do not."""
+    async with serving("--token", "s3cret") as running, httpx.AsyncClient(base_url=running.url) as http:
+        assert refused(await http.patch("/channels/main", json={"prompt": "x"}), 401)
+        assert refused(await http.post("/whep/main", content="", headers=SDP), 401)
+        assert refused(await http.get("/channels/main"), 401)
+        assert refused(await http.get("/channels/main/events"), 401)
+        for path in ("/", "/page/app.js", "/healthz", "/readyz", "/metrics", "/openapi.json"):
+            assert (await http.get(path)).status_code == 200, path
+        assert (await running.http.patch("/channels/main", json={"prompt": "x"})).status_code == 200
+        async with watching(running) as watcher:
+            await watcher.received(1)
+
+
+async def test_watching_and_steering_have_tokens_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    """The view token watches by header or address and does not steer; no token reaches the log or an answer."""
+    caplog.set_level("DEBUG")
+    async with serving("--control-token", "c0ntrol", "--view-token", "v1ew+") as running:
+        async with httpx.AsyncClient(base_url=running.url) as http:
+            view = {"authorization": "Bearer v1ew+"}
+            assert (await http.get("/channels/main", headers=view)).status_code == 200
+            refusal = await http.patch("/channels/main", json={"prompt": "x"}, headers=view)
+            assert refused(refusal, 403) and "v1ew" not in refusal.text
+            async with http.stream("GET", "/channels/main/events?token=v1ew%2B") as stream:
+                assert stream.status_code == 200
+            watcher = Watcher(http)
+            await watcher.join("?token=v1ew%2B")
+            await watcher.received(1)
+            # Who can send no header finds the token in the session's address again.
+            assert watcher.location.endswith("?token=v1ew%2B")
+            assert refused(await http.delete(watcher.location.partition("?")[0]), 401)
+            assert (await http.delete(watcher.location)).status_code == 200
+            await watcher.close()
+    # Without the records of this test's own client.
+    said = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))]
+    assert said and "v1ew" not in str(said) and "c0ntrol" not in str(said)
+
+
+async def test_pages_of_other_origins_may_watch() -> None:
+    """Every WHEP answer has CORS headers for an allowed origin, errors too; preflights need no token."""
+    page = {"origin": "https://page.example"}
+    async with serving("--allow-origin", "https://page.example", "--view-token", "v") as running:
+        async with httpx.AsyncClient(base_url=running.url, headers=page) as http:
+            for path, method in (("/whep/main", "POST"), ("/whep/main/x", "PATCH"), ("/channels/main", "PATCH")):
+                preflight = await http.options(path, headers={"access-control-request-method": method})
+                assert preflight.status_code == 204
+                assert preflight.headers["access-control-allow-origin"] == "https://page.example"
+                assert method in preflight.headers["access-control-allow-methods"]
+            assert refused(await http.get("/whep/main"), 401)
+            auth = {"authorization": "Bearer v"}
+            for reply in (
+                await http.get("/whep/main", headers=auth),
+                await http.head("/whep/main", headers=auth),
+                await http.get("/whep/main/none", headers=auth),
+                await http.post("/whep/main", content="x" * 50_000, headers=auth),
+                await http.post("/whep/main", content="x"),
+            ):
+                assert reply.headers["access-control-allow-origin"] == "https://page.example"
+                assert "ETag" in reply.headers["access-control-expose-headers"]
+            other = await http.options(
+                "/whep/main", headers={"origin": "https://b", "access-control-request-method": "POST"}
+            )
+            assert other.status_code == 204 and "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize("asked", ["", "/live"])
+async def test_behind_a_prefix(asked: str) -> None:
+    """With --root-path a proxy may strip the prefix or leave it; page, files, events and Location know it."""
+    async with serving("--root-path", "/live/") as running:
+        page = await running.http.get(f"{asked}/")
+        assert '<base href="/live/">' in page.text and 'src="page/app.js"' in page.text
+        for path in ("/page/app.js", "/channels/main", "/healthz", "/openapi.json"):
+            assert (await running.http.get(asked + path)).status_code == 200, path
+        assert (await running.http.get(f"{asked}/openapi.json")).json()["servers"] == [{"url": "/live"}]
+        watcher = Watcher(running.http)
+        reply = await running.http.post(f"{asked}/whep/main", content=await watcher.offer(), headers=SDP)
+        assert reply.headers["location"].startswith("/live/whep/main/")
+        assert (await running.http.delete(reply.headers["location"])).status_code == 200
+        await watcher.close()
 
 
 async def test_every_path_names_its_methods(running: Serving) -> None:

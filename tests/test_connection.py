@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 import server
-from streaming.http import connection
+from streaming.http import connection, guard
 from streaming.http.app import HttpServer
 
+HUGE_BYTES = 50_000_000
 HELLO = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
@@ -108,3 +109,71 @@ async def test_unread_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
             client.send(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(5):
                 await served.ended.wait()
+
+
+def guarded() -> FastAPI:
+    made = Endless().app
+    guard.install(made)
+    made.add_middleware(guard.Framing)
+
+    @made.post("/echo")
+    async def echo(request: Request) -> int:
+        return len(await request.body())
+
+    return made
+
+
+@pytest.mark.parametrize("header", [f"content-length: {HUGE_BYTES}", "transfer-encoding: chunked"])
+async def test_whoever_sends_a_huge_body_whole_reads_why_it_is_refused(header: str) -> None:
+    """A client that reads only after 50 MB were sent finds a 413 and an orderly end, no reset."""
+    body = bytes(HUGE_BYTES)
+    if "chunked" in header:
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (HUGE_BYTES, body)
+
+    def send_then_read(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(f"POST /echo HTTP/1.1\r\nhost: x\r\n{header}\r\n\r\n".encode() + body)
+            return b"".join(iter(lambda: client.recv(65536), b""))
+
+    async with listening(guarded()) as port:
+        reply = await asyncio.to_thread(send_then_read, port)
+    assert reply.startswith(b"HTTP/1.1 413 ") and b"application/problem+json" in reply
+    assert b"The body is larger than 32768 bytes." in reply
+
+
+async def test_who_asks_before_sending_is_answered_at_once() -> None:
+    """With `Expect: 100-continue` a body that is too large is refused before it is sent."""
+    async with listening(guarded()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 50000000\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        writer.close()
+
+
+POST = b"POST /echo HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = b"transfer-encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        POST + b"content-length: 3\r\n" + CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n",
+        POST + CHUNKED + b"content-length: 3\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        POST + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabc",
+        POST + b"content-length: -3\r\n\r\nabc",
+        POST + b"transfer-encoding: gzip\r\n\r\nabc",
+        POST + CHUNKED + b"\r\nxyz\r\n",
+        b"GET /hello HTTP/1.1\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+async def test_what_is_no_clear_http_is_a_problem(request_bytes: bytes) -> None:
+    """A body whose end is told twice, or not rightly, and all that is malformed: 400 as problem+json, and the end."""
+    async with listening(guarded()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes)
+        reply = (await ended(reader)).lower()
+        writer.close()
+    assert reply.startswith(b"http/1.1 400 "), reply
+    assert b"content-type: application/problem+json" in reply and b"connection: close" in reply

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -8,9 +9,10 @@ from fastapi import FastAPI, HTTPException, Request
 from streaming.http import guard
 
 
-def app(token: str | None = None) -> FastAPI:
+def app() -> FastAPI:
     made = FastAPI()
-    guard.install(made, token)
+    guard.install(made)
+    made.add_middleware(guard.Framing)
 
     @made.get("/echo")
     async def get() -> str:
@@ -105,24 +107,39 @@ async def test_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyP
     assert sent[0]["status"] == 408
 
 
-@pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer wrong", "bearer wrong", "Bearer s3cret s3cret", "Basic s3cret"]
-)
-async def test_changes_need_the_token(header: str) -> None:
-    """Without exactly the token a POST is 401 and nothing runs, whatever the path; a GET passes."""
-    async with client(app("s3cret")) as http:
-        headers = {"authorization": header} if header else {}
-        reply = await http.post("/echo", content=b"abc", headers=headers)
-        assert is_problem(reply, 401)
-        assert reply.headers["www-authenticate"] == "Bearer"
-        assert is_problem(await http.delete("/nowhere", headers=headers), 401)
-        assert (await http.get("/echo", headers=headers)).json() == "read"
+async def test_a_refused_body_is_read_on_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is whole before the rest of the body is read; what never ends is left after the limits."""
+    sent: list[dict[str, object]] = []
+    reads = []
+
+    async def receive() -> dict[str, object]:
+        reads.append([message["type"] for message in sent])
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": bytes(10_000), "more_body": True}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/echo", "headers": [], "query_string": b""}
+    for name, value in (("DRAIN_BYTES", 100_000), ("DRAIN_S", 0.05)):
+        with monkeypatch.context() as patch:
+            patch.setattr(guard, name, value)
+            sent.clear(), reads.clear()
+            await app()(scope, receive, send)  # type: ignore[arg-type]
+        assert (sent[0]["status"], sent[-1]["more_body"]) == (413, False)
+        assert json.loads(bytes(sent[1]["body"]))["status"] == 413  # type: ignore[call-overload]
+        assert reads[-1] == ["http.response.start", "http.response.body"]
+    announced = {**scope, "headers": [(b"content-length", b"50000000")]}
+    sent.clear(), reads.clear()
+    monkeypatch.setattr(guard, "DRAIN_BYTES", 1)
+    await app()(announced, receive, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 413 and reads[0] == ["http.response.start", "http.response.body"]
 
 
-async def test_token_opens() -> None:
-    """With the token changes pass; without one configured none is asked for."""
-    async with client(app("s3cret")) as http:
-        for value in ("Bearer s3cret", "bearer s3cret", "BEARER  s3cret"):
-            assert (await http.post("/echo", content=b"abc", headers={"authorization": value})).json() == 3
+async def test_two_lengths_are_refused() -> None:
+    """Content-Length beside Transfer-Encoding is 400, whatever the method and path."""
     async with client(app()) as http:
-        assert (await http.post("/echo", content=b"abc")).json() == 3
+        for method, path in (("POST", "/echo"), ("GET", "/echo"), ("PATCH", "/nowhere")):
+            headers = {"content-length": "3", "transfer-encoding": "chunked"}
+            reply = await http.request(method, path, content=b"abc", headers=headers)
+            assert is_problem(reply, 400) and reply.headers["connection"] == "close"

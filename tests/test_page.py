@@ -202,6 +202,16 @@ async def test_a_pause_is_no_dead_network(browser: Any) -> None:
         assert not await page.evaluate(PAUSE)
 
 
+@pytest.mark.parametrize("address", ["/live", "/live/"])
+async def test_the_page_plays_under_a_prefix(browser: Any, address: str) -> None:
+    """Behind a proxy's path the page finds its files, the events and its video; a prompt reaches the channel."""
+    async with serving("--root-path", "/live") as running:
+        page, errors = await opened(browser, running.url + address)
+        await plays(page)
+        assert "On screen after" in await outcome(page, "a red fish", "shown")
+        assert errors == []
+
+
 async def test_a_locked_server_is_opened_with_its_token(browser: Any) -> None:
     """The page asks for the token, asks again after a wrong one, then plays and may change the prompt."""
     async with serving("--token", "s3cret") as running:
@@ -213,6 +223,18 @@ async def test_a_locked_server_is_opened_with_its_token(browser: Any) -> None:
             await page.press("#token", "Enter")
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         assert "On screen after" in await outcome(page, "a red fish at night", "shown")
+
+
+async def test_a_token_in_the_address_watches_and_another_steers(browser: Any) -> None:
+    """The address loses its token, which is not shown again; a prompt asks for the control token."""
+    async with serving("--control-token", "c0ntrol", "--view-token", "v+w") as running:
+        page, errors = await opened(browser, f"{running.url}/?token=v+w#main")
+        assert await page.evaluate("location.pathname + location.search + location.hash") == "/#main"
+        assert "only watches" in await outcome(page, "a red fish", "refused")
+        await page.fill("#token", "c0ntrol")
+        await page.press("#token", "Enter")
+        assert "On screen after" in await outcome(page, "a red fish", "shown")
+        assert errors == []
 
 
 async def test_every_control_has_a_name(browser: Any) -> None:

@@ -25,7 +25,7 @@ def started(*argv: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     try:
         url = ""
         for line in process.stderr:
-            if "http://" in line:
+            if "http://" in line or "https://" in line:
                 url = line.split()[-1].rstrip("/")
             if "is ready" in line:
                 break
@@ -127,6 +127,12 @@ def test_missing_weights_are_one_clear_line() -> None:
         ["--ice-address", "localhost"],
         ["--token", ""],
         ["--token", "snöwman"],
+        ["--token", "two words"],
+        ["--control-token", ""],
+        ["--view-token", " "],
+        ["--allow-origin", "example.org"],
+        ["--root-path", "live"],
+        ["--root-path", "/whep"],
         ["--preset", "huge"],
         ["--device", "tpu"],
     ],

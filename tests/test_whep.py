@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.http.answer import compose
-from streaming.http.whep import SENT_H264, Policy, WhepError, check_fragment, check_offer
+from streaming.http.whep import SENT_H264, Policy, WhepError, check_fragment, check_offer, matches
 from streaming.media.offer import MOST_CANDIDATES
 
 PUBLIC, LOCAL = Policy(loopback=False), Policy(loopback=True)
@@ -290,3 +290,11 @@ def test_candidates_of_other_transports_are_passed_over() -> None:
     lines = ["m=audio 9 RTP/AVP 0", "a=mid:7", "a=ice-ufrag:other", HOST.replace("5000", "6000"), "a=end-of-candidates"]
     fragment = check_fragment(text([*lines, "m=video 9 RTP/AVP 0", "a=mid:0", HOST]), FRAGMENT_TYPE, offer, PUBLIC)
     assert fragment.candidates == (HOST.removeprefix("a=candidate:"),) and not fragment.complete
+
+
+def test_if_match_compares_strongly() -> None:
+    """Lists and `*` count over one or several headers; weak tags and tags without quotes never fit."""
+    for fits in ([], ["*"], ['"a"'], ['"b", "a"'], ['"b"', '"a"'], ['"b","a"']):
+        assert matches(fits, '"a"'), fits
+    for other in (['"b"'], ['W/"a"'], ["a"], [""], ['"A"'], ['"a b"']):
+        assert not matches(other, '"a"'), other

@@ -6,23 +6,39 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from engine.wire.prompt import check_prompt
+from engine.wire.prompt import LONGEST_PROMPT, check_prompt
 from streaming.channels.channel import REPORT_S, Channel, PromptAnswer
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import PromptRefused
 from streaming.channels.report import ChannelReport
 from streaming.errors import Unavailable
+from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
 
 ANSWER_TIMEOUT_S = 10.0
 STATE_EVERY_S = 1.0
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["state", "prompt", "replaced"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
+# What `check_prompt` takes, for programs; it also cuts white space off both ends.
+PROMPT_SCHEMA = {
+    "type": "string",
+    "maxLength": LONGEST_PROMPT,
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$",
+}
 
 
 def _prompt(text: str) -> str:
@@ -43,7 +59,7 @@ class PromptChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, AfterValidator(_prompt)]
+    prompt: Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
     mode: Literal["flow"] = "flow"
 
 
@@ -55,12 +71,16 @@ def add(app: FastAPI, state: ServerState) -> None:
         """All channels."""
         return [channel.report() for channel in state.channels.values()]
 
-    @app.get("/channels/{channel_id}")
+    @app.get("/channels/{channel_id}", responses=problems(404))
     async def channel_report(channel_id: str) -> ChannelReport:
         """State of a channel."""
         return state.channel(channel_id).report()
 
-    @app.patch("/channels/{channel_id}", dependencies=[Depends(_json_only)])
+    @app.patch(
+        "/channels/{channel_id}",
+        dependencies=[Depends(_json_only)],
+        responses=problems(400, 404, 415, 422, 503, 504),
+    )
     async def change(channel_id: str, body: PromptChange) -> PromptAnswer:
         """Changes the prompt; the answer names the first frame under it."""
         channel = state.channel(channel_id)
@@ -74,7 +94,11 @@ def add(app: FastAPI, state: ServerState) -> None:
         except TimeoutError as error:
             raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
 
-    @app.get("/channels/{channel_id}/events", response_class=StreamingResponse)
+    @app.get(
+        "/channels/{channel_id}/events",
+        response_class=StreamingResponse,
+        responses=STREAM | problems(404, 503),
+    )
     async def events(channel_id: str, request: Request) -> StreamingResponse:
         """Server-sent events: `state` each second and on change, `prompt` when a prompt's first frame is on air.
 

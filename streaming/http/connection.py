@@ -17,6 +17,10 @@ _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: %d\r\n"
     b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%b"
 )
+_MALFORMED = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n"
+    b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%b"
+)
 
 
 class Connection(H11Protocol):
@@ -50,6 +54,15 @@ class Connection(H11Protocol):
         super().resume_writing()
         if self._send_timer is not None:
             self._send_timer.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets a problem as everything else, unless an answer is on its way already."""
+        self.logger.debug(msg)
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
+            body = bytes(problem(400, "The request is not valid HTTP/1.1.").body)
+            self.transport.write(_MALFORMED % (len(body), body))
+        self.transport.close()
 
     def _check_header(self) -> None:
         cycle: Any = self.cycle

@@ -1,9 +1,9 @@
-"""Guards before the routes: body limit, token, methods of a path, and every error as problem+json (RFC 9457)."""
+"""Guards before the routes: framing and size of bodies, and every error as problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+from contextlib import suppress
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_LIMIT_BYTES = 32 * 1024
 BODY_TIMEOUT_S = 10.0
+# Read on of a body that is refused: a client that sends it whole before it reads must find the answer, not a reset.
+DRAIN_BYTES, DRAIN_S = 128 * 1024 * 1024, 30.0
 RETRY_AFTER_S = 2
 GUARDED = ("POST", "PUT", "PATCH", "DELETE")
 
@@ -25,16 +27,12 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
-def install(app: FastAPI, token: str | None) -> None:
-    """Puts the guards before an app. With a token, requests that change something must carry it."""
+def install(app: FastAPI) -> None:
+    """Puts the guards of bodies before an app, and makes its errors problems."""
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_defect)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Paths)
-    if token is not None:
-        # Added last, so that it comes first: a stranger's body is not even read.
-        app.add_middleware(BearerToken, token=token)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -78,22 +76,21 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] not in GUARDED:
             await self._app(scope, receive, send)
             return
-        body = b""
+        announced = dict(scope["headers"]).get(b"content-length", b"")
+        body = None
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return
-                    body += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(body) > BODY_LIMIT_BYTES:
-                        reply = problem(413, f"The body is larger than {BODY_LIMIT_BYTES} bytes.", _CLOSE)
-                        await reply(scope, receive, send)
-                        return
+            if not announced.isdigit() or int(announced) <= BODY_LIMIT_BYTES:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    body = await _read(receive)
+        except ConnectionError:
+            return
         except TimeoutError:
-            await problem(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", _CLOSE)(scope, receive, send)
+            reply = problem(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", _CLOSE)
+            await answer_unread(reply, receive, send)
+            return
+        if body is None:
+            reply = problem(413, f"The body is larger than {BODY_LIMIT_BYTES} bytes.", _CLOSE)
+            await answer_unread(reply, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -103,56 +100,46 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
-class Paths:
-    """HEAD wherever GET is, and a slash at the end of a path makes no difference."""
+async def _read(receive: Receive) -> bytes | None:
+    """The whole body, or None if it is larger than the limit. Raises ConnectionError when the client is gone."""
+    body, more = b"", True
+    while more and len(body) <= BODY_LIMIT_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ConnectionError
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body if len(body) <= BODY_LIMIT_BYTES else None
+
+
+async def answer_unread(reply: Response, receive: Receive, send: Send) -> None:
+    """Answers a request whose body was not read whole, at once; then reads on, within bounds, and drops what comes."""
+    await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})
+    await send({"type": "http.response.body", "body": reply.body, "more_body": True})
+    dropped = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while dropped < DRAIN_BYTES:
+                message = await receive()
+                if not message.get("more_body", False):
+                    break
+                dropped += len(message.get("body", b""))
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Framing:
+    """Refuses a body whose end two headers tell: a proxy may believe the other one (RFC 9112, 6.1)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        names = {name for name, _ in scope.get("headers", ())}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            reply = problem(400, "Send Content-Length or Transfer-Encoding, not both.", _CLOSE)
+            await answer_unread(reply, receive, send)
             return
-        path = scope["path"].rstrip("/")
-        if path and not path.endswith("/page"):
-            scope = {**scope, "path": path, "raw_path": path.encode()}
-        if scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-        answered = asyncio.Event()
-
-        async def head(message: Message) -> None:
-            if message["type"] == "http.response.start" and not answered.is_set():
-                await send(message)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                answered.set()
-
-        async def gone() -> Message:
-            # A stream without end stops when its listener leaves.
-            await answered.wait()
-            return {"type": "http.disconnect"}
-
-        await self._app({**scope, "method": "GET"}, gone, head)
-
-
-class BearerToken:
-    """Lets requests that change something pass only with the token; compares in constant time."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] in GUARDED:
-            headers: dict[bytes, bytes] = dict(scope["headers"])
-            scheme, *given = headers.get(b"authorization", b"").split() or [b""]
-            sent = given[0] if scheme.lower() == b"bearer" and len(given) == 1 else b""
-            if not hmac.compare_digest(sent, self._expected):
-                reply = problem(401, "Send the server's token: Authorization: Bearer TOKEN.", _CHALLENGE)
-                await reply(scope, receive, send)
-                return
         await self._app(scope, receive, send)
 
 
 _CLOSE = {"Connection": "close"}
-_CHALLENGE = {"WWW-Authenticate": "Bearer"}

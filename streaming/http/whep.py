@@ -109,6 +109,12 @@ def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy)
     return Fragment(kept[:MOST_CANDIDATES], complete)
 
 
+def matches(if_match: Iterable[str], etag: str) -> bool:
+    """True if `If-Match` headers fit the current entity-tag, by strong comparison (RFC 9110, 13.1.1); none fits all."""
+    tags = [tag.strip() for value in if_match for tag in value.split(",")]
+    return not tags or "*" in tags or etag in tags
+
+
 def usable(candidates: Iterable[str], policy: Policy) -> list[str]:
     """The candidates that can lead to a viewer, without the others. Raises WhepError 400 for a malformed one."""
     return [candidate for candidate in candidates if _is_usable(candidate, policy)]

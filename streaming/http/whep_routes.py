@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from typing import Any, Literal
+from urllib.parse import quote
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from streaming.channels.channel import Channel
 from streaming.errors import Unavailable
+from streaming.http.access import address_of
 from streaming.http.answer import compose
+from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
-from streaming.http.whep import Policy, check_fragment, check_offer
+from streaming.http.whep import Policy, check_fragment, check_offer, matches
 from streaming.media import marker as markers
 from streaming.media.offer import WhepError
 
-EXPOSED = {"Access-Control-Expose-Headers": "Location, ETag, Link"}
+TRICKLE = "application/trickle-ice-sdpfrag"
+ETAG = {"description": "names the ICE session", "schema": {"type": "string"}}
+SESSION_HEADERS = {
+    "Location": {"description": "the session", "schema": {"type": "string"}},
+    "ETag": ETAG,
+    "Accept-Patch": {"schema": {"type": "string"}},
+}
+ENDPOINT_METHODS = ("GET", "HEAD", "OPTIONS", "POST")
+SESSION_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH")
 SDP: dict[str, Any] = {"application/sdp": {"schema": {"type": "string"}}}
-FRAGMENT: dict[str, Any] = {"application/trickle-ice-sdpfrag": {"schema": {"type": "string"}}}
+FRAGMENT: dict[str, Any] = {TRICKLE: {"schema": {"type": "string"}}}
+ANSWER: dict[int | str, dict[str, Any]] = {
+    201: {"content": SDP, "description": "The answer", "headers": SESSION_HEADERS}
+}
 
 
 def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
@@ -26,7 +40,7 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
         "/whep/{channel_id}",
         status_code=201,
         response_class=Response,
-        responses={201: {"content": SDP, "description": "The answer; Location is the session"}},
+        responses=ANSWER | problems(400, 404, 406, 409, 415, 422, 503),
         openapi_extra={"requestBody": {"required": True, "content": SDP}},
     )
     async def offer(
@@ -40,21 +54,21 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
             _check_live(channel, marker)
             viewer, answer = await state.viewers.open(channel, negotiation.offer, client_address(request), marker)
         except WhepError as error:
-            raise HTTPException(error.status, error.detail) from error
+            raise _refusal(error, {"Accept-Post": "application/sdp"}) from error
         except Unavailable as error:
             raise HTTPException(503, str(error), RETRY) from error
-        headers = {"Location": f"/whep/{channel_id}/{viewer.id}", "ETag": viewer.etag} | EXPOSED
+        location = address_of(request, f"/whep/{quote(channel_id, safe='')}/{viewer.id}")
+        headers = {"Location": location, "ETag": viewer.etag, "Accept-Patch": TRICKLE}
         return Response(compose(negotiation, answer), 201, headers, media_type="application/sdp")
 
-    @app.options("/whep/{channel_id}", status_code=204, response_class=Response)
+    @app.options("/whep/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
     async def options(channel_id: str) -> Response:
         """Tells the methods and the content type that the endpoint takes."""
         state.channel(channel_id)
-        return Response(
-            status_code=204, headers={"Accept-Post": "application/sdp", "Allow": "GET, HEAD, OPTIONS, POST"}
-        )
+        headers = {"Accept-Post": "application/sdp", "Allow": ", ".join(ENDPOINT_METHODS)}
+        return Response(status_code=204, headers=headers)
 
-    @app.get("/whep/{channel_id}", status_code=204, response_class=Response)
+    @app.get("/whep/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
     async def endpoint(channel_id: str) -> Response:
         """Nothing to get here, as WHEP says."""
         state.channel(channel_id)
@@ -64,7 +78,12 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
 
 
 def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
-    @app.get("/whep/{channel_id}/{session}", status_code=204, response_class=Response)
+    @app.options("/whep/{channel_id}/{session}", status_code=204, response_class=Response)
+    async def session_options(channel_id: str, session: str) -> Response:
+        """Tells the methods and the content type that a session takes, there or not."""
+        return Response(status_code=204, headers={"Accept-Patch": TRICKLE, "Allow": ", ".join(SESSION_METHODS)})
+
+    @app.get("/whep/{channel_id}/{session}", status_code=204, response_class=Response, responses=problems(404))
     async def session_state(channel_id: str, session: str) -> Response:
         """Nothing to get here, as WHEP says."""
         return Response(status_code=204, headers={"ETag": state.viewer(channel_id, session).etag})
@@ -73,26 +92,32 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
         "/whep/{channel_id}/{session}",
         status_code=204,
         response_class=Response,
+        responses=problems(400, 404, 412, 415, 422),
         openapi_extra={"requestBody": {"required": True, "content": FRAGMENT}},
     )
     async def trickle(request: Request, channel_id: str, session: str) -> Response:
-        """Adds ICE candidates."""
+        """Adds ICE candidates. `If-Match` may name the ICE session that they are of."""
         viewer = state.viewer(channel_id, session)
-        if request.headers.get("if-match", "*") not in ("*", viewer.etag):
-            raise HTTPException(412, "If-Match names another ICE session.")
+        if not matches(request.headers.getlist("if-match"), viewer.etag):
+            raise HTTPException(412, "If-Match names another ICE session; this one's ETag came with the answer.")
         content_type = request.headers.get("content-type", "")
         try:
             await viewer.add(check_fragment(await request.body(), content_type, viewer.offer, policy))
         except WhepError as error:
-            raise HTTPException(error.status, error.detail) from error
+            raise _refusal(error, {"Accept-Patch": TRICKLE}) from error
         return Response(status_code=204)
 
-    @app.delete("/whep/{channel_id}/{session}", response_class=Response)
+    @app.delete("/whep/{channel_id}/{session}", response_class=Response, responses=problems(404))
     async def leave(channel_id: str, session: str) -> Response:
         """Ends the session; one that ended by itself lately is fine too."""
         if not state.viewers.ended(session):
             await state.viewer(channel_id, session).close("deleted")
         return Response(status_code=200)
+
+
+def _refusal(error: WhepError, taken: dict[str, str]) -> HTTPException:
+    """The error of a route; with a wrong content type it says which is `taken`."""
+    return HTTPException(error.status, error.detail, taken if error.status == 415 else None)
 
 
 def _check_live(channel: Channel, marked: bool) -> None:
