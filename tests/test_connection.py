@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 
 import server
 from streaming.http import connection, guard
+from streaming.http.access import Access, Tokens
 from streaming.http.app import HttpServer
 
 HUGE_BYTES = 50_000_000
@@ -139,6 +140,22 @@ async def test_whoever_sends_a_huge_body_whole_reads_why_it_is_refused(header: s
         reply = await asyncio.to_thread(send_then_read, port)
     assert reply.startswith(b"HTTP/1.1 413 ") and b"application/problem+json" in reply
     assert b"The body is larger than 32768 bytes." in reply
+
+
+async def test_a_stranger_who_sends_a_huge_body_whole_reads_why() -> None:
+    """The refusal for want of a token, which comes before the body is read, arrives too."""
+    app = guarded()
+    app.add_middleware(Access, tokens=Tokens(control="x"))
+
+    def send_then_read(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(f"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {HUGE_BYTES}\r\n\r\n".encode())
+            client.sendall(bytes(HUGE_BYTES))
+            return client.recv(65536)
+
+    async with listening(app) as port:
+        reply = await asyncio.to_thread(send_then_read, port)
+    assert reply.startswith(b"HTTP/1.1 401 ")
 
 
 async def test_who_asks_before_sending_is_answered_at_once() -> None:

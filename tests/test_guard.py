@@ -69,6 +69,9 @@ async def test_every_error_is_a_problem() -> None:
             (b'{"a": "x"}', 422),
             (b'{"a": "\\ud800"}', 422),
             (b"\xff", 400),
+            ('{"a": 1}'.encode("utf-16"), 400),
+            ('{"a": 1}'.encode("utf-32"), 400),
+            (b"[" * 20_000, 400),
         ):
             reply = await http.post("/typed", content=body, headers={"content-type": "application/json"})
             assert is_problem(reply, status), body
@@ -121,7 +124,7 @@ async def test_a_refused_body_is_read_on_within_bounds(monkeypatch: pytest.Monke
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/echo", "headers": [], "query_string": b""}
-    for name, value in (("DRAIN_BYTES", 100_000), ("DRAIN_S", 0.05)):
+    for name, value in (("DRAIN_BYTES", 100_000), ("DRAIN_S", 0.05), ("DRAIN_IDLE_S", 0.0)):
         with monkeypatch.context() as patch:
             patch.setattr(guard, name, value)
             sent.clear(), reads.clear()

@@ -17,6 +17,7 @@ BODY_LIMIT_BYTES = 32 * 1024
 BODY_TIMEOUT_S = 10.0
 # Read on of a body that is refused: a client that sends it whole before it reads must find the answer, not a reset.
 DRAIN_BYTES, DRAIN_S = 128 * 1024 * 1024, 30.0
+DRAIN_IDLE_S = 5.0  # without a byte of it; then nobody sends any more
 RETRY_AFTER_S = 2
 GUARDED = ("POST", "PUT", "PATCH", "DELETE")
 
@@ -76,7 +77,8 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] not in GUARDED:
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"")
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"")
         body = None
         try:
             if not announced.isdigit() or int(announced) <= BODY_LIMIT_BYTES:
@@ -91,6 +93,10 @@ class BodyLimit:
         if body is None:
             reply = problem(413, f"The body is larger than {BODY_LIMIT_BYTES} bytes.", _CLOSE)
             await answer_unread(reply, receive, send)
+            return
+        if b"json" in headers.get(b"content-type", b"").lower() and not _is_utf8(body):
+            # Python would take UTF-16 and UTF-32 too, and JSON between systems is neither (RFC 8259, 8.1).
+            await problem(400, "The body is not UTF-8 text.")(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -112,19 +118,31 @@ async def _read(receive: Receive) -> bytes | None:
     return body if len(body) <= BODY_LIMIT_BYTES else None
 
 
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 async def answer_unread(reply: Response, receive: Receive, send: Send) -> None:
     """Answers a request whose body was not read whole, at once; then reads on, within bounds, and drops what comes."""
     await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})
     await send({"type": "http.response.body", "body": reply.body, "more_body": True})
-    dropped = 0
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_S):
-            while dropped < DRAIN_BYTES:
-                message = await receive()
-                if not message.get("more_body", False):
-                    break
-                dropped += len(message.get("body", b""))
+            await _drop(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop(receive: Receive) -> None:
+    dropped, more = 0, True
+    while more and dropped < DRAIN_BYTES:
+        async with asyncio.timeout(DRAIN_IDLE_S):
+            message = await receive()
+        dropped += len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 class Framing:
