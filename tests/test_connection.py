@@ -1,9 +1,12 @@
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
+from certificate import make_certificate, trusting
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
@@ -11,6 +14,7 @@ import server
 from streaming.http import connection, guard
 from streaming.http.access import Access, Tokens
 from streaming.http.app import HttpServer
+from streaming.http.tls import context
 
 HUGE_BYTES = 50_000_000
 HELLO = b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -41,9 +45,9 @@ class Endless:
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[int]:
+async def listening(app: FastAPI, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """The app's port while it is served."""
-    http = HttpServer(app)
+    http = HttpServer(app, tls)
     with server.listen("127.0.0.1", 0) as listener:
         task = asyncio.create_task(http.serve([listener]))
         try:
@@ -194,3 +198,47 @@ async def test_what_is_no_clear_http_is_a_problem(request_bytes: bytes) -> None:
         writer.close()
     assert reply.startswith(b"http/1.1 400 "), reply
     assert b"content-type: application/problem+json" in reply and b"connection: close" in reply
+
+
+async def test_tls_connections_count_before_their_handshake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those that never shake hands are within the limit, are cut off in time, and then others are served."""
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 0.5)
+    certificate, key = make_certificate(tmp_path)
+    async with listening(Endless().app, context(str(certificate), str(key))) as port:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", port, ssl=trusting(certificate))
+        for reader, writer in silent:
+            assert await ended(reader) == b""
+            writer.close()
+        plain, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HELLO)
+        assert not (await ended(plain)).startswith(b"HTTP")
+        writer.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting(certificate))
+        for _ in range(2):
+            writer.write(HELLO)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            while (await reader.readline()).strip():
+                pass
+            assert await reader.readexactly(7) == b'"hello"'
+        writer.close()
+
+
+async def test_a_huge_body_over_tls_finds_its_answer(tmp_path: Path) -> None:
+    """Encrypted or not is no difference."""
+    certificate, key = make_certificate(tmp_path)
+
+    def send_then_read(port: int) -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
+            trusting(certificate).wrap_socket(plain, server_hostname="127.0.0.1") as client,
+        ):
+            client.sendall(f"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: {HUGE_BYTES}\r\n\r\n".encode())
+            client.sendall(bytes(HUGE_BYTES))
+            return client.recv(65536)
+
+    async with listening(guarded(), context(str(certificate), str(key))) as port:
+        reply = await asyncio.to_thread(send_then_read, port)
+    assert reply.startswith(b"HTTP/1.1 413 ")

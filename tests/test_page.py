@@ -37,6 +37,24 @@ COUNT_FRAMES = """() => {
     const count = () => { window.shown += 1; video.requestVideoFrameCallback(count); };
     video.requestVideoFrameCallback(count);
 }"""
+ELSEWHERE = """async (server) => {
+    const headers = {Authorization: "Bearer c"};
+    const peer = new RTCPeerConnection();
+    peer.addTransceiver("video", {direction: "recvonly"});
+    await peer.setLocalDescription();
+    const joined = await fetch(`${server}/whep/main`, {
+        method: "POST", headers: {...headers, "content-type": "application/sdp"}, body: peer.localDescription.sdp,
+    });
+    const session = new URL(joined.headers.get("location"), joined.url);
+    const fragment = {...headers, "content-type": "application/trickle-ice-sdpfrag", "if-match": '"stale"'};
+    const trickled = await fetch(session, {method: "PATCH", headers: fragment, body: "a=end-of-candidates\\r\\n"});
+    const told = [joined.headers.get("etag")?.length > 2, joined.headers.get("accept-patch")];
+    const left = await fetch(session, {method: "DELETE", headers});
+    const json = {...headers, "content-type": "application/json"};
+    const change = {method: "PATCH", headers: json, body: '{"prompt": "a"}'};
+    const steered = await fetch(`${server}/channels/main`, change).then((reply) => reply.status, () => "kept away");
+    return [joined.status, ...told, trickled.status, left.status, steered];
+}"""
 PAUSE = """async () => {
     let stood = false;
     const badge = document.getElementById("connection");
@@ -200,6 +218,17 @@ async def test_a_pause_is_no_dead_network(browser: Any) -> None:
     async with serving() as running:
         page, _ = await opened(browser, running.url)
         assert not await page.evaluate(PAUSE)
+
+
+@pytest.mark.parametrize(("options", "steered"), [((), "kept away"), (("--control-token", "c"), 200)])
+async def test_a_page_of_another_origin_watches(browser: Any, options: tuple[str, ...], steered: object) -> None:
+    """Chromium's own preflights pass, and its headers are read; it steers where that needs a token, else not."""
+    async with serving("--allow-origin", "*", *options) as running:
+        page = await browser.new_page()
+        # Another origin for a browser, though it is the same server.
+        await page.goto(running.url.replace("127.0.0.1", "localhost") + "/healthz")
+        wanted = [201, True, "application/trickle-ice-sdpfrag", 412, 200, steered]
+        assert await page.evaluate(ELSEWHERE, running.url) == wanted
 
 
 @pytest.mark.parametrize("address", ["/live", "/live/"])

@@ -6,8 +6,10 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Response
@@ -16,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 
 from streaming.http import channel_routes, guard, openapi, whep_routes
 from streaming.http.access import Access, Tokens
-from streaming.http.connection import Connection
+from streaming.http.connection import Connection, TlsConnection
 from streaming.http.cors import Cors
 from streaming.http.openapi import problems
 from streaming.http.paths import Paths
@@ -45,17 +47,18 @@ class HttpServer(uvicorn.Server):
     """uvicorn for one app; it leaves signals to its owner, who sets `should_exit`."""
 
     def __init__(self, app: FastAPI, tls: ssl.SSLContext | None = None) -> None:
+        # uvicorn calls it for each connection; its type asks for a class.
+        protocol: Any = Connection if tls is None else partial(TlsConnection, context=tls)
         # No access log: it would keep addresses and session ids for nothing. No warnings: a client could fill the log.
         config = uvicorn.Config(
             app,
-            http=Connection,
+            http=protocol,
             lifespan="off",
             log_config=None,
             log_level="error",
             access_log=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=GRACE_S,
-            ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
         super().__init__(config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -68,3 +69,52 @@ class Connection(H11Protocol):
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             self.transport.abort()
+
+
+class TlsConnection(Connection):
+    """A connection that speaks TLS. It counts from its first moment on, and its handshake has the time of a header."""
+
+    def __init__(self, *args: Any, context: ssl.SSLContext, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._context = context
+        self._secure = False
+        self._early = b""  # what came between the handshake and its end here
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        # Its bytes are for the handshake, which begins in a moment.
+        transport.pause_reading()
+        self.transport = transport
+        if len(self.connections) >= MOST_CONNECTIONS:
+            # There is no saying so before TLS.
+            transport.abort()
+            return
+        self.connections.add(self)
+        task = self.loop.create_task(self._shake_hands(transport), name="TLS handshake")
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def data_received(self, data: bytes) -> None:
+        if self._secure:
+            super().data_received(data)
+        else:
+            self._early += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        if self._secure:
+            super().connection_lost(exc)
+
+    async def _shake_hands(self, transport: asyncio.Transport) -> None:
+        try:
+            secure = await self.loop.start_tls(
+                transport, self, self._context, server_side=True, ssl_handshake_timeout=HEADER_TIMEOUT_S
+            )
+        except OSError:
+            # No TLS, too late, or gone; asyncio has closed it.
+            self.connections.discard(self)
+            return
+        assert isinstance(secure, asyncio.Transport), "the handshake is done"
+        self._secure = True
+        super().connection_made(secure)
+        if self._early:
+            super().data_received(self._early)
