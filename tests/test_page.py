@@ -260,6 +260,7 @@ async def test_a_token_in_the_address_watches_and_another_steers(browser: Any) -
         page, errors = await opened(browser, f"{running.url}/?token=v+w#main")
         assert await page.evaluate("location.pathname + location.search + location.hash") == "/#main"
         assert "only watches" in await outcome(page, "a red fish", "refused")
+        assert "control token" in await page.inner_text("#lock[open]")
         await page.fill("#token", "c0ntrol")
         await page.press("#token", "Enter")
         assert "On screen after" in await outcome(page, "a red fish", "shown")

@@ -53,7 +53,7 @@ function onPlayer(name, detail) {
   // The last picture stays behind the next stream until that has one.
   if (name === "connecting" && video.videoWidth > 0) copyPicture(video, $("still"), video.videoWidth, video.videoHeight);
   playing = { state: name, detail };
-  if (name === "locked" && !$("lock").open) $("lock").showModal();
+  if (name === "locked") unlock("This server asks for its token");
   showConnection();
 }
 
@@ -116,10 +116,17 @@ async function send(text) {
   } catch (error) {
     if (pending !== change) return;
     pending = null;
-    if ([401, 403].includes(error.status)) $("lock").showModal();
+    if ([401, 403].includes(error.status)) unlock("To change the video takes the control token");
     // The server names the field; people see only one.
     outcome("refused", error.message.replace(/^body\.prompt: /, ""));
   }
+}
+
+/** Asks the person for a token. */
+function unlock(words) {
+  setText($("lock-title"), words);
+  $("token").value = "";
+  if (!$("lock").open) $("lock").showModal();
 }
 
 /** The server's answer to a prompt. Throws Problem or another Error whose message is for people. */
