@@ -203,7 +203,7 @@ async def test_what_is_no_clear_http_is_a_problem(request_bytes: bytes) -> None:
 async def test_tls_connections_count_before_their_handshake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Those that never shake hands are within the limit, are cut off in time, and then others are served."""
     monkeypatch.setattr(connection, "MOST_CONNECTIONS", 2)
-    monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 1.0)
     certificate, key = make_certificate(tmp_path)
     async with listening(Endless().app, context(str(certificate), str(key))) as port:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]

@@ -23,6 +23,7 @@ from streaming.engines.link import TRANSITIONS
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "kernels", "streaming")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SCRIPTS = sorted((ROOT / "streaming/page").glob("*.js"))
 LONGEST = 300
 
 # Rooms from the ground up: a module imports from its own room and from those above it in this list.
@@ -84,7 +85,7 @@ def floor(name: str) -> int:
     return max(FLOORS.index(room) for size in range(1, len(words) + 1) if (room := ".".join(words[:size])) in FLOORS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_fits_a_room(path: Path) -> None:
     """No module is longer than LONGEST lines."""
     assert len(path.read_text().splitlines()) <= LONGEST

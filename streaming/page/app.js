@@ -3,13 +3,13 @@
 import { Events } from "./events.js";
 import { IDEAS, PARTS, surprise } from "./ideas.js";
 import { copyPicture, glow, watchPicture, watchRate } from "./picture.js";
+import { $, seconds, setText, showEngine, showTimeline } from "./report.js";
 import { headers, keepToken, takeToken, withToken } from "./token.js";
 import { Problem, WhepPlayer } from "./whep.js";
 
 const FIRST_CHANNEL = "main"; // on screen where the address names none, as in /#sea
 const ANSWER_MS = 15000; // for a prompt; the server gives up before
 
-const $ = (id) => document.getElementById(id);
 const video = $("video");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -69,8 +69,8 @@ function onState(report) {
   setText($("buffered"), report.buffered_s.toFixed(1));
   setText($("factor"), report.realtime_factor?.toFixed(report.realtime_factor < 10 ? 2 : 0) ?? "–");
   showConnection();
-  showTimeline();
-  showEngine();
+  showTimeline(state);
+  showEngine(state);
 }
 
 /** The server is back: one that was started anew knows nothing of what it had accepted. */
@@ -97,7 +97,7 @@ function onLost() {
 function onPrompt({ prompt, frame }) {
   const entry = state.prompts.find((one) => one.frame === frame && one.prompt === prompt);
   if (entry) entry.shown = true;
-  showTimeline();
+  showTimeline(state);
   if (pending && prompt === pending.prompt && (pending.frame ?? frame) === frame) settle();
 }
 
@@ -175,84 +175,6 @@ function onReplaced({ prompt, frame, replaced_by: other }) {
 function replaced(other) {
   pending = null;
   outcome("refused", `Another prompt came in its place before it was shown: ${other}`);
-}
-
-function showTimeline() {
-  const entries = state.prompts.filter((entry) => !entry.replaced_by).toReversed();
-  const current = entries.findIndex((entry) => entry.shown);
-  const on = entries[current] ?? entries.at(-1);
-  setText($("caption"), on.prompt);
-  const rows = entries.map((entry, place) => {
-    const when = place === current ? "now" : place > current && current >= 0 ? "past" : "next";
-    const label = { now: "On screen", past: clock(entry.frame), next: ahead(entry.frame) }[when];
-    return { prompt: entry.prompt, when, label };
-  });
-  const list = $("timeline");
-  while (list.children.length > rows.length) list.lastElementChild.remove();
-  while (list.children.length < rows.length) list.append(timelineRow());
-  rows.forEach((row, place) => {
-    const item = list.children[place];
-    item.dataset.when = row.when;
-    const [time, button] = item.children;
-    setText(time, row.label);
-    setText(button, row.prompt);
-  });
-}
-
-function timelineRow() {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.title = "Use this prompt again";
-  button.addEventListener("click", () => {
-    $("prompt").value = button.textContent;
-    $("prompt").focus();
-  });
-  item.append(document.createElement("time"), button);
-  return item;
-}
-
-function showEngine() {
-  const stages = Object.entries(state.chunk?.ms ?? {});
-  const facts = {
-    Model: state.preset,
-    Picture: state.width ? `${state.width} × ${state.height}, ${state.fps} fps` : "–",
-    Frame: state.frame?.toLocaleString("en") ?? "–",
-    Seed: state.seed,
-    Steps: state.steps ?? "–",
-    ...Object.fromEntries(stages.map(([stage, ms]) => [`Last chunk, ${stage}`, `${Math.round(ms)} ms`])),
-    "Late frames": state.repeats,
-    Viewers: state.viewers,
-  };
-  const list = $("engine");
-  const names = Object.keys(facts);
-  if (list.children.length !== 2 * names.length) {
-    list.replaceChildren(...names.flatMap(() => [document.createElement("dt"), document.createElement("dd")]));
-  }
-  names.forEach((name, place) => {
-    setText(list.children[2 * place], name);
-    setText(list.children[2 * place + 1], String(facts[name]));
-  });
-}
-
-const seconds = (s) => `${s.toFixed(s < 10 ? 1 : 0)} s`;
-
-/** Place of a frame in the video, as h:mm:ss. */
-function clock(frame) {
-  if (!state.fps) return "–";
-  const s = Math.floor(frame / state.fps);
-  const parts = [Math.floor(s / 3600), Math.floor(s / 60) % 60, s % 60].map((part) => String(part).padStart(2, "0"));
-  return parts.join(":").replace(/^00:0?/, "").replace(/^0(\d:\d\d:)/, "$1");
-}
-
-function ahead(frame) {
-  if (!state.fps || state.frame === null) return "Next";
-  return `In ${seconds(Math.max(0, frame - state.frame) / state.fps)}`;
-}
-
-/** Changes a text only when it differs, so that screen readers are not told the same again. */
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }
 
 function offer(label, prompt, colour) {
