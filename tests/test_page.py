@@ -10,6 +10,7 @@ import fakes
 import numpy as np
 import pytest
 from fakes import CRASH, REFUSE, UNREAD, serving
+from test_proxy import NGINX, proxied
 from test_server import started
 
 from engine.video.video_file import to_rgb
@@ -239,6 +240,21 @@ async def test_the_page_plays_under_a_prefix(browser: Any, address: str) -> None
         await plays(page)
         assert "On screen after" in await outcome(page, "a red fish", "shown")
         assert errors == []
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is missing: apt-get install nginx-light")
+@pytest.mark.parametrize("strip", [False, True])
+async def test_the_page_plays_behind_nginx(browser: Any, tmp_path: Path, strip: bool) -> None:
+    """Over HTTPS under a path, with the token in the address, with and without its last slash."""
+    async with (
+        serving("--root-path", "/live", "--token", "s3cret") as running,
+        proxied(tmp_path, running.url, strip) as http,
+    ):
+        page = await browser.new_page(bypass_csp=True, ignore_https_errors=True)
+        await page.goto(f"{http.base_url}/live?token=s3cret")
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        assert await page.evaluate("location.pathname + location.search") == "/live/"
+        assert "On screen after" in await outcome(page, "a red fish", "shown")
 
 
 async def test_a_locked_server_is_opened_with_its_token(browser: Any) -> None:
