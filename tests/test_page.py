@@ -164,7 +164,7 @@ async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
 async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
     """After a crash of the engine and after a restart of the server the video plays again, without a reload.
 
-    What was said of a prompt before is forgotten then.
+    What was said of a prompt before is forgotten then, and one that the new server does not know is told and kept.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
@@ -176,13 +176,14 @@ async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
         assert await page.inner_text("#outcome") == ""
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         await plays(page)
-        await outcome(page, "a red ball", "shown")
+        await outcome(page, "a red ball", "taken")
     await page.wait_for_function(f"!({LIVE})", timeout=LIMIT_MS)
     await page.wait_for_function("document.getElementById('connection').textContent.includes('Reconnecting')")
     async with serving("--port", port):
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         await plays(page)
-        assert await page.inner_text("#outcome") == ""
+        assert "was started anew before this prompt was shown" in await page.inner_text("#outcome")
+        assert await page.input_value("#prompt") == "a red ball"
         assert errors == []
         await page.close()
 
