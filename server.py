@@ -31,6 +31,7 @@ from streaming.http.options import add_access
 if TYPE_CHECKING:
     from streaming.engines.supervisor import EngineTarget, Supervisor
     from streaming.http.app import AppConfig
+    from streaming.media.ice import IceAgent
 
 # Words after `landiff-live` and the module whose command line they begin; others are commands of `python -m engine`.
 COMMANDS = {
@@ -87,9 +88,16 @@ def _follow_parent() -> None:
 
 def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
     """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
-    arguments = parser().parse_args(argv)
+    from streaming.media import network
+
+    options = parser()
+    arguments = options.parse_args(argv)
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
-        parser().error("--tls-cert and --tls-key belong together: give both")
+        options.error("--tls-cert and --tls-key belong together: give both")
+    try:
+        network.from_arguments(arguments)
+    except ValueError as error:
+        options.error(str(error))
     log_from(arguments.log_level)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
@@ -127,21 +135,22 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.media.metrics import Metrics
     from streaming.media.viewer import ViewerConfig, Viewers
 
+    ice = await _ice(arguments)
+    if ice is None:
+        return 2
     await rtp_hooks.self_check()
     rtp_hooks.notice_dead_peers()
-    if arguments.ice_address:
-        rtp_hooks.use_addresses(arguments.ice_address)
     metrics = Metrics()
     engine = EngineLink(engine_settings(arguments), metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
-    viewers = Viewers(metrics, limits)
+    viewers = Viewers(metrics, limits, ice)
     channels = {
         name: Channel(name, settings, engine, metrics.channel(name))
         for name, settings in channel_settings(arguments).items()
     }
     for channel in channels.values():
         engine.open(channel)
-    state = ServerState(engine, channels, viewers, metrics, stop)
+    state = ServerState(engine, channels, viewers, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:
@@ -165,6 +174,21 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
                 task.cancel()
             http.should_exit = True
     return 0 if supervision.cancelled() else supervision.result()
+
+
+async def _ice(arguments: argparse.Namespace) -> IceAgent | None:
+    """What gathers candidates for viewers; None, and one line in the log, where it can never work."""
+    from streaming.media import network
+    from streaming.media.ice import IceAgent
+    from streaming.media.ice_requests import IceServerError
+
+    try:
+        ice = IceAgent(network.from_arguments(arguments))
+        await ice.check()
+    except (ValueError, IceServerError) as error:
+        log.error("%s", error)
+        return None
+    return ice
 
 
 async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
@@ -217,6 +241,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    from streaming.media import network
+
     options = argparse.ArgumentParser(prog="server.py", description="Streams an endless generated video to browsers.")
     options.add_argument("--preset", choices=("mini", "landiff"), default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
@@ -226,14 +252,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"
     )
-    options.add_argument(
-        "--ice-address",
-        metavar="IP",
-        action="append",
-        default=[],
-        type=checked(_ip),
-        help="send media from this address only; may be repeated (default: every address but loopback)",
-    )
+    network.add_options(options)
     options.add_argument(
         "--max-viewers", type=checked(_count), default=64, metavar="N", help="viewers at a time (default: 64)"
     )
@@ -265,8 +284,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _ip(text: str) -> str:
-    return str(ipaddress.ip_address(text))
 
 
 if __name__ == "__main__":

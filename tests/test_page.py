@@ -335,3 +335,23 @@ async def test_both_codecs_show_the_engines_colors(browser: Any) -> None:
         for codec in ("vp8", "h264"):
             shown = np.array(await page.evaluate(WATCH, codec))
             assert np.abs(shown - wanted).max() <= 6, f"{codec} shows {shown.tolist()} for {wanted.tolist()}"
+
+
+async def test_ice_servers_of_the_answer_are_read(browser: Any) -> None:
+    """Every link of the header counts that is an ICE server, with what stands between quotes as it is."""
+    header = (
+        '<turn:h:3478?transport=tcp>; rel="ice-server"; username="17:a,\\"b"; credential="x;y="; '
+        'credential-type="password", <stun:[2001:db8::1]:3478>; rel=ice-server, </next>; rel="next"'
+    )
+    async with serving() as running:
+        page, _ = await opened(browser, running.url)
+        read = (
+            "header => import('/page/whep.js').then((module) => [module.iceServers(header), module.iceServers(null)])"
+        )
+        assert await page.evaluate(read, header) == [
+            [
+                {"urls": "turn:h:3478?transport=tcp", "username": '17:a,"b', "credential": "x;y="},
+                {"urls": "stun:[2001:db8::1]:3478"},
+            ],
+            [],
+        ]

@@ -48,6 +48,11 @@ class Tokens:
         # Without a control token whoever may watch may steer.
         return Right(tuple(given[:1]), tuple(one for one in given[1:] if one != given[0])) if given else None
 
+    def admits(self, scope: Scope) -> bool:
+        """Whether a request carries what a GET of its path needs; for answers that say less to others."""
+        right = self.right("GET", route_path(scope))
+        return right is None or _is_one_of(_sent(scope, right), right.accepted)
+
 
 class Access:
     """Lets requests pass that carry the token they need; compares in constant time, before a body is read."""
@@ -61,7 +66,7 @@ class Access:
         if right is None:
             await self._app(scope, receive, send)
             return
-        sent = _from_header(scope) or (_from_query(scope) if right.query else b"")
+        sent = _sent(scope, right)
         if _is_one_of(sent, right.accepted):
             await self._app(scope, receive, send)
         elif _is_one_of(sent, right.weaker):
@@ -77,6 +82,10 @@ def address_of(request: Request, path: str) -> str:
     token = request.query_params.get("token")
     prefix = str(request.scope["root_path"])
     return prefix + path + (f"?token={quote(token, safe='')}" if token else "")
+
+
+def _sent(scope: Scope, right: Right) -> bytes:
+    return _from_header(scope) or (_from_query(scope) if right.query else b"")
 
 
 def _from_header(scope: Scope) -> bytes:

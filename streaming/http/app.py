@@ -80,7 +80,7 @@ def create_app(state: ServerState, config: AppConfig) -> FastAPI:
     _add_service(app, state)
     _add_page(app, config.root_path)
     channel_routes.add(app, state)
-    whep_routes.add(app, state, config.policy)
+    whep_routes.add(app, state, config.policy, config.tokens)
     openapi.install(app, config.tokens)
     return app
 

@@ -11,6 +11,7 @@ from fastapi import HTTPException, Request
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
 from streaming.http import guard
+from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
 from streaming.media.viewer import Viewer, Viewers
 
@@ -25,6 +26,7 @@ class ServerState:
     channels: Mapping[str, Channel]
     viewers: Viewers
     metrics: Metrics
+    ice: IceAgent
     stopping: asyncio.Event  # set when streams should end
 
     def channel(self, channel_id: str) -> Channel:

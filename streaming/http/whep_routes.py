@@ -9,12 +9,13 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from streaming.channels.channel import Channel
 from streaming.errors import Unavailable
-from streaming.http.access import address_of
+from streaming.http.access import Tokens, address_of
 from streaming.http.answer import compose
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
 from streaming.http.whep import Policy, check_fragment, check_offer, matches
 from streaming.media import marker as markers
+from streaming.media.ice_server import IceServer
 from streaming.media.offer import WhepError
 
 TRICKLE = "application/trickle-ice-sdpfrag"
@@ -33,8 +34,13 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
+def add(app: FastAPI, state: ServerState, policy: Policy, tokens: Tokens) -> None:
     """Adds the routes to the app."""
+
+    def public_servers(request: Request) -> list[IceServer]:
+        """What a request may know that passes without a token: no credentials."""
+        trusted = tokens.admits(request.scope)
+        return [server for server in state.ice.servers() if trusted or not server.relays]
 
     @app.post(
         "/whep/{channel_id}",
@@ -59,20 +65,21 @@ def add(app: FastAPI, state: ServerState, policy: Policy) -> None:
             raise HTTPException(503, str(error), RETRY) from error
         location = address_of(request, f"/whep/{quote(channel_id, safe='')}/{viewer.id}")
         headers = {"Location": location, "ETag": viewer.etag, "Accept-Patch": TRICKLE}
-        return Response(compose(negotiation, answer), 201, headers, media_type="application/sdp")
+        reply = Response(compose(negotiation, answer), 201, headers, media_type="application/sdp")
+        return _linked(reply, state.ice.servers())
 
     @app.options("/whep/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
-    async def options(channel_id: str) -> Response:
-        """Tells the methods and the content type that the endpoint takes."""
+    async def options(request: Request, channel_id: str) -> Response:
+        """Tells the methods, the content type and the ICE servers of the endpoint."""
         state.channel(channel_id)
         headers = {"Accept-Post": "application/sdp", "Allow": ", ".join(ENDPOINT_METHODS)}
-        return Response(status_code=204, headers=headers)
+        return _linked(Response(status_code=204, headers=headers), public_servers(request))
 
     @app.get("/whep/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
-    async def endpoint(channel_id: str) -> Response:
-        """Nothing to get here, as WHEP says."""
+    async def endpoint(request: Request, channel_id: str) -> Response:
+        """Nothing to get here but the ICE servers, as WHEP says."""
         state.channel(channel_id)
-        return Response(status_code=204)
+        return _linked(Response(status_code=204), public_servers(request))
 
     _add_sessions(app, state, policy)
 
@@ -118,6 +125,15 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
 def _refusal(error: WhepError, taken: dict[str, str]) -> HTTPException:
     """The error of a route; with a wrong content type it says which is `taken`."""
     return HTTPException(error.status, error.detail, taken if error.status == 415 else None)
+
+
+def _linked(reply: Response, servers: list[IceServer]) -> Response:
+    """The reply with a `Link` for each ICE server."""
+    for server in servers:
+        reply.headers.append("Link", server.link)
+    if any(server.credential for server in servers):
+        reply.headers["Cache-Control"] = "no-store"
+    return reply
 
 
 def _check_live(channel: Channel, marked: bool) -> None:

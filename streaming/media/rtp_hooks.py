@@ -1,4 +1,6 @@
-"""The only file that touches private names of aiortc and aioice, which are pinned; `self_check` says when they moved.
+"""With `ice.py` and `ice_requests.py` all that touches private names of aiortc and aioice, which are pinned.
+
+`self_check` says when they moved.
 
 It brings receivers' key-frame requests to the hub, gives every retransmission its own send time (receivers' bandwidth
 estimates take the old one for queueing delay), keeps retransmissions within a budget (a storm of them would keep a slow
@@ -20,6 +22,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, clock, rtp
 AIORTC_SERIES = "1.16."
 HISTORY = "_RTCRtpSender__rtp_history"
 PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", HISTORY)
+CONNECTION_NAMES = ("query_consent", "_closing", "_protocols", "get_component_candidates")  # of aioice
 RESEND_SHARE = 0.25  # of the video's bit rate
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
@@ -130,7 +133,7 @@ async def self_check() -> None:
         sender = peer.addTransceiver("video", direction="sendonly").sender
         missing = [name for name in PRIVATE_NAMES if not hasattr(sender, name)]
         connection = getattr(sender.transport.transport, "_connection", None)
-        missing += [f"aioice {name}" for name in ("query_consent", "_closing") if not hasattr(connection, name)]
+        missing += [f"aioice {name}" for name in CONNECTION_NAMES if not hasattr(connection, name)]
     finally:
         await peer.close()
     if set(inspect.signature(aioice.ice.get_host_addresses).parameters) != {"use_ipv4", "use_ipv6"}:

@@ -22,6 +22,7 @@ from aiortc.sdp import candidate_from_sdp
 from streaming.errors import Unavailable
 from streaming.media.feed import Feed
 from streaming.media.hub import Hub, Sink
+from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
 from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
@@ -81,6 +82,7 @@ class Viewer:
         address: str,
         config: ViewerConfig,
         metrics: Metrics,
+        ice: IceAgent,
         ended: Callable[[Viewer, str], None],
     ) -> None:
         self.id = secrets.token_urlsafe(16)
@@ -92,9 +94,12 @@ class Viewer:
         self._channel = channel
         self._config = config
         self._metrics = metrics
+        self._ice = ice
         self._ended = ended
         self._candidates = 0
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self._transceiver: Any = None
+        self._gathering: asyncio.Task[None] | None = None
         self._feed: Feed | None = None
         self._hooks: SenderHooks | None = None
         self._opened_s = time.monotonic()
@@ -107,15 +112,29 @@ class Viewer:
         """Seconds that the session waits for its connection; None once it is connected."""
         return None if self._connected_s is not None else time.monotonic() - self._opened_s
 
-    async def answer(self, marked: bool) -> str:
-        """Negotiates and returns aiortc's answer to the offer's video. Raises WhepError if aiortc cannot take it."""
-        offer = self.offer
+    async def gather(self, marked: bool) -> None:
+        """Gathers this side's candidates, which may wait for STUN and TURN servers. Raises Unavailable."""
+        codec = self.offer.codec
         feed = self._feed = Feed(
-            self._config.queue, lambda feed: self._channel.join(feed, offer.codec, marked), self._metrics
+            self._config.queue, lambda feed: self._channel.join(feed, codec, marked), self._metrics
         )
+        self._transceiver = self._peer.addTransceiver(feed, direction="sendonly")
+        self._gathering = asyncio.create_task(self._ice.gather(self._transceiver.sender.transport))
+        await asyncio.wait([self._gathering])
+        if not self._gathering.cancelled():
+            await self._gathering
+        if self._reason.done():
+            raise Unavailable("The session was closed before it was answered; try again.")
+
+    async def answer(self) -> str:
+        """Negotiates and returns aiortc's answer to the offer's video, once candidates are gathered.
+
+        Raises WhepError if aiortc cannot take the offer.
+        """
+        offer, transceiver, feed = self.offer, self._transceiver, self._feed
+        assert feed is not None, "candidates are gathered"
         try:
             async with asyncio.timeout(self._config.negotiate_s):
-                transceiver = self._peer.addTransceiver(feed, direction="sendonly")
                 transceiver.setCodecPreferences(_capabilities(offer.codec))
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
                 end_consent_with_connection(transceiver.sender.transport)
@@ -174,6 +193,9 @@ class Viewer:
         if self._feed is not None:
             self._channel.leave(self._feed)
             self._feed.end()
+        if self._gathering is not None and not self._gathering.done():
+            self._gathering.cancel()
+            await asyncio.wait([self._gathering])
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.close_s):
                 await self._peer.close()
@@ -193,8 +215,9 @@ class Viewer:
 class Viewers:
     """All viewers of the server, within the limit of how many."""
 
-    def __init__(self, metrics: Metrics, config: ViewerConfig | None = None) -> None:
+    def __init__(self, metrics: Metrics, config: ViewerConfig | None = None, ice: IceAgent | None = None) -> None:
         self._config = config or ViewerConfig()
+        self._ice = ice or IceAgent()
         self._metrics = metrics
         self._viewers: dict[str, Viewer] = {}
         self._gone: deque[str] = deque(maxlen=self._config.tombstones)
@@ -205,16 +228,18 @@ class Viewers:
 
     async def open(self, channel: Broadcaster, offer: Offer, address: str, marked: bool) -> tuple[Viewer, str]:
         """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
-        async with self._negotiating:
-            while blocker := self._blocker(address):
-                await blocker.close("made room")
-            viewer = Viewer(channel, offer, address, self._config, self._metrics, self._forget)
-            self._viewers[viewer.id] = viewer
-            try:
-                return viewer, await viewer.answer(marked)
-            except BaseException:
-                await viewer.close("not negotiated")
-                raise
+        while blocker := self._blocker(address):
+            await blocker.close("made room")
+        viewer = Viewer(channel, offer, address, self._config, self._metrics, self._ice, self._forget)
+        self._viewers[viewer.id] = viewer
+        try:
+            # Outside of the turns: who waits for a STUN or TURN server holds nobody up.
+            await viewer.gather(marked)
+            async with self._negotiating:
+                return viewer, await viewer.answer()
+        except BaseException:
+            await viewer.close("not negotiated")
+            raise
 
     def _blocker(self, address: str) -> Viewer | None:
         """The session to close before one from `address` opens: the one that waited longest for its connection.
@@ -224,15 +249,24 @@ class Viewers:
         config, viewers = self._config, list(self._viewers.values())
         waiting = {viewer: waited_s for viewer in viewers if (waited_s := viewer.waiting_s()) is not None}
         own = [viewer for viewer in viewers if viewer.address == address]
-        for those, most, words in (
-            (viewers, config.most, "viewers are connected"),
-            (own, config.most_an_address, "viewers are connected from your address"),
-            (list(waiting), config.most_connecting, "viewers are being connected"),
+        for those, full, words in (
+            (viewers, len(viewers) >= config.most, f"{config.most} viewers are connected"),
+            (
+                own,
+                len(own) >= config.most_an_address,
+                f"{config.most_an_address} viewers are connected from your address",
+            ),
+            (
+                list(waiting),
+                len(waiting) >= config.most_connecting,
+                f"{config.most_connecting} viewers are being connected",
+            ),
+            (viewers, not self._ice.has_port(), "every media port is in use"),
         ):
-            if len(those) >= most:
+            if full:
                 oldest = max(waiting.keys() & those, key=waiting.__getitem__, default=None)
                 if oldest is None or waiting[oldest] < config.patience_s:
-                    raise Unavailable(f"{most} {words}, which is the limit; try again later.")
+                    raise Unavailable(f"{words[0].upper()}{words[1:]}, which is the limit; try again later.")
                 return oldest
         return None
 
@@ -247,6 +281,7 @@ class Viewers:
     async def close(self) -> None:
         """Ends every viewer and returns when everything is freed."""
         await asyncio.gather(*(viewer.close("server stops") for viewer in tuple(self._viewers.values())))
+        await self._ice.aclose()
 
     def _forget(self, viewer: Viewer, reason: str) -> None:
         self._viewers.pop(viewer.id, None)

@@ -6,6 +6,8 @@ const CONNECT_MS = 10000;
 const TICK_MS = 1000;
 const LONGEST_MS = 2 ** 31 - 1; // that a browser's timer can wait
 const MOST_CANDIDATES = 20; // that the server takes
+const TRICKLE_MS = 100; // in which candidates are collected, to be told together
+const LINK = /<([^>]*)>((?:\s*;\s*[\w-]+=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))*)/g; // one link of a `Link` header
 
 /** A refusal by the server; `detail` is its sentence for people. */
 export class Problem extends Error {
@@ -47,6 +49,26 @@ export class Pause {
 export function backoffMs(failures) {
   const ms = Math.min(BACKOFF_MS.most, BACKOFF_MS.first * 2 ** (failures - 1));
   return ms * (0.8 + 0.4 * Math.random());
+}
+
+/** Whether this browser knows a kind of ICE server; one that it does not know would cost it all others. */
+function takes(peer, server) {
+  try {
+    peer.setConfiguration({ iceServers: [server] });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The ICE servers of a `Link` header, which may be null. */
+export function iceServers(header) {
+  return [...(header ?? "").matchAll(LINK)].flatMap(([, urls, text]) => {
+    const pairs = [...text.matchAll(/([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))/g)];
+    const values = Object.fromEntries(pairs.map(([, name, quoted, plain]) => [name, quoted?.replace(/\\(.)/g, "$1") ?? plain]));
+    const { rel, username, credential } = values;
+    return rel === "ice-server" ? [username ? { urls, username, credential } : { urls }] : [];
+  });
 }
 
 /**
@@ -136,34 +158,56 @@ export class WhepPlayer {
 
   async #negotiate(session) {
     const { peer } = session;
-    const candidates = [];
-    const gathered = new Promise((resolve) => {
-      peer.onicecandidate = ({ candidate }) => (candidate?.candidate ? candidates.push(candidate) : resolve());
-    });
-    await peer.setLocalDescription();
+    // Gathering begins with the local description, and by then the answer has told the ICE servers.
+    const offer = await peer.createOffer();
     const reply = await fetch(this.#url, {
       method: "POST",
       headers: { ...this.#headers(), "Content-Type": "application/sdp" },
-      body: peer.localDescription.sdp,
+      body: offer.sdp,
       signal: AbortSignal.timeout(CONNECT_MS),
     }).catch((error) => {
       throw new Error("The server does not answer.", { cause: error });
     });
     if (!reply.ok) throw await Problem.from(reply);
     session.location = new URL(reply.headers.get("location"), reply.url).href;
-    await peer.setRemoteDescription({ type: "answer", sdp: await reply.text() });
-    gathered.then(() => this.#trickle(session, candidates, reply.headers.get("etag")));
+    const answer = await reply.text();
+    const servers = iceServers(reply.headers.get("link")).filter((server) => takes(peer, server));
+    peer.setConfiguration({ iceServers: servers });
+    this.#tellCandidates(session, reply.headers.get("etag"));
+    await peer.setLocalDescription(offer);
+    await peer.setRemoteDescription({ type: "answer", sdp: answer });
   }
 
-  /** Tells the candidates in one go. Most servers are reached without them, so nobody waits for this. */
-  async #trickle(session, candidates, etag) {
+  /** Tells candidates as they are found. Most servers are reached without them, so nobody waits for this. */
+  #tellCandidates(session, etag) {
+    let waiting = [];
+    let told = 0;
+    let timer = null;
+    let last = Promise.resolve(); // nothing may overtake the word that there are no more
+    const tell = (complete) => {
+      clearTimeout(timer);
+      timer = null;
+      const some = waiting.slice(0, MOST_CANDIDATES - told);
+      told += some.length;
+      waiting = [];
+      if (some.length || complete) last = last.then(() => this.#trickle(session, some, complete, etag));
+    };
+    session.peer.onicecandidate = ({ candidate }) => {
+      if (!candidate?.candidate) return tell(true);
+      waiting.push(candidate);
+      timer ??= setTimeout(tell, TRICKLE_MS, false);
+    };
+  }
+
+  async #trickle(session, candidates, complete, etag) {
     if (this.#session !== session) return;
-    const lines = candidates.slice(0, MOST_CANDIDATES).map(({ candidate }) => `a=${candidate}`);
+    const lines = candidates.map(({ candidate }) => `a=${candidate}`);
+    if (complete) lines.push("a=end-of-candidates");
     const ufrag = session.peer.localDescription.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm).slice(0, 2);
     await fetch(session.location, {
       method: "PATCH",
       headers: { ...this.#headers(), "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": etag },
-      body: [...ufrag, "m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", ...lines, "a=end-of-candidates", ""].join("\r\n"),
+      body: [...ufrag, "m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", ...lines, ""].join("\r\n"),
     }).catch(() => {});
   }
 

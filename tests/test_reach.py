@@ -1,0 +1,159 @@
+"""Viewers and servers behind NAT and firewalls, in namespaces that the tests make."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import networks
+import pytest
+from networks import Networks, turn_command, wait_for, wait_for_port
+
+HERE = Path(__file__).parent
+WHY_NOT = networks.missing()
+TURN, SERVER, SERVER_NAT, VIEWER_NAT = "203.0.113.10", "203.0.113.4", "203.0.113.3", "203.0.113.2"
+REST = "203.0.113.1"  # way to all other addresses, where nobody answers
+PRIVATE = "10.2.0.2"
+MASQUERADE = 'table ip nat { chain post { type nat hook postrouting priority 100; oifname "eth1" masquerade; }; }'
+SECRET = "north wind"
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+needs_coturn = pytest.mark.skipif(
+    shutil.which("turnserver") is None, reason="turnserver is missing: apt-get install coturn"
+)
+
+
+@pytest.fixture
+def internet() -> Iterator[Networks]:
+    """A wire with a viewer behind a router that masquerades."""
+    with networks.networks() as made:
+        made.switch("wire")
+        made.add("rest")
+        made.plug("rest", "wire", f"{REST}/24")
+        made.router("home")
+        made.add("viewer")
+        made.link("viewer", "10.1.0.2/24", "home", "10.1.0.1/24")
+        made.plug("home", "wire", f"{VIEWER_NAT}/24", REST)
+        made.nft("home", MASQUERADE)
+        yield made
+
+
+def public_server(made: Networks, *argv: str) -> None:
+    """The server on the wire itself."""
+    made.add("server")
+    made.plug("server", "wire", f"{SERVER}/24", REST)
+    serve(made, *argv)
+
+
+def private_server(made: Networks, forwards: str, *argv: str) -> None:
+    """The server behind a router that maps what `forwards` matches to it, and lets everything out."""
+    made.router("cloud")
+    made.add("server")
+    made.link("server", f"{PRIVATE}/24", "cloud", "10.2.0.1/24")
+    made.plug("cloud", "wire", f"{SERVER_NAT}/24", REST)
+    made.nft("cloud", MASQUERADE)
+    rule = f"{forwards} dnat to {PRIVATE};"
+    made.nft(
+        "cloud", f'table ip into {{ chain pre {{ type nat hook prerouting priority -100; iifname "eth1" {rule} }}; }}'
+    )
+    serve(made, *argv)
+
+
+def serve(made: Networks, *argv: str) -> None:
+    command = (sys.executable, str(HERE / "fakes.py"), "--host", "0.0.0.0", *argv)
+    wait_for(made.start("server", *command), "is ready")
+
+
+def start_turn(made: Networks) -> None:
+    made.add("turn")
+    made.plug("turn", "wire", f"{TURN}/24", REST)
+    options = ("--no-tls", "--use-auth-secret", "--static-auth-secret", SECRET)
+    made.start("turn", *turn_command(TURN, 3478, *options))
+    wait_for_port(made, "turn", 3478)
+
+
+def block_udp(made: Networks, but: str = "") -> None:
+    """Lets no UDP of the viewer pass, as company networks do."""
+    rule = f"ip protocol udp {but} drop;"
+    made.nft("home", f"table ip wall {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
+
+
+def watch(made: Networks, host: str, links: bool = True) -> dict[str, Any]:
+    command = (sys.executable, str(HERE / "far_viewer.py"), f"http://{host}:8000", "links" if links else "bare")
+    said: dict[str, Any] = json.loads(made.run("viewer", *command))
+    sys.stderr.write(str({key: value for key, value in said.items() if key != "answer"}))
+    return said
+
+
+def test_viewer_behind_nat_sees_a_public_server(internet: Networks) -> None:
+    """Nothing has to be set where the server itself has a public address."""
+    public_server(internet)
+    assert "picture_s" in watch(internet, SERVER)
+
+
+def test_server_behind_nat_is_reached_by_its_public_address(internet: Networks) -> None:
+    """The answer names the public address and one port, and a picture comes through these alone."""
+    forwards = "ip protocol { tcp, udp } th dport { 8000, 40000 }"
+    private_server(internet, forwards, "--public-address", SERVER_NAT, "--media-ports", "40000-40000")
+    said = watch(internet, SERVER_NAT)
+    assert f"{SERVER_NAT} 40000 typ host" in said["answer"]
+    assert PRIVATE not in said["answer"]
+    assert said["remote"] == SERVER_NAT
+
+
+@needs_coturn
+def test_server_that_nobody_reaches_is_seen_through_turn(internet: Networks) -> None:
+    """Its relay is in the answer, and the viewer, which may speak to the TURN server alone, gets credentials."""
+    start_turn(internet)
+    block_udp(internet, f"ip daddr != {TURN} ip saddr != {TURN}")
+    servers = ("--ice-server", f"stun:{TURN}", "--ice-server", f"turn:{TURN}", "--turn-secret", SECRET)
+    private_server(internet, "tcp dport 8000", *servers)
+    said = watch(internet, SERVER_NAT)
+    assert re.search(rf" {TURN} [0-9]+ typ relay raddr {SERVER_NAT} ", said["answer"])
+    assert re.search(rf" {SERVER_NAT} [0-9]+ typ srflx raddr {PRIVATE} ", said["answer"])
+    assert TURN in (said["remote"], said["local_host"])
+    assert said["picture_s"] < 3
+
+
+@needs_coturn
+def test_viewer_without_udp_sees_through_tcp(internet: Networks) -> None:
+    """Where no UDP passes, a viewer takes the TURN server of the `Link` header, over TCP."""
+    start_turn(internet)
+    block_udp(internet)
+    public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
+    said = watch(internet, SERVER)
+    assert said["local"] == "relay"
+    assert said["picture_s"] < 7
+
+
+@needs_coturn
+@pytest.mark.browser
+async def test_page_without_udp_sees_through_tcp(internet: Networks, tmp_path: Path) -> None:
+    """The page takes the TURN server of the answer: a browser that may send no UDP shows the video within 7 s."""
+    playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium", path="/usr/bin")
+    if chromium is None:
+        pytest.skip("/usr/bin/chromium is missing: apt-get install chromium")
+    start_turn(internet)
+    block_udp(internet)
+    public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
+    inside = tmp_path / "chromium"
+    inside.write_text(f'#!/bin/sh\nexec {" ".join(internet.inside("viewer"))} {chromium} "$@"\n')
+    inside.chmod(0o755)
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=str(inside), args=FLAGS)
+        page = await browser.new_page(bypass_csp=True)
+        began_s = time.monotonic()
+        await page.goto(f"http://{SERVER}:8000/")
+        await page.wait_for_function("document.getElementById('video').videoWidth > 0", timeout=20_000)
+        took_s = time.monotonic() - began_s
+        await browser.close()
+    sys.stderr.write(f"page without UDP: {took_s:.2f} s\n")
+    assert took_s < 7
