@@ -51,6 +51,7 @@ FLOORS = (
     "streaming.media",
     "streaming.engines",
     "streaming.channels",
+    "streaming.doctor",
     "streaming.http",
     "streaming.bench",
     "server",

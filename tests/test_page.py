@@ -9,7 +9,7 @@ from typing import Any
 import fakes
 import numpy as np
 import pytest
-from fakes import CRASH, REFUSE, UNREAD, serving
+from fakes import CRASH, REFUSE, UNREAD, serving, watching
 from test_proxy import NGINX, proxied
 from test_server import started
 
@@ -355,3 +355,15 @@ async def test_ice_servers_of_the_answer_are_read(browser: Any) -> None:
             ],
             [],
         ]
+
+
+async def test_a_page_without_a_picture_links_to_the_doctor(browser: Any) -> None:
+    """Where media cannot come through, the page keeps trying and says where to look."""
+    async with serving("--max-viewers", "1") as running, watching(running):
+        page = await browser.new_page(bypass_csp=True)
+        await page.goto(running.url)
+        await page.wait_for_function("!document.getElementById('why').hidden", timeout=LIMIT_MS)
+        link = await page.evaluate("document.getElementById('why').href")
+        assert link == f"{running.url}/doctor"
+        await page.goto(link)
+        assert "addresses" in await page.inner_text("table")

@@ -101,7 +101,9 @@ class IceAgent:
                 # Where nothing translates addresses, a STUN server only tells what is known.
                 candidates.setdefault((candidate.host, candidate.port), candidate)
         if not candidates:
-            raise Unavailable("This server has no network address to send media from.")
+            raise Unavailable(
+                "This server has no network address to send media from; its operator sees why at /doctor."
+            )
         return list(candidates.values())
 
     async def _limited(self, server: IceServer, job: Awaitable[list[Candidate]]) -> list[Candidate]:

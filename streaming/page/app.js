@@ -46,7 +46,9 @@ function showConnection() {
   const veiled = name !== "live";
   $("stage").dataset.state = $("connection").dataset.state = name;
   setText($("connection").lastElementChild, word);
-  if (veiled) setText($("veil").lastElementChild, detail);
+  if (veiled) setText($("veil").querySelector("p"), detail);
+  // Only a server that answers can say why there is no picture.
+  $("why").hidden = !state || !["waiting", "failed"].includes(name);
 }
 
 function onPlayer(name, detail) {
