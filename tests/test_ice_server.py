@@ -10,20 +10,23 @@ from streaming.media.ice_server import CREDENTIALS_S, IceServer, parse, rest_cre
 @pytest.mark.parametrize(
     ("text", "server"),
     [
-        ("stun:stun.example.org", IceServer("stun", "stun.example.org", 3478, "udp")),
-        ("STUN:192.0.2.1:19302", IceServer("stun", "192.0.2.1", 19302, "udp")),
-        ("stuns:stun.example.org", IceServer("stuns", "stun.example.org", 5349, "tcp")),
-        ("turn:a:b@turn.example.org", IceServer("turn", "turn.example.org", 3478, "udp", "a", "b")),
-        ("turn:a:b@[2001:DB8::1]:443?transport=tcp", IceServer("turn", "2001:db8::1", 443, "tcp", "a", "b")),
-        ("turns:a%3Ab:p%40q%25@t-1.example", IceServer("turns", "t-1.example", 5349, "tcp", "a:b", "p@q%")),
-        ("turn:1700000000:b=@h", IceServer("turn", "h", 3478, "udp", "1700000000", "b=")),
-        ("turns:h?transport=udp", IceServer("turns", "h", 5349, "udp")),
+        ("stun:stun.example.org", IceServer("stun:stun.example.org", "stun.example.org", 3478, "udp")),
+        ("STUN:192.0.2.1:19302", IceServer("stun:192.0.2.1:19302", "192.0.2.1", 19302, "udp")),
+        ("stuns:stun.example.org", IceServer("stuns:stun.example.org", "stun.example.org", 5349, "tcp")),
+        ("turn:a:b@turn.example.org", IceServer("turn:turn.example.org", "turn.example.org", 3478, "udp", "a", "b")),
+        (
+            "turn:a:b@[2001:DB8::1]:443?transport=tcp",
+            IceServer("turn:[2001:DB8::1]:443?transport=tcp", "2001:db8::1", 443, "tcp", "a", "b"),
+        ),
+        ("turns:a%3Ab:p%40q%25@t-1.example", IceServer("turns:t-1.example", "t-1.example", 5349, "tcp", "a:b", "p@q%")),
+        ("turn:1700000000:b=@h", IceServer("turn:h", "h", 3478, "udp", "1700000000", "b=")),
+        ("turns:h?transport=udp", IceServer("turns:h?transport=udp", "h", 5349, "udp")),
     ],
 )
 def test_urls_are_read(text: str, server: IceServer) -> None:
-    """Scheme, host, port and transport have the standards' defaults; credentials stand before an @."""
+    """Host, port and transport have the standards' defaults; the URL stays as given, without what is before an @."""
     assert parse(text) == server
-    assert parse(server.url) == IceServer(server.scheme, server.host, server.port, server.transport)
+    assert parse(server.url) == IceServer(server.url, server.host, server.port, server.transport)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +77,9 @@ def test_a_refusal_keeps_the_password() -> None:
 
 def test_link_gives_credentials_as_quoted_strings() -> None:
     """The header is that of WHIP and WHEP; a STUN server has no credentials in it."""
-    assert parse("stun:h").link == '<stun:h:3478>; rel="ice-server"'
+    assert parse("stun:h").link == '<stun:h>; rel="ice-server"'
     assert parse('turn:a"b:c\\d@h').link == (
-        '<turn:h:3478?transport=udp>; rel="ice-server"; username="a\\"b"; credential="c\\\\d"; '
-        'credential-type="password"'
+        '<turn:h>; rel="ice-server"; username="a\\"b"; credential="c\\\\d"; credential-type="password"'
     )
 
 

@@ -22,7 +22,7 @@ def test_options_come_together() -> None:
     )
     assert config.addresses == ("127.0.0.1",) and config.public == ("203.0.113.5",)
     assert config.ports is not None and len(config.ports) == 11
-    assert [one.url for one in config.servers] == ["turn:h:3478?transport=udp", "stun:h:3478"]
+    assert [one.url for one in config.servers] == ["turn:h", "stun:h"]
     assert config.turn_secret == "x" and "secret" not in repr(config)
 
 

@@ -25,12 +25,17 @@ CREDENTIALS_S = 24 * 3600  # that time-limited credentials are valid
 class IceServer:
     """One STUN or TURN server."""
 
-    scheme: str  # "stun", "stuns", "turn" or "turns"
+    url: str  # as it was given, without credentials: what browsers take
     host: str  # a name or an address; IPv6 without brackets
     port: int
     transport: str  # "udp" or "tcp" between the server and its client
     username: str | None = None  # of TURN; None where credentials are made from a secret
     credential: str | None = field(default=None, repr=False)
+
+    @property
+    def scheme(self) -> str:
+        """One of stun, stuns, turn and turns."""
+        return self.url.partition(":")[0]
 
     @property
     def relays(self) -> bool:
@@ -54,12 +59,6 @@ class IceServer:
         return self.scheme in ("stun", "turn") or (self.scheme, self.transport) == ("turns", "tcp")
 
     @property
-    def url(self) -> str:
-        """The URL without credentials, as browsers take it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}:{host}:{self.port}" + (f"?transport={self.transport}" if self.relays else "")
-
-    @property
     def link(self) -> str:
         """Value of a `Link` header (draft-ietf-wish-whep)."""
         parts = [f"<{self.url}>", 'rel="ice-server"']
@@ -77,6 +76,7 @@ def parse(text: str) -> IceServer:
         raise ValueError(f"{shown!r} is not a STUN or TURN server: {FORMS}")
     scheme, host = match["scheme"].lower(), match["host"].strip("[]").lower()
     tls = scheme.endswith("s")
+    url = f"{scheme}:{text.partition(':')[2].rpartition('@')[2]}"
     port = int(match["port"] or (TLS_PORT if tls else PORT))
     if not 1 <= port <= 65535:
         raise ValueError(f"{shown!r} has port {port}; ports are 1 to 65535")
@@ -90,15 +90,15 @@ def parse(text: str) -> IceServer:
     if scheme.startswith("stun"):
         if match["user"] is not None or match["transport"] is not None:
             raise ValueError(f"{shown!r}: a STUN server takes neither credentials nor a transport; {FORMS}")
-        return IceServer(scheme, host, port, "tcp" if tls else "udp")
+        return IceServer(url, host, port, "tcp" if tls else "udp")
     transport = (match["transport"] or ("tcp" if tls else "udp")).lower()
     if match["user"] is None:
-        return IceServer(scheme, host, port, transport)
+        return IceServer(url, host, port, transport)
     username, _, credential = (unquote(part) for part in match["user"].partition(":"))
     for value in (username, credential):
         if not value or not value.isascii() or not value.isprintable():
             raise ValueError(f"{shown!r}: user and password are printable ASCII and not empty; {FORMS}")
-    return IceServer(scheme, host, port, transport, username, credential)
+    return IceServer(url, host, port, transport, username, credential)
 
 
 def with_credentials(server: IceServer, secret: str | None, now_s: float) -> IceServer:
