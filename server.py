@@ -39,6 +39,7 @@ COMMANDS = {
     "bench": "engine.bench.__main__",
     "bench-stream": "streaming.bench.__main__",
     "bench-kernels": "kernels.bench",
+    "doctor": "streaming.doctor",
 }
 CHANNEL = "main"
 LOG_LEVELS = ("debug", "info", "warning", "error")

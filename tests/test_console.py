@@ -14,6 +14,7 @@ import server
         (["bench", "--help"], "python -m engine.bench"),
         (["bench-stream", "--help"], "python -m streaming.bench"),
         (["bench-kernels", "--help"], "python -m kernels.bench"),
+        (["doctor", "--help"], "python -m streaming.doctor"),
     ],
 )
 def test_a_name_picks_its_command(words: list[str], program: str, capsys: pytest.CaptureFixture[str]) -> None:

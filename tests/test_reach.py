@@ -52,7 +52,7 @@ def public_server(made: Networks, *argv: str) -> None:
     serve(made, *argv)
 
 
-def private_server(made: Networks, forwards: str, *argv: str) -> None:
+def private_server(made: Networks, forwards: str, *argv: str, udp: bool = True) -> None:
     """The server behind a router that maps what `forwards` matches to it, and lets everything out."""
     made.router("cloud")
     made.add("server")
@@ -63,6 +63,8 @@ def private_server(made: Networks, forwards: str, *argv: str) -> None:
     made.nft(
         "cloud", f'table ip into {{ chain pre {{ type nat hook prerouting priority -100; iifname "eth1" {rule} }}; }}'
     )
+    if not udp:
+        block_udp(made, router="cloud")
     serve(made, *argv)
 
 
@@ -79,10 +81,10 @@ def start_turn(made: Networks) -> None:
     wait_for_port(made, "turn", 3478)
 
 
-def block_udp(made: Networks, but: str = "") -> None:
-    """Lets no UDP of the viewer pass, as company networks do."""
+def block_udp(made: Networks, but: str = "", router: str = "home") -> None:
+    """Lets no UDP pass a router, as company networks do."""
     rule = f"ip protocol udp {but} drop;"
-    made.nft("home", f"table ip wall {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
+    made.nft(router, f"table ip wall {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
 
 
 def watch(made: Networks, host: str, links: bool = True) -> dict[str, Any]:
@@ -130,6 +132,19 @@ def test_viewer_without_udp_sees_through_tcp(internet: Networks) -> None:
     public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
     said = watch(internet, SERVER)
     assert said["local"] == "relay"
+    assert said["picture_s"] < 7
+
+
+@needs_coturn
+def test_neither_side_needs_udp(internet: Networks) -> None:
+    """Where both may only speak TCP, two relays of the TURN server meet."""
+    start_turn(internet)
+    block_udp(internet)
+    private_server(
+        internet, "tcp dport 8000", "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET, udp=False
+    )
+    said = watch(internet, SERVER_NAT)
+    assert (said["local_host"], said["remote"]) == (TURN, TURN)
     assert said["picture_s"] < 7
 
 

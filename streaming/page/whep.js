@@ -64,8 +64,10 @@ function takes(peer, server) {
 /** The ICE servers of a `Link` header, which may be null. */
 export function iceServers(header) {
   return [...(header ?? "").matchAll(LINK)].flatMap(([, urls, text]) => {
-    const pairs = [...text.matchAll(/([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))/g)];
-    const values = Object.fromEntries(pairs.map(([, name, quoted, plain]) => [name, quoted?.replace(/\\(.)/g, "$1") ?? plain]));
+    const values = {};
+    for (const [, name, quoted, plain] of text.matchAll(/([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))/g)) {
+      values[name] = quoted?.replace(/\\(.)/g, "$1") ?? plain;
+    }
     const { rel, username, credential } = values;
     return rel === "ice-server" ? [username ? { urls, username, credential } : { urls }] : [];
   });
