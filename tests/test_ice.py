@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from aioice import stun
+from aiortc import RTCConfiguration, RTCPeerConnection
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,8 +23,11 @@ from fakes import Serving, sample_offer, serving, watching
 from networks import end, turn_command
 from test_ports import free_ports, taken
 
+from streaming.errors import Unavailable
+from streaming.media.ice import IceAgent
 from streaming.media.ice_requests import IceServerError, probe, within
 from streaming.media.ice_server import parse, rest_credentials
+from streaming.media.network import NetworkConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
 needs_coturn = pytest.mark.skipif(
@@ -355,3 +359,12 @@ async def test_without_servers_there_is_no_link() -> None:
     async with serving() as running:
         assert "link" not in (await post(running)).headers
         assert "link" not in (await running.http.options("/whep/main")).headers
+
+
+async def test_without_an_address_there_is_no_answer() -> None:
+    """A server whose address is gone says so at once, instead of an answer that leads nowhere."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    transport = peer.addTransceiver("video", direction="sendonly").sender.transport
+    with pytest.raises(Unavailable, match="no network address"):
+        await IceAgent(NetworkConfig(addresses=("192.0.2.77",))).gather(transport)
+    await peer.close()
