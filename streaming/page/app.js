@@ -48,6 +48,7 @@ function showConnection() {
   setText($("connection").lastElementChild, word);
   if (veiled) setText($("veil").querySelector("p"), detail);
   // Only a server that answers can say why there is no picture.
+  $("why").href = withToken("doctor");
   $("why").hidden = !state || !["waiting", "failed"].includes(name);
 }
 
