@@ -285,7 +285,5 @@ def _count(text: str) -> int:
     return int(text)
 
 
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -150,7 +150,7 @@ class _FakeEngine:
             self._index += frames
         compute_s = time.monotonic() - began_s
         stage_ms = {"plan": 1.0, "render": compute_s * 1000, "vae": 1.0}
-        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms, 1))
+        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms, (1,)))
         self._chunk += 1
 
 

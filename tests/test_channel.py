@@ -304,7 +304,7 @@ async def test_chunk_figures_are_reported(studio: Studio) -> None:
     """The report has the last chunk's stages, its steps and the real-time factor."""
     studio.engine.receive(READY)
     assert studio.channel.report().steps == 4
-    studio.engine.receive(ChunkDone("main", 3, 6, 3.0, 1.5, {"render": 1200.0}, 2))
+    studio.engine.receive(ChunkDone("main", 3, 6, 3.0, 1.5, {"render": 1200.0}, (2,)))
     report = studio.channel.report()
     assert report.chunk is not None
     assert (report.steps, report.realtime_factor, report.chunk.index, report.chunk.ms) == (

@@ -3,7 +3,7 @@ from streaming.channels.report import CHUNKS_KEPT, ChunkStats
 
 
 def chunk(index: int, compute_s: float) -> ChunkDone:
-    return ChunkDone("main", index, 4, 3.0, compute_s, {"render": compute_s * 1000}, 2)
+    return ChunkDone("main", index, 4, 3.0, compute_s, {"render": compute_s * 1000}, (2,))
 
 
 def test_no_figures_before_the_first_chunk() -> None:
@@ -23,7 +23,7 @@ def test_factor_is_the_median_of_the_last_chunks() -> None:
     assert stats.realtime_factor == 2.0
     report = stats.report()
     assert report is not None
-    assert (report.index, report.ms, report.threads) == (27, {"render": 1500.0}, 2)
+    assert (report.index, report.ms, report.threads) == (27, {"render": 1500.0}, (2,))
 
 
 def test_chunk_without_computing_time_is_left_out() -> None:

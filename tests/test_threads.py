@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.runtime.threads import JUMP, RETRY_S, ThreadChoice
+from engine.runtime.threads import JUMP, RETRY_S, UNITS, ThreadChoice
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,11 @@ class Machine:
         torch.set_num_threads(most)
         self.choice = ThreadChoice(self.work, most, lambda: self.now_s)
 
+    def spend(self, seconds: float, units: int) -> None:
+        """Units of so many seconds each."""
+        for _ in range(units):
+            self.choice.spent(seconds)
+
     def work(self) -> None:
         self.steps += 1
         threads = torch.get_num_threads()
@@ -45,15 +50,15 @@ def test_the_fastest_number_is_chosen(most: int, busy: int, number: int) -> None
 
 
 def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
-    """A chunk that suddenly costs more brings a choice; later all cores are tried again, at most every RETRY_S."""
+    """Units that suddenly cost more bring a choice; later all cores are tried again, at most every RETRY_S."""
     machine = Machine(2)
     machine.choice.choose()
-    machine.choice.spent(0.4)
+    machine.spend(0.02, UNITS)
     before = machine.steps
-    machine.choice.spent(0.4 * JUMP)
+    machine.spend(0.02 * JUMP, UNITS)
     assert machine.steps == before and torch.get_num_threads() == 2
     machine.busy = 1
-    machine.choice.spent(1.4)
+    machine.spend(0.08, UNITS)
     assert torch.get_num_threads() == 1
     assert not machine.choice.retry()
     machine.now_s += RETRY_S
@@ -69,11 +74,10 @@ def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
 def test_a_machine_that_became_slower_is_not_asked_for_ever() -> None:
     """Cost that stays high with the best number is the new usual after a while."""
     machine = Machine(2)
-    machine.choice.spent(0.4)
-    for _ in range(30):
-        machine.choice.spent(0.8)
+    machine.spend(0.02, UNITS)
+    machine.spend(0.04, 30 * UNITS)
     before = machine.steps
-    machine.choice.spent(0.8)
+    machine.spend(0.04, UNITS)
     assert machine.steps == before
 
 
@@ -82,4 +86,4 @@ def test_slow_work_is_not_repeated() -> None:
     machine = Machine(4, step_s=60.0)
     machine.busy = 1
     machine.choice.choose()
-    assert machine.steps == 2 and torch.get_num_threads() == 4
+    assert machine.steps == 1 and torch.get_num_threads() == 4

@@ -31,12 +31,13 @@ def neighbour(generator: Generator) -> dict[str, Any]:
     threads = choose_threads(generator)
 
     def chunk() -> float:
-        began_s = time.perf_counter()
+        began_s = unit_s = time.perf_counter()
         for unit in next_chunk(generator, state):
-            unit.mark.wait()
-        spent_s = time.perf_counter() - began_s
-        threads.spent(spent_s / generator.model.config.chunk_s)
-        return spent_s * MS
+            now_s = time.perf_counter()
+            if unit.stage == "render":
+                threads.spent(now_s - unit_s)
+            unit_s = time.perf_counter()
+        return (unit_s - began_s) * MS
 
     for _ in range(WARM_UPS):
         chunk()

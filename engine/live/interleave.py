@@ -54,6 +54,7 @@ class LiveChannel:
     batch: FrameBatch | None = None  # finished, and waiting for a slot
     mark: StreamEvent = field(default_factory=StreamEvent)  # until it is done, the device is at work for this chunk
     spent_s: dict[str, float] = field(default_factory=dict)  # by stage, since the last chunk was finished
+    threads: list[int] = field(default_factory=list)  # that computed since the last chunk was finished, in turn
     planned_under: SetPrompt | None = None  # the prompt that begins with the next chunk, if one does
     waiting: SetPrompt | None = None  # the prompt for the chunk after that
 
@@ -68,8 +69,10 @@ class LiveChannel:
         return self.chunk.end if self.chunk is not None else self.state.next
 
     def spend(self, stage: str, seconds: float) -> None:
-        """Counts compute of a stage."""
+        """Counts compute of a stage, and notes the number of threads that it took."""
         self.spent_s[stage] = self.spent_s.get(stage, 0.0) + seconds
+        if self.threads[-1:] != [torch.get_num_threads()]:
+            self.threads.append(torch.get_num_threads())
 
 
 class Interleaver:
@@ -107,7 +110,7 @@ class Interleaver:
                     await asyncio.sleep(0)
                 elif computing:
                     await asyncio.sleep(DEVICE_POLL_S)
-                elif not self._retry_threads():
+                elif not self._threads.retry():
                     await self._heard.wait()
                 # Not in the reader: it would lag one unit behind, and its errors would be lost.
                 self.read_inbox()
@@ -115,10 +118,6 @@ class Interleaver:
             log.info("the server is gone")
         finally:
             loop.remove_reader(self._control.fileno())
-
-    def _retry_threads(self) -> bool:
-        """Looks for a better number of threads, which a chunk keeps from its beginning to its end."""
-        return all(channel.chunk is None for channel in self._channels.values()) and self._threads.retry()
 
     def _work(self) -> bool:
         """Does the most urgent unit; False if there is none to do."""
@@ -158,8 +157,11 @@ class Interleaver:
         if unit is None:
             self._finish(name, channel, channel.chunk)
             return
-        channel.spend(unit.stage, time.monotonic() - began_s)
+        spent_s = time.monotonic() - began_s
+        channel.spend(unit.stage, spent_s)
         channel.mark = unit.mark
+        if unit.stage == "render":
+            self._threads.spent(spent_s)
         if unit.batch is not None:
             channel.batch = unit.batch
             self._deliver(name, channel)
@@ -185,10 +187,10 @@ class Interleaver:
         spent_s, channel.spent_s = channel.spent_s, {}
         seconds = (chunk.end.frame - chunk.start.frame) / self._generator.model.config.fps
         stage_ms = {stage: 1000 * spent for stage, spent in spent_s.items()}
-        compute_s, threads = sum(spent_s.values()), torch.get_num_threads()
+        compute_s, threads = sum(spent_s.values()), tuple(channel.threads)
         self._send(ChunkDone(name, chunk.start.chunk, chunk.steps, seconds, compute_s, stage_ms, threads))
         channel.chunk = None
-        self._threads.spent(compute_s / seconds)
+        channel.threads.clear()
 
     def _send(self, message: FromEngine) -> None:
         self._control.send(message)

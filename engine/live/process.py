@@ -80,7 +80,10 @@ def choose_threads(generator: Generator) -> ThreadChoice:
     """Chooses the number of threads for a CPU; a GPU's work does not depend on it."""
     if generator.model.device.type != "cpu":
         return FIXED
-    threads = ThreadChoice(generator.rehearsal(WARM_UP_PROMPT), torch.get_num_threads())
+    step = generator.rehearsal(WARM_UP_PROMPT)
+    # The first run records it.
+    step()
+    threads = ThreadChoice(step, torch.get_num_threads())
     threads.choose()
     return threads
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 
 import torch
 
-ROUNDS = 4  # of the work that is timed with each number of threads
+ROUNDS = 2  # of the work that is timed with each number of threads
 SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads stays
 GAIN = 0.9  # of the time: what another number must stay below to be worth a change
-JUMP = 1.3  # times the lowest cost of a chunk: the number is chosen again
-FORGET = 1.05  # times: the lowest cost rises by this with every chunk, so that a machine may become slower
+UNITS = 6  # units of work in a row, over whose mean cost is taken
+JUMP = 1.6  # times the lowest cost: the number is chosen again
+FORGET = 1.01  # times: the lowest cost rises by this with every unit, so that a machine may become slower
 RETRY_S = 10.0  # between two looks whether all cores are free again
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ class ThreadChoice:
         """`work` is timed with up to `most` threads; with a `most` of 1 nothing is ever changed."""
         self._work, self._most, self._clock = work, most, clock
         self._chosen_s = clock()
-        self._lowest = float("inf")  # cost of a chunk with this number of threads
+        self._units: deque[float] = deque(maxlen=UNITS)  # seconds of the last ones, with this number of threads
+        self._lowest_s = float("inf")  # mean of so many of them
 
     def choose(self) -> None:
         """Times the work with every number that may be the best, and sets it."""
@@ -47,16 +50,21 @@ class ThreadChoice:
         number = best if times[best] < GAIN * times[now] else now
         torch.set_num_threads(number)
         if number != now:
-            self._lowest = float("inf")
+            self._lowest_s = float("inf")
             told = ", ".join(f"{1000 * times[one]:.0f} ms with {one}" for one in sorted(times))
             log.info("computing with %d threads from now on, was %d: a step takes %s", number, now, told)
+        self._units.clear()
         self._chosen_s = self._clock()
 
-    def spent(self, cost: float) -> None:
-        """A chunk cost so much compute a second of video: chooses again if that is a jump."""
-        if cost > JUMP * self._lowest:
+    def spent(self, seconds: float) -> None:
+        """A unit of work like the one that is timed took so long: chooses again if that is a jump."""
+        self._units.append(seconds)
+        if len(self._units) < UNITS:
+            return
+        mean_s = sum(self._units) / UNITS
+        if mean_s > JUMP * self._lowest_s:
             self.choose()
-        self._lowest = min(FORGET * self._lowest, cost)
+        self._lowest_s = min(FORGET * self._lowest_s, mean_s)
 
     def retry(self) -> bool:
         """Chooses again if there are fewer threads than cores and it is time; to be called when there is no work."""
@@ -68,7 +76,6 @@ class ThreadChoice:
     def _time(self, number: int) -> float:
         """Seconds that the work takes with so many threads."""
         torch.set_num_threads(number)
-        self._work()
         began_s = self._clock()
         rounds = 0
         while rounds < ROUNDS and self._clock() - began_s < SLOW_S:

@@ -122,7 +122,7 @@ class ChunkDone:
     seconds_of_video: float
     compute_s: float
     stage_ms: dict[str, float]  # by stage: "plan", "render", "vae", ...
-    threads: int  # that it was computed with; they decide the last bits of its frames on a CPU
+    threads: tuple[int, ...]  # that computed it, in turn; on a CPU they decide the last bits of its frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ class PromptReport:
 
 @dataclass(frozen=True, slots=True)
 class ChunkReport:
-    """The last finished chunk: its number, milliseconds by stage, and threads that computed it."""
+    """The last finished chunk: its number, milliseconds by stage, and the numbers of threads that computed it."""
 
     index: int
     ms: dict[str, float]
-    threads: int
+    threads: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
