@@ -21,7 +21,7 @@ from importlib import import_module
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
-from engine.arguments import add_rendering, checked, seed
+from engine.arguments import add_rendering, checked, folder, gigabytes, seed
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
@@ -127,13 +127,14 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
     from streaming.channels.channel import Channel
-    from streaming.channels.events import StateChanged
     from streaming.engines.link import EngineLink
     from streaming.engines.supervisor import Supervisor
     from streaming.http.app import HttpServer, create_app
     from streaming.http.state import ServerState
     from streaming.media import rtp_hooks
     from streaming.media.metrics import Metrics
+    from streaming.media.reader import Readers
+    from streaming.media.recordings import Recordings
     from streaming.media.viewer import ViewerConfig, Viewers
 
     ice = await _ice(arguments)
@@ -144,14 +145,15 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     metrics = Metrics()
     engine = EngineLink(engine_settings(arguments), metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
-    viewers = Viewers(metrics, limits, ice)
+    viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
+    recordings = Recordings(arguments.recordings, arguments.recordings_gb) if arguments.recordings else None
     channels = {
         name: Channel(name, settings, engine, metrics.channel(name))
         for name, settings in channel_settings(arguments).items()
     }
     for channel in channels.values():
         engine.open(channel)
-    state = ServerState(engine, channels, viewers, metrics, ice, stop)
+    state = ServerState(engine, channels, viewers, readers, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:
@@ -166,11 +168,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
         try:
             await stop.wait()
         finally:
-            # Wakes the event streams, which end then.
-            for channel in channels.values():
-                channel.events.publish(StateChanged())
-            # Viewers before the rest: each says goodbye while its connection still works.
-            await viewers.close()
+            # Those who receive before the rest: each says goodbye while its connection still works.
+            await state.end_receivers()
             for task in (*air, supervision, lag):
                 task.cancel()
             http.should_exit = True
@@ -263,6 +262,16 @@ def parser() -> argparse.ArgumentParser:
         default=64,
         metavar="N",
         help="of them from one address (default: 64)",
+    )
+    options.add_argument(
+        "--recordings", type=checked(folder), metavar="DIR", help="keep recordings there (default: none are kept)"
+    )
+    options.add_argument(
+        "--recordings-gb",
+        type=checked(gigabytes),
+        default=10.0,
+        metavar="N",
+        help="most that all recordings may take, in 10^9 bytes (default: 10)",
     )
     options.add_argument("--prompt", type=checked(check_prompt), default=PROMPT, help="what the video begins with")
     options.add_argument("--seed", type=checked(seed), default=0, help="same seed, same video (default: 0)")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from engine.wire.settings import SEED_LIMIT
@@ -34,6 +36,19 @@ def seconds(text: str) -> float:
 def gigabytes(text: str) -> float:
     """Raises ValueError unless above 0."""
     return _above(text, "gigabytes")
+
+
+def folder(text: str) -> Path:
+    """A folder, made if it is not there. Raises ValueError where files cannot be written to it."""
+    path = Path(text)
+    probe = path / f".{os.getpid()}.probe"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{text!r} is no folder that can be written ({error.strerror}): give another") from error
+    return path
 
 
 def seed(text: str) -> int:

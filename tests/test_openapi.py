@@ -54,7 +54,7 @@ def test_the_page_on_http_lists_what_the_document_does() -> None:
     rows = re.findall(r"^\| `([A-Z]+) (/[^`]*)` \|.*\| ([0-9, ]*) ?\|$", HTTP_MD.read_text(), re.MULTILINE)
     told = {f"{method} {path}": {int(one) for one in re.findall("[0-9]+", listed)} for method, path, listed in rows}
     for name, operation in operations(document()).items():
-        path = name.replace("{channel_id}", "{id}")
+        path = name.replace("{channel_id}", "{id}").replace("{recording_id}", "{recording}")
         common = {*EVERYWHERE, *(WITH_BODY if name.split()[0] in ("POST", "PATCH", "DELETE") else ())}
         assert told[path] | common == errors(operation) | common, name
 

@@ -72,6 +72,7 @@ class Channel:
         self._next_chunk = settings.start.chunk
         self._on_air: Picture | None = None
         self._hubs: dict[tuple[str, bool], Hub] = {}
+        self._recorders: set[Sink] = set()  # sinks of the hubs where nobody watches
         self._chunks = ChunkStats()
         self._prompts = PromptBook(settings.prompt, settings.start.frame)
         self._wake = asyncio.Event()
@@ -116,16 +117,31 @@ class Channel:
         return self._geometry().rate_bps
 
     @property
-    def viewers(self) -> int:
-        """Number of sinks that receive the video."""
+    def on_air(self) -> Picture | None:
+        """The frame on air, or the last one that was; None before the first."""
+        return self._on_air
+
+    @property
+    def receivers(self) -> int:
+        """Number of sinks that receive the video, viewers or not."""
         return sum(hub.sinks for hub in self._hubs.values())
 
-    def join(self, sink: Sink, codec: str, marked: bool) -> Hub:
-        """Sends to `sink` from now on, a key frame first. Raises Unavailable before the first engine is ready."""
+    @property
+    def viewers(self) -> int:
+        """Number of viewers that receive the video."""
+        return self.receivers - len(self._recorders)
+
+    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
+        """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one.
+
+        Raises Unavailable before the first engine is ready.
+        """
         if (codec, marked) not in self._hubs:
             self._hubs[codec, marked] = Hub(codec, self._geometry(), marked, self._metrics, self._clock)
         hub = self._hubs[codec, marked]
         hub.add(sink)
+        if not viewer:
+            self._recorders.add(sink)
         self._update_clock()
         self._changed()
         return hub
@@ -134,6 +150,7 @@ class Channel:
         """Stops sending to `sink`; idempotent."""
         for hub in self._hubs.values():
             hub.discard(sink)
+        self._recorders.discard(sink)
         self._update_clock()
         self._changed()
 
@@ -162,7 +179,7 @@ class Channel:
             width=ready.width if ready else None,
             height=ready.height if ready else None,
             fps=ready.fps if ready else None,
-            state=("live" if self.viewers else "idle") if engine.running else engine.status.value,
+            state=("live" if self.receivers else "idle") if engine.running else engine.status.value,
             error=engine.error,
             frame=self._on_air.index if self._on_air else None,
             buffered_s=self._buffered_s,
@@ -263,10 +280,10 @@ class Channel:
         return round(len(self._frames) / self._pacer.fps, 3) if self._pacer else 0.0
 
     def _update_clock(self) -> None:
-        """Runs the media clock while someone watches and there is something to see."""
+        """Runs the media clock while someone watches or records and there is something to see."""
         if self._pacer is None:
             return
-        if self.viewers and (self._on_air is not None or len(self._frames)):
+        if self.receivers and (self._on_air is not None or len(self._frames)):
             self._pacer.resume(self._clock())
         else:
             self._pacer.pause()

@@ -44,7 +44,11 @@ class Tokens:
         given = [one for one in (self.control, self.view) if one]
         whep = path.startswith("/whep/")
         if whep or method not in GUARDED:
-            return Right(tuple(given), (), whep or path.endswith(("/events", "/doctor"))) if self.view else None
+            return (
+                Right(tuple(given), (), whep or path.endswith(("/events", "/doctor", ".mp4", ".jpg")))
+                if self.view
+                else None
+            )
         # Without a control token whoever may watch may steer.
         return Right(tuple(given[:1]), tuple(one for one in given[1:] if one != given[0])) if given else None
 

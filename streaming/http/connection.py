@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import Any
 
@@ -14,6 +15,7 @@ MOST_CONNECTIONS = 512
 HEADER_TIMEOUT_S = 10.0  # until a whole header arrived
 SEND_TIMEOUT_S = 10.0  # that the socket takes nothing more of an answer
 UNSENT_BYTES = 16 * 1024  # of one connection; then its answer waits
+UNSENT_LIVE_BYTES = 4 * 1024  # of one without end
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: %d\r\n"
     b"Content-Type: application/problem+json\r\nContent-Length: %d\r\n\r\n%b"
@@ -32,10 +34,22 @@ class Connection(H11Protocol):
         self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._check_header)
         self._send_timer: asyncio.TimerHandle | None = None
         transport.set_write_buffer_limits(UNSENT_BYTES)
+        # Routes of answers without end find their connection in the request's state.
+        self.app_state = {**self.app_state, "connection": self}
         if len(self.connections) > MOST_CONNECTIONS:
             body = problem(503, "Too many connections are open; try again later.").body
             transport.write(_FULL % (RETRY_AFTER_S, len(body), bytes(body)))
             transport.close()
+
+    def notice_slowness(self) -> None:
+        """Lets what the client does not take wait here, where it is noticed, and not in the kernel's buffer."""
+        connected = self.transport.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_LIVE_BYTES)
+        self.transport.set_write_buffer_limits(UNSENT_LIVE_BYTES)
+
+    def abort(self) -> None:
+        """Cuts the connection off, whatever waits to be sent."""
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from fastapi import HTTPException, Request
 
 from streaming.channels.channel import Channel
+from streaming.channels.events import StateChanged
 from streaming.engines.link import EngineLink
 from streaming.http import guard
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
+from streaming.media.reader import Readers
+from streaming.media.recordings import Recordings
 from streaming.media.viewer import Viewer, Viewers
 
 RETRY = {"Retry-After": str(guard.RETRY_AFTER_S)}
@@ -25,9 +28,21 @@ class ServerState:
     engine: EngineLink
     channels: Mapping[str, Channel]
     viewers: Viewers
+    readers: Readers
+    recordings: Recordings | None  # None without a folder for them
     metrics: Metrics
     ice: IceAgent
     stopping: asyncio.Event  # set when streams should end
+
+    async def end_receivers(self) -> None:
+        """Ends event streams, viewers, readers and recordings, for the server stops."""
+        for channel in self.channels.values():
+            # Wakes the event streams, which see `stopping`.
+            channel.events.publish(StateChanged())
+        await self.viewers.close()
+        self.readers.close()
+        if self.recordings is not None:
+            await self.recordings.close()
 
     def channel(self, channel_id: str) -> Channel:
         """The channel. Raises HTTPException 404."""

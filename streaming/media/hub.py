@@ -69,7 +69,7 @@ class Picture:
 
 
 class Sink(Protocol):
-    """A receiver of packets: one viewer's bounded queue."""
+    """A receiver of packets: the bounded queue of one viewer, reader or recording."""
 
     def offer(self, packet: av.Packet) -> None:
         """Takes a packet or drops it; never blocks."""
@@ -126,6 +126,7 @@ class Hub:
         metrics: ChannelMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.geometry = geometry
         self._encoder = Encoder(codec, geometry)
         self._marked = marked
         self._metrics = metrics

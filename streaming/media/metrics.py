@@ -18,6 +18,7 @@ class Metrics:
         self.restarts = self._counter("engine_restarts", "Restarts of the engine process after a crash")
         self.ready = self._gauge("engine_ready", "1 while the engine process is warm")
         self.overflows = self._counter("viewer_overflows", "Viewer queues flushed because the viewer was slow")
+        self.readers_cut_off = self._counter("readers_cut_off", "Readers of live.mp4 that were too slow")
         self.viewers_closed = self._counter("viewers_closed", "Viewers that left, by reason", "reason")
         self._frames = self._counter("frames_shown", "Frames put on air", "channel")
         self._repeats = self._counter("frames_repeated", "Frames repeated because the next one was late", "channel")

@@ -63,8 +63,8 @@ class Broadcaster(Protocol):
         """Bit rate of the encoded video. Raises Unavailable before there is one."""
         ...
 
-    def join(self, sink: Sink, codec: str, marked: bool) -> Hub:
-        """Sends to `sink` from now on, a key frame first."""
+    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
+        """Sends to `sink` from now on, a key frame first; `viewer` tells whether someone watches there."""
         ...
 
     def leave(self, sink: Sink) -> None:
