@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 import signal
 import socket
@@ -282,6 +283,45 @@ async def test_a_token_in_the_address_watches_and_another_steers(browser: Any) -
         await page.press("#token", "Enter")
         assert "On screen after" in await outcome(page, "a red fish", "shown")
         assert errors == []
+
+
+@pytest.mark.parametrize("token", ["", "s3cret"])
+async def test_without_webrtc_the_video_comes_over_http(browser: Any, token: str) -> None:
+    """Where no UDP goes through the page plays live.mp4 and says so, in the engine's colours and with its token."""
+    async with serving(*(["--token", token] if token else [])) as running:
+        # With the page's own policy, which must allow the player.
+        page = await browser.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        await page.add_init_script(f"sessionStorage.setItem('token', '{token}'); {RELAYS_ONLY}")
+        await page.goto(running.url)
+        connection = page.locator("#connection[data-state=live]")
+        await connection.wait_for(timeout=LIMIT_MS)
+        assert await connection.inner_text() == "Live over HTTP"
+        assert "WebRTC" in await connection.get_attribute("title")
+        assert (await running.report())["viewers"] == 1
+        await page.evaluate(COUNT_FRAMES)
+        await asyncio.sleep(4)
+        assert await page.evaluate("window.shown") > 3 * fakes.FPS
+        assert await page.evaluate("video.buffered.end(video.buffered.length - 1) - video.currentTime") < 2
+        pixels = np.array(await page.evaluate(PIXELS))
+        wanted = to_rgb(fakes.test_frame(0))[24, 24 : 24 + 32 * 4 : 32].astype(int)
+        assert np.abs(pixels - wanted).max() <= 6, f"{pixels.tolist()} for {wanted.tolist()}"
+        await page.close()
+        await running.until(lambda report: report["viewers"] == 0, 20.0)
+        assert errors == []
+
+
+RELAYS_ONLY = """RTCPeerConnection = class extends RTCPeerConnection {
+    constructor() { super({iceTransportPolicy: "relay"}); }
+}"""
+PIXELS = """() => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(video, 0, 0);
+    return [0, 1, 2, 3].map((place) => [...context.getImageData(24 + 32 * place, 24, 1, 1).data].slice(0, 3));
+}"""
 
 
 async def test_every_control_has_a_name(browser: Any) -> None:

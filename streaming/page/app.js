@@ -5,7 +5,8 @@ import { IDEAS, PARTS, surprise } from "./ideas.js";
 import { copyPicture, glow, watchPicture, watchRate } from "./picture.js";
 import { $, seconds, setText, showEngine, showTimeline } from "./report.js";
 import { headers, keepToken, takeToken, withToken } from "./token.js";
-import { Problem, WhepPlayer } from "./whep.js";
+import { Problem } from "./problem.js";
+import { OVER_HTTP, WhepPlayer } from "./whep.js";
 
 const FIRST_CHANNEL = "main"; // on screen where the address names none, as in /#sea
 const ANSWER_MS = 15000; // for a prompt; the server gives up before
@@ -38,7 +39,7 @@ function connection() {
   if (state.state === "stalled") {
     return ["restarting", "Recovering", "The engine does not answer. It is restarted if that goes on."];
   }
-  return ["live", "Live", ""];
+  return ["live", playing.detail === OVER_HTTP ? "Live over HTTP" : "Live", playing.detail];
 }
 
 function showConnection() {
@@ -46,6 +47,7 @@ function showConnection() {
   const veiled = name !== "live";
   $("stage").dataset.state = $("connection").dataset.state = name;
   setText($("connection").lastElementChild, word);
+  $("connection").title = veiled ? "" : detail;
   if (veiled) setText($("veil").querySelector("p"), detail);
   // Only a server that answers can say why there is no picture.
   $("why").href = withToken("doctor");
@@ -220,7 +222,7 @@ function hurry() {
 function show(id) {
   // Relative: a proxy may serve the page under a path of its own.
   const url = `channels/${encodeURIComponent(id)}`;
-  const player = new WhepPlayer(video, `whep/${encodeURIComponent(id)}`, headers, onPlayer);
+  const player = new WhepPlayer(video, `whep/${encodeURIComponent(id)}`, `${url}/live.mp4`, headers, onPlayer);
   const listeners = { state: onState, prompt: onPrompt, replaced: onReplaced };
   const events = new Events(() => withToken(`${url}/events`), listeners, () => player.check(), onLost);
   shown = { id, url, player, events };

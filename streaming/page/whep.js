@@ -1,29 +1,23 @@
 // A WHEP player that stays: it joins, watches over the connection, and joins again after any end.
 
+import { canPlay, playMp4 } from "./mp4.js";
+import { Problem } from "./problem.js";
+
 const BACKOFF_MS = { first: 500, most: 8000 };
 const SILENCE_MS = 6000; // without a packet, though connected: the server is gone
-const CONNECT_MS = 10000;
+const ANSWER_MS = 10000;
+const CONNECT_MS = 5000; // after the answer; then the video comes over HTTP
 const TICK_MS = 1000;
 const LONGEST_MS = 2 ** 31 - 1; // that a browser's timer can wait
 const MOST_CANDIDATES = 20; // that the server takes
 const TRICKLE_MS = 100; // in which candidates are collected, to be told together
 const LINK = /<([^>]*)>((?:\s*;\s*[\w-]+=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))*)/g; // one link of a `Link` header
 
-/** A refusal by the server; `detail` is its sentence for people. */
-export class Problem extends Error {
-  constructor(status, detail, retryAfterMs) {
-    super(detail);
-    this.status = status;
-    this.retryAfterMs = retryAfterMs;
-  }
+/** Detail of the state "playing" where the video does not come over WebRTC. */
+export const OVER_HTTP = "WebRTC does not connect from here, so the video comes over HTTP, a little later.";
 
-  /** Reads a problem+json reply. */
-  static async from(reply) {
-    const problem = await reply.json().catch(() => null);
-    const retryAfterMs = Number(reply.headers.get("retry-after")) * 1000;
-    return new Problem(reply.status, problem?.detail ?? `The server answered ${reply.status}.`, retryAfterMs);
-  }
-}
+/** WebRTC did not connect, though the server answered. */
+class NoConnection extends Error {}
 
 /** A pause that can be cut short. */
 export class Pause {
@@ -74,24 +68,28 @@ export function iceServers(header) {
 }
 
 /**
- * Plays the WHEP endpoint `url` in `video`.
+ * Plays the WHEP endpoint `url` in `video`, or `mp4Url` where WebRTC does not connect.
  *
- * `headers()` gives the headers of every request. `onState(state, detail)` hears "connecting", "playing",
- * "waiting" with the reason, and "locked" when the server wants a token; "locked" waits for `retry()`.
+ * `headers()` gives the headers of every request. `onState(state, detail)` hears "connecting", "playing", with
+ * OVER_HTTP where it does not come over WebRTC, "waiting" with the reason, and "locked" when the server wants a
+ * token; "locked" waits for `retry()`.
  */
 export class WhepPlayer {
   #video;
   #url;
+  #mp4Url;
   #headers;
   #onState;
   #pause = new Pause();
   #session = null; // { peer, location, end }
+  #fallback = null; // an AbortController while the video comes over HTTP
   #running = false;
   #failures = 0;
 
-  constructor(video, url, headers, onState) {
+  constructor(video, url, mp4Url, headers, onState) {
     this.#video = video;
     this.#url = url;
+    this.#mp4Url = mp4Url;
     this.#headers = headers;
     this.#onState = onState;
   }
@@ -102,7 +100,10 @@ export class WhepPlayer {
     this.#running = true;
     while (this.#running) {
       this.#onState("connecting", "");
-      const error = await this.#watch().catch((error) => error);
+      let error = await this.#watch().catch((error) => error);
+      if (this.#running && error instanceof NoConnection && canPlay()) {
+        error = await this.#fallBack().catch((error) => error);
+      }
       if (!this.#running) return;
       this.#failures += 1;
       const locked = error.status === 401;
@@ -116,6 +117,7 @@ export class WhepPlayer {
     this.#running = false;
     this.#pause.cut();
     this.#session?.end(new Error("stopped"));
+    this.#fallback?.abort();
   }
 
   /** Ends a wait before the next attempt. */
@@ -133,8 +135,10 @@ export class WhepPlayer {
 
   /** One session; rejects when it is over. */
   async #watch() {
+    if (!globalThis.RTCPeerConnection) throw new NoConnection("This browser has no WebRTC.");
     const peer = new RTCPeerConnection({ iceServers: [] });
-    const session = { peer, location: null };
+    const session = { peer, location: null, connected: false };
+    let connecting;
     const over = new Promise((_, reject) => (session.end = reject));
     over.catch(() => {}); // it may end before anyone waits
     this.#session = session;
@@ -143,11 +147,17 @@ export class WhepPlayer {
       peer.addTransceiver("video", { direction: "recvonly" });
       peer.ontrack = ({ track }) => this.#show(track);
       peer.onconnectionstatechange = () => {
-        if (["failed", "closed"].includes(peer.connectionState)) session.end(new Error("The connection was lost."));
+        session.connected ||= peer.connectionState === "connected";
+        if (!["failed", "closed"].includes(peer.connectionState)) return;
+        session.end(session.connected ? new Error("The connection was lost.") : new NoConnection("No connection."));
       };
       await Promise.race([this.#negotiate(session), over]);
+      connecting = setTimeout(() => {
+        if (!session.connected) session.end(new NoConnection("No connection came about."));
+      }, CONNECT_MS);
       await over;
     } finally {
+      clearTimeout(connecting);
       clearInterval(watchdog);
       this.#session = null;
       peer.close();
@@ -155,6 +165,20 @@ export class WhepPlayer {
         const leave = { method: "DELETE", headers: this.#headers(), keepalive: true };
         fetch(session.location, leave).catch(() => {});
       }
+    }
+  }
+
+  /** The video over HTTP; rejects when it is over. */
+  async #fallBack() {
+    this.#fallback = new AbortController();
+    try {
+      await playMp4(this.#video, this.#mp4Url, this.#headers(), this.#fallback.signal, () => {
+        this.#failures = 0;
+        this.#onState("playing", OVER_HTTP);
+      });
+    } finally {
+      this.#fallback.abort();
+      this.#fallback = null;
     }
   }
 
@@ -166,7 +190,7 @@ export class WhepPlayer {
       method: "POST",
       headers: { ...this.#headers(), "Content-Type": "application/sdp" },
       body: offer.sdp,
-      signal: AbortSignal.timeout(CONNECT_MS),
+      signal: AbortSignal.timeout(ANSWER_MS),
     }).catch((error) => {
       throw new Error("The server does not answer.", { cause: error });
     });
@@ -235,7 +259,7 @@ export class WhepPlayer {
       if (now !== packets) {
         packets = now;
         sinceMs = performance.now();
-      } else if (performance.now() - sinceMs > (now > 0 ? SILENCE_MS : CONNECT_MS)) {
+      } else if (performance.now() - sinceMs > (now > 0 ? SILENCE_MS : ANSWER_MS)) {
         session.end(new Error("No more video arrives."));
       }
     };
