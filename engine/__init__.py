@@ -1,4 +1,4 @@
-"""The engine: prompts to video. Importing the package imports nothing else; `load` imports torch."""
+"""The engine: prompts to video. Importing the package imports nothing else; what is taken from it imports torch."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def load(preset: str, weights: str | None = None, device: str = "auto", steps: i
         ValueError: if there is no such preset, device or folder, or a file of weights is damaged.
     """
     return import_module("engine.video.stream").VideoGenerator.load(preset, weights, device, steps)
+
+
+def __getattr__(name: str) -> Any:
+    """`LanDiffPipeline`, a callable in the habit of diffusers: see `engine.video.pipeline`."""
+    if name != "LanDiffPipeline":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("engine.video.pipeline").LanDiffPipeline

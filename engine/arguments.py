@@ -60,9 +60,14 @@ def seed(text: str) -> int:
 
 def steps(text: str) -> int:
     """Denoising steps of a chunk. Raises ValueError unless 1 to MOST_STEPS."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_STEPS:
-        raise ValueError(f"{text!r} is not a number of steps, 1 to {MOST_STEPS}")
-    return int(text)
+    return whole("steps", int(text) if text.isascii() and text.isdigit() else text, MOST_STEPS)
+
+
+def whole(name: str, value: object, most: int | None = None) -> int:
+    """`value`, which is called `name`. Raises ValueError unless it is a whole number, 1 to `most` if that is given."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
+        raise ValueError(f"{name} {value!r} is not a whole number, 1 {'or more' if most is None else f'to {most}'}")
+    return value
 
 
 def add_model(options: argparse.ArgumentParser) -> None:

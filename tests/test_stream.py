@@ -54,6 +54,9 @@ def test_bad_prompts_and_seeds_are_refused(generator: VideoGenerator) -> None:
         generator.stream("a red ball", seed=-1)
     with pytest.raises(ValueError, match="empty"):
         generator.stream(" ")
+    for steps in (0, 2.5, 10**6):
+        with pytest.raises(ValueError, match=f"steps {steps}"):
+            VideoGenerator(tiny_model(), steps)  # type: ignore[arg-type]
     stream = generator.stream("a red ball")
     with pytest.raises(ValueError, match="empty"):
         stream.change("")

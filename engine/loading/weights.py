@@ -169,16 +169,26 @@ def open_own(folder: Path, components: Mapping[str, nn.Module]) -> list[Source]:
     return sources
 
 
-def _check_description(path: Path, preset: str) -> None:
+def preset_of(folder: Path) -> str:
+    """Name of the preset that a folder's weights are of. Raises ValueError if it does not say so, or is damaged."""
+    return _described_preset(folder / DESCRIPTION) if is_own(folder) else _PUBLISHED_PRESET
+
+
+def _described_preset(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is missing, which says what the weights are of: convert or train them again")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        form, own = facts["format"], facts["preset"]
+        form, own = facts["format"], str(facts["preset"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or not of this engine ({error}): convert the weights again") from error
     if form != FORMAT:
         raise ValueError(f"{path} has format {form}, this engine reads {FORMAT}: convert the weights again")
+    return own
+
+
+def _check_description(path: Path, preset: str) -> None:
+    own = _described_preset(path)
     if own != preset:
         raise ValueError(
             f"{path} says the weights are of preset {own!r}, not {preset!r}: use that preset or other weights"

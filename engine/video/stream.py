@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from engine.arguments import MOST_STEPS, whole
 from engine.config import preset as config_of
 from engine.live.channel_state import ChannelState
 from engine.live.generator import Generator
@@ -23,7 +24,9 @@ class VideoGenerator:
     """A loaded model that makes any number of videos, all in one thread."""
 
     def __init__(self, model: Model, steps: int | None = None) -> None:
-        """`steps` denoising steps a chunk, the preset's own if None."""
+        """`steps` denoising steps a chunk, the preset's own if None. Raises ValueError for a bad number."""
+        if steps is not None:
+            whole("steps", steps, MOST_STEPS)
         self.config = model.config
         self._generator, self._steps = Generator(model), steps
 
