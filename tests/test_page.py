@@ -82,12 +82,18 @@ async def browser() -> AsyncIterator[Any]:
         await chromium.close()
 
 
-async def opened(browser: Any, url: str, width_px: int = 1280) -> tuple[Any, list[str]]:
+RELAYS_ONLY = """RTCPeerConnection = class extends RTCPeerConnection {
+    constructor() { super({iceTransportPolicy: "relay"}); }
+}"""  # so that WebRTC does not connect
+
+
+async def opened(browser: Any, url: str, width_px: int = 1280, script: str = "") -> tuple[Any, list[str]]:
     """The page when its video plays, and the list to which its uncaught errors go."""
     # The page's own policy forbids what playwright's waiting functions do.
     page = await browser.new_page(viewport={"width": width_px, "height": 800}, bypass_csp=True)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
+    await page.add_init_script(script)
     await page.goto(url)
     await page.wait_for_function(LIVE, timeout=LIMIT_MS)
     await page.evaluate(COUNT_FRAMES)
@@ -162,7 +168,8 @@ async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
             assert 0 <= box["x"] and box["x"] + box["width"] <= 360, control
 
 
-async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
+@pytest.mark.parametrize("script", ["", RELAYS_ONLY], ids=["WebRTC", "HTTP"])
+async def test_the_page_outlives_engine_and_server(browser: Any, script: str) -> None:
     """After a crash of the engine and after a restart of the server the video plays again, without a reload.
 
     What was said of a prompt before is forgotten then, and one that the new server does not know is told and kept.
@@ -170,7 +177,7 @@ async def test_the_page_outlives_engine_and_server(browser: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     async with serving("--port", port) as running:
-        page, errors = await opened(browser, running.url)
+        page, errors = await opened(browser, running.url, script=script)
         await outcome(page, "a green ball", "shown")
         assert (await running.http.patch("/channels/main", json={"prompt": CRASH})).status_code == 503
         await page.wait_for_function("document.getElementById('outcome').dataset.state === ''", timeout=LIMIT_MS)
@@ -312,9 +319,6 @@ async def test_without_webrtc_the_video_comes_over_http(browser: Any, token: str
         assert errors == []
 
 
-RELAYS_ONLY = """RTCPeerConnection = class extends RTCPeerConnection {
-    constructor() { super({iceTransportPolicy: "relay"}); }
-}"""
 PIXELS = """() => {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];

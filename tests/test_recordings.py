@@ -4,8 +4,9 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,29 @@ def test_colors_of_a_recording(tmp_path: Path) -> None:
     wanted = to_rgb(fakes.test_frame(0)).astype(int)
     for place in range(4):
         assert np.abs(pixels[24, 24 + 32 * place] - wanted[24, 24 + 32 * place]).max() <= 8
+
+
+def mount(*words: str) -> bool:
+    return not subprocess.run(["mount", *words], capture_output=True).returncode
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB of its own."""
+    if os.geteuid() or not mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)):
+        pytest.skip("mounting needs rights")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+async def test_a_disk_that_turns_read_only_keeps_what_it_has(disk: Path) -> None:
+    """Neither a new recording nor a removal does harm: both are 507, and the report of the last one stays."""
+    async with serving("--recordings", str(disk)) as running:
+        report = await recorded(running)
+        place = f"{RECORDINGS}/{report['id']}"
+        done = (await running.http.delete(place)).json()
+        assert mount("-o", "remount,ro", str(disk))
+        for reply in (await running.http.post(RECORDINGS), await running.http.delete(f"{place}.mp4")):
+            assert refused(reply, 507) and "Read-only file system" in reply.json()["detail"]
+        assert (await running.http.get(RECORDINGS)).json() == [done]
+        assert len((await running.http.get(f"{place}.mp4")).content) == done["bytes"]

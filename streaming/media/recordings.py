@@ -83,9 +83,11 @@ class Recordings:
         newest = self._newest.get(channel_id)
         if newest is not None and newest.id == recording_id:
             await newest.stop()
-            del self._newest[channel_id]
         path = self.path(channel_id, recording_id)
         size = await asyncio.to_thread(_remove, path) if path else None
+        # Another may have begun meanwhile.
+        if newest is not None and newest.id == recording_id and self._newest.get(channel_id) is newest:
+            del self._newest[channel_id]
         self._used_bytes -= size or 0
         return size is not None
 
