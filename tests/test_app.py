@@ -31,7 +31,9 @@ async def test_channel_report_is_complete(running: Serving) -> None:
     assert report["buffered_s"] > 1
     assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
     assert set(report["chunk"]["ms"]) == {"plan", "render", "vae"}
-    assert report["prompts"] == [{"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None}]
+    assert report["prompts"] == [
+        {"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None, "unread": []}
+    ]
     channels = (await running.http.get("/channels")).json()
     assert [entry["id"] for entry in channels] == ["main"]
 

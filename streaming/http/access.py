@@ -17,6 +17,7 @@ from streaming.http.guard import GUARDED, problem
 from streaming.http.paths import route_path
 
 OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+BY_ADDRESS = ("/events", "/doctor", ".mp4", ".jpg")  # ends of paths that are opened by what can send no header
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 TOO_LITTLE = {"WWW-Authenticate": 'Bearer error="insufficient_scope"'}
 
@@ -44,11 +45,7 @@ class Tokens:
         given = [one for one in (self.control, self.view) if one]
         whep = path.startswith("/whep/")
         if whep or method not in GUARDED:
-            return (
-                Right(tuple(given), (), whep or path.endswith(("/events", "/doctor", ".mp4", ".jpg")))
-                if self.view
-                else None
-            )
+            return Right(tuple(given), (), whep or path.endswith(BY_ADDRESS)) if self.view else None
         # Without a control token whoever may watch may steer.
         return Right(tuple(given[:1]), tuple(one for one in given[1:] if one != given[0])) if given else None
 

@@ -24,8 +24,13 @@ from streaming.media.recorder import NoRoom, RecordingReport
 from streaming.media.recordings import Recordings
 from streaming.media.still import Stills
 
-MP4: dict[str, Any] = {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}}
-JPEG: dict[str, Any] = {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}
+MP4: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}}
+}
+JPEG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "It is the same frame"},
+}
 LIVE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Accept-Ranges": "none"}
 FILE_PART_BYTES = 64 * 1024
 NO_FOLDER = "This server keeps no recordings; start it with --recordings DIR."
@@ -39,7 +44,7 @@ def add(app: FastAPI, state: ServerState) -> None:
     @app.get(
         "/channels/{channel_id}/frame.jpg",
         response_class=Response,
-        responses={200: JPEG, 304: {"description": "the frame is the same"}} | problems(404),
+        responses=JPEG | problems(404),
     )
     async def frame(channel_id: str, request: Request) -> Response:
         """The frame on air as JPEG; `If-None-Match` asks whether it is another."""
@@ -54,7 +59,7 @@ def add(app: FastAPI, state: ServerState) -> None:
             return Response(status_code=304, headers=headers)
         return Response(still.jpeg, 200, headers, media_type="image/jpeg")
 
-    @app.get("/channels/{channel_id}/live.mp4", response_class=Response, responses={200: MP4} | problems(404))
+    @app.get("/channels/{channel_id}/live.mp4", response_class=Response, responses=MP4 | problems(404))
     async def live(channel_id: str) -> Response:
         """The video as fragmented mp4 (H.264) without end, from a key frame on. Who reads too slowly is cut off."""
         return _Live(state.readers, state.channel(channel_id))
@@ -87,7 +92,7 @@ def _add_recordings(app: FastAPI, state: ServerState) -> None:
         state.channel(channel_id)
         return await _recordings(state).reports(channel_id)
 
-    @app.get(path + "/{recording_id}.mp4", response_class=Response, responses={200: MP4} | problems(404, 409))
+    @app.get(path + "/{recording_id}.mp4", response_class=Response, responses=MP4 | problems(404, 409))
     async def download(channel_id: str, recording_id: str) -> Response:
         """The file of a recording; of one that runs, what there is until now."""
         state.channel(channel_id)
