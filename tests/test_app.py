@@ -90,6 +90,7 @@ async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
         "frame": answer["frame"],
         "shown": True,
         "replaced_by": None,
+        "unread": [],
     }
 
 

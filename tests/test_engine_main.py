@@ -93,7 +93,7 @@ def test_bad_weights_are_named(tmp_path: Path, weights: Path, capsys: pytest.Cap
         (["--seconds", "soon"], "'soon'"),
         (["--reference"], "not allowed with argument --seconds"),
         (["--seed", "-1"], "'-1'"),
-        (["--steps", "0"], "'0'"),
+        (["--steps", "0"], "steps 0"),
         (["--change", "the sea"], "SECONDS:PROMPT"),
         (["--change", "3: "], "empty"),
     ],

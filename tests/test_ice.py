@@ -181,7 +181,6 @@ async def test_stun_tells_the_outer_address() -> None:
         assert [kind for _, _, kind in candidates(reply)] == ["host", "srflx"]
         assert candidates(reply)[1][0] == "198.51.100.7"
         assert reply.headers.get_list("link") == [f'<{url}>; rel="ice-server"']
-        assert "Link" in reply.headers["access-control-expose-headers"]
 
 
 async def test_a_dead_server_delays_nobody_for_long(caplog: pytest.LogCaptureFixture) -> None:
@@ -339,19 +338,22 @@ async def test_probe_names_what_is_wrong() -> None:
 
 @pytest.mark.parametrize(("authorization", "count"), [({}, 1), ({"authorization": "Bearer s3"}, 2)])
 async def test_options_keep_credentials_from_strangers(authorization: dict[str, str], count: int) -> None:
-    """With a token, OPTIONS, GET and HEAD give TURN servers only to those who have it; STUN servers to all."""
+    """With a token, OPTIONS gives TURN servers to those who have it and STUN servers to all; GET and HEAD ask."""
     with taken(0) as silent:
         turn = f"turn:a:b@127.0.0.1:{silent.getsockname()[1]}"
         async with (
             stun_server() as (_, url),
             serving("--ice-server", turn, "--ice-server", url, "--token", "s3") as running,
         ):
-            for method in ("OPTIONS", "GET", "HEAD"):
-                reply = await running.http.request(method, "/whep/main", headers=authorization)
-                assert reply.status_code == 204
-                links = reply.headers.get_list("link")
-                assert len(links) == count
-                assert sum("credential=" in link for link in links) == count - 1
+            async with httpx.AsyncClient(base_url=running.url, headers=authorization) as http:
+                for method in ("OPTIONS", "GET", "HEAD") if authorization else ("OPTIONS",):
+                    reply = await http.request(method, "/whep/main")
+                    assert reply.status_code == 204
+                    links = reply.headers.get_list("link")
+                    assert len(links) == count
+                    assert sum("credential=" in link for link in links) == count - 1
+                if not authorization:
+                    assert (await http.get("/whep/main")).status_code == 401
 
 
 async def test_without_servers_there_is_no_link() -> None:

@@ -84,6 +84,7 @@ async def browser() -> AsyncIterator[Any]:
 
 RELAYS_ONLY = """RTCPeerConnection = class extends RTCPeerConnection {
     constructor() { super({iceTransportPolicy: "relay"}); }
+    setConfiguration(configuration) { super.setConfiguration({...configuration, iceTransportPolicy: "relay"}); }
 }"""  # so that WebRTC does not connect
 
 

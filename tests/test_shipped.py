@@ -85,6 +85,8 @@ def test_seams_do_not_show(model: Model) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pictures_stay_as_sharp_as_they_were(dtype: torch.dtype) -> None:
     """After twenty seconds nothing has piled up, whatever type the processor computes in."""
+    if dtype not in (torch.float32, pick_dtype(CPU)):
+        pytest.skip(f"this processor only emulates {dtype}, which takes minutes")
     steady = load(preset("mini"), FOLDER, CPU, dtype)
     frames = video(steady, "one blue car stays in place under the night sky", 25 + 24 * 6, seed=4)
     assert judge.sharpness(frames[-24:]) / judge.sharpness(frames[:25]) == pytest.approx(1, abs=0.15)

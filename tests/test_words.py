@@ -51,6 +51,11 @@ def test_unknown_words_do_not_push_known_ones_out() -> None:
     assert _words(_read(wordy + "green airplane at night")).endswith("green airplane at night")
 
 
+def test_a_vocabulary_without_commas_is_read_without() -> None:
+    """As one that was made of a user's own captions may be."""
+    assert read_words("a car, left", {"▁car", "▁left"}, 9) == Reading(["▁car", "▁left"], ("a",))
+
+
 def test_what_is_too_long_is_cut_and_named() -> None:
     """Known words beyond the limit count as unread."""
     reading = _read("red green blue white", most=2)

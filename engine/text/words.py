@@ -37,7 +37,7 @@ def read_words(prompt: str, vocabulary: Collection[str], most: int) -> Reading:
     for token in re.findall(rf"{COMMA}|[^\s{COMMA}]+", unicodedata.normalize("NFKC", prompt).lower()):
         if token == COMMA:
             # Where words were left out, several may come together.
-            pieces += [COMMA] if pieces and pieces[-1] != COMMA else []
+            pieces += [COMMA] if COMMA in vocabulary and pieces and pieces[-1] != COMMA else []
             continue
         known, unknown = _parts(token, vocabulary)
         pieces += known

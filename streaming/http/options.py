@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 # Where a proxy strips the prefix, a request for these could not be told from one where it left it.
-OWN_PATHS = frozenset({"channels", "whep", "page", "healthz", "readyz", "metrics", "openapi.json"})
+OWN_PATHS = frozenset({"channels", "whep", "page", "doctor", "healthz", "readyz", "metrics", "openapi.json"})
 
 
 def add_access(options: ArgumentParser) -> None:
