@@ -103,7 +103,9 @@ def examine_https(scheme: str, host: str) -> Finding:
     if local:
         return Finding("https", OK, "HTTP on this machine itself, which browsers trust like HTTPS")
     words = "HTTP without TLS: a token and prompts can be read on the way, and pages on HTTPS cannot embed the video"
-    return Finding("https", NOTE, words, "put a proxy with TLS before the server: docs/DEPLOYMENT.md")
+    return Finding(
+        "https", NOTE, words, "give --tls-cert and --tls-key, or put a proxy with TLS before it: docs/PROXY.md"
+    )
 
 
 def examine_engine(preset: str, weights: str | None, device: str) -> Finding:

@@ -20,7 +20,6 @@ SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads 
 GAIN = 0.9  # of the time: what another number must stay below to be worth a change
 UNITS = 6  # units of work in a row, over whose mean cost is taken
 JUMP = 1.6  # times the lowest cost: the number is chosen again
-FORGET = 1.01  # times: the lowest cost rises by this with every unit, so that a machine may become slower
 RETRY_S = 10.0  # between two looks whether all cores are free again
 
 log = logging.getLogger(__name__)
@@ -46,11 +45,12 @@ class ThreadChoice:
             # Beside one busy process all but one are best, beside many a few.
             for number in {self._most, self._most - 1, self._most // 2, 1} - {now}:
                 times[number] = self._time(number)
+        # What costs more with the best number too is the new usual: the machine became slower.
+        self._lowest_s = float("inf")
         best = min(times, key=times.__getitem__)
         number = best if times[best] < GAIN * times[now] else now
         torch.set_num_threads(number)
         if number != now:
-            self._lowest_s = float("inf")
             told = ", ".join(f"{1000 * times[one]:.0f} ms with {one}" for one in sorted(times))
             log.info("computing with %d threads from now on, was %d: a step takes %s", number, now, told)
         self._units.clear()
@@ -64,7 +64,8 @@ class ThreadChoice:
         mean_s = sum(self._units) / UNITS
         if mean_s > JUMP * self._lowest_s:
             self.choose()
-        self._lowest_s = min(FORGET * self._lowest_s, mean_s)
+        else:
+            self._lowest_s = min(self._lowest_s, mean_s)
 
     def retry(self) -> bool:
         """Chooses again if there are fewer threads than cores and it is time; to be called when there is no work."""

@@ -33,11 +33,16 @@ EVENT = {
     },
 }
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
-# What `check_prompt` takes, for programs; it also cuts white space off both ends.
+# What `check_prompt` takes, for programs: no control characters but white space, and a visible character.
+_CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f"
+_INVISIBLE = (
+    r"\s\u0085\u00ad\u0300-\u036f\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0"
+)
 PROMPT_SCHEMA = {
     "type": "string",
     "maxLength": LONGEST_PROMPT,
-    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$",
+    "pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}{_INVISIBLE}][^{_CONTROL}]*$",
 }
 
 
