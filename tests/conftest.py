@@ -1,11 +1,16 @@
 """Fixtures that many tests share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import aioice.ice
 import pytest
 import tolerances  # noqa: F401 - sets TRITON_INTERPRET, which must stand before anything imports Triton
+
+# A shell that starts the tests behind `nohup` or `&` has them ignored, and the processes that tests signal inherit it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
