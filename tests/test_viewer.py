@@ -1,8 +1,10 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import httpx
@@ -25,81 +27,92 @@ class HubProbe:
     def request_keyframe(self) -> None:
         self.requests += 1
 
+    def payloads(self, packet: av.Packet) -> list[bytes]:
+        return [bytes(packet)]
+
+
+class PacketsProbe:
+    """In place of an RtpSender: keeps what is sent, and takes it or not."""
+
+    def __init__(self, sender: object, connected: Callable[[], None]) -> None:
+        self.connect = connected
+        self.frames: list[list[bytes]] = []
+        self.takes = True
+
+    def send(self, payloads: list[bytes], pts: int) -> bool:
+        self.frames.append(payloads)
+        return self.takes
+
+    def close(self) -> None:
+        self.takes = False
+
 
 def packet(key: bool) -> av.Packet:
-    made = av.Packet(b"x")
-    made.is_keyframe = key
+    made = av.Packet(b"key" if key else b"delta")
+    made.is_keyframe, made.pts = key, 0
     return made
 
 
-def feed(size: int = 4) -> tuple[Feed, HubProbe, list[Feed]]:
+@pytest.fixture
+def feed(monkeypatch: pytest.MonkeyPatch) -> tuple[Feed, Any, HubProbe, list[Feed]]:
+    """A feed, where it sends, its hub, and how often it joined."""
+    monkeypatch.setattr("streaming.media.feed.RtpSender", PacketsProbe)
     hub, joined = HubProbe(), []
 
     def join(one: Feed) -> Hub:
         joined.append(one)
         return hub  # type: ignore[return-value]
 
-    return Feed(size, join, Metrics()), hub, joined
+    one = Feed(None, join, Metrics())
+    return one, one.packets, hub, joined
 
 
-async def test_feed_joins_with_its_first_reader() -> None:
-    """A feed that nobody reads yet is not on air, so no backlog waits for a slow handshake."""
-    one, _, joined = feed()
+def test_feed_joins_when_it_is_connected(feed: tuple[Feed, Any, HubProbe, list[Feed]]) -> None:
+    """A feed that cannot send yet is not on air, so no backlog waits for a slow handshake."""
+    one, packets, _, joined = feed
     assert joined == []
-    reading = asyncio.create_task(one.recv())
-    await asyncio.sleep(0)
+    packets.connect()
     assert joined == [one]
-    first = packet(True)
-    one.offer(first)
-    assert await reading is first
-    one.end()
-
-
-async def test_feed_begins_with_a_keyframe() -> None:
-    """Packets before the first key frame are dropped, and a key frame is asked for."""
-    one, hub, _ = feed()
-    reading = asyncio.create_task(one.recv())
-    await asyncio.sleep(0)
-    one.offer(packet(False))
-    assert hub.requests == 1
-    key = packet(True)
-    one.offer(key)
-    assert await reading is key
-    one.end()
-
-
-async def test_overflow_empties_the_queue_and_waits_for_a_keyframe() -> None:
-    """A slow viewer never holds others and never gets a delta without what it builds on."""
-    one, hub, _ = feed(2)
-    reading = asyncio.create_task(one.recv())
-    await asyncio.sleep(0)
     one.offer(packet(True))
-    await reading
-    for _ in range(3):
-        one.offer(packet(False))
-    assert hub.requests == 1
-    key = packet(True)
-    one.offer(key)
-    assert await one.recv() is key
+    assert packets.frames == [[b"key"]]
+
+
+def test_feed_begins_with_a_keyframe(feed: tuple[Feed, Any, HubProbe, list[Feed]]) -> None:
+    """Packets before the first key frame are dropped, and a key frame is asked for."""
+    one, packets, hub, _ = feed
+    packets.connect()
+    one.offer(packet(False))
+    assert (hub.requests, packets.frames, one.first_sent_s) == (1, [], None)
+    one.offer(packet(True))
+    one.offer(packet(False))
+    assert packets.frames == [[b"key"], [b"delta"]] and one.first_sent_s is not None
+
+
+def test_a_viewer_whose_network_is_full_waits_for_a_keyframe(feed: tuple[Feed, Any, HubProbe, list[Feed]]) -> None:
+    """It never gets a delta without what it builds on."""
+    one, packets, hub, _ = feed
+    packets.connect()
+    packets.takes = False
+    one.offer(packet(True))
+    packets.takes = True
+    one.offer(packet(False))
+    assert (hub.requests, len(packets.frames)) == (1, 1)
+    one.offer(packet(True))
+    assert packets.frames[1:] == [[b"key"]]
+
+
+def test_an_ended_feed_sends_nothing_and_never_joins(feed: tuple[Feed, Any, HubProbe, list[Feed]]) -> None:
+    """Also one that ends in the moment in which it connects; ending twice does no harm."""
+    one, packets, hub, joined = feed
     one.end()
-
-
-async def test_ended_feed_wakes_its_reader() -> None:
-    """The reader of an ended feed gets MediaStreamError, also when the queue was full; ending twice does no harm."""
-    from aiortc.mediastreams import MediaStreamError
-
-    one, _, _ = feed(1)
-    reading = asyncio.create_task(one.recv())
-    await asyncio.sleep(0)
     one.end()
-    with pytest.raises(MediaStreamError):
-        await reading
-    one.end()
-    with pytest.raises(MediaStreamError):
-        await one.recv()
+    packets.connect()
+    one.offer(packet(True))
+    one.request_keyframe()
+    assert (packets.frames, joined, hub.requests) == ([], [], 0)
 
 
-@pytest.mark.parametrize("wrong", [{"most": 0}, {"queue": 0}, {"silence_s": 0.0}, {"connect_s": -1.0}])
+@pytest.mark.parametrize("wrong", [{"most": 0}, {"silence_s": 0.0}, {"connect_s": -1.0}])
 def test_bad_limits_are_refused(wrong: dict[str, int]) -> None:
     """Limits must be positive."""
     with pytest.raises(ValueError, match="positive"):

@@ -17,6 +17,8 @@ from typing import Protocol
 import av
 import numpy as np
 import numpy.typing as npt
+from aiortc.codecs.h264 import H264Encoder
+from aiortc.codecs.vpx import Vp8Encoder
 from av.video.frame import PictureType
 
 from engine.wire.colours import tag
@@ -128,6 +130,8 @@ class Hub:
     ) -> None:
         self.geometry = geometry
         self._encoder = Encoder(codec, geometry)
+        self._packer = Vp8Encoder() if codec == "vp8" else H264Encoder()
+        self._packed: tuple[av.Packet, list[bytes]] | None = None
         self._marked = marked
         self._metrics = metrics
         self._clock = clock
@@ -153,6 +157,12 @@ class Hub:
 
     def discard(self, sink: Sink) -> None:
         self._sinks.discard(sink)
+
+    def payloads(self, packet: av.Packet) -> list[bytes]:
+        """A packet of this hub as payloads of RTP, made once for all viewers."""
+        if self._packed is None or self._packed[0] is not packet:
+            self._packed = packet, self._packer.pack(packet)[0]
+        return self._packed[1]
 
     def request_keyframe(self) -> None:
         """Asks for a key frame: the next picture, or the first one after KEYFRAME_GAP_S."""

@@ -1,10 +1,9 @@
-"""With `ice.py` and `ice_requests.py` all that touches private names of aiortc and aioice, which are pinned.
+"""With `rtp_sender.py`, `ice.py` and `ice_requests.py` all that touches private names of aiortc, aioice and pylibsrtp.
 
 `self_check` says when they moved.
 
-It brings receivers' key-frame requests to the hub, gives every retransmission its own send time (receivers' bandwidth
-estimates take the old one for queueing delay), keeps retransmissions within a budget (a storm of them would keep a slow
-link full), notes when a receiver was last heard, chooses the addresses of ICE, and ends ICE with its connection.
+It brings receivers' key-frame requests to the hub, keeps retransmissions within a budget (a storm of them would keep a
+slow link full), notes when a receiver was last heard, chooses the addresses of ICE, and ends ICE with its connection.
 """
 
 from __future__ import annotations
@@ -17,12 +16,14 @@ from typing import Any
 
 import aioice.ice
 import aiortc
-from aiortc import RTCConfiguration, RTCPeerConnection, clock, rtp
+import pylibsrtp
+from aiortc import RTCConfiguration, RTCPeerConnection, rtp
+
+from streaming.media.rtp_sender import HISTORY, SENDER_NAMES, TRANSPORT_NAMES, RtpSender
 
 AIORTC_SERIES = "1.16."
-HISTORY = "_RTCRtpSender__rtp_history"
-PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", HISTORY)
-CONNECTION_NAMES = ("query_consent", "_closing", "_protocols", "get_component_candidates")  # of aioice
+PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", *SENDER_NAMES)
+CONNECTION_NAMES = ("query_consent", "_closing", "_protocols", "_nominated", "get_component_candidates")  # of aioice
 RESEND_SHARE = 0.25  # of the video's bit rate
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
@@ -36,6 +37,7 @@ class SenderHooks:
     def __init__(
         self,
         sender: Any,
+        packets: RtpSender,
         request_keyframe: Callable[[], None],
         rate_bps: int,
         now: Callable[[], float] = time.monotonic,
@@ -45,8 +47,8 @@ class SenderHooks:
         self.resent = 0
         self.withheld = 0  # retransmissions not made because of the budget
         self._now = now
-        self._history: dict[int, Any] = getattr(sender, HISTORY)
-        self._handle_rtcp, self._resend = sender._handle_rtcp_packet, sender._retransmit
+        self._packets = packets
+        self._handle_rtcp = sender._handle_rtcp_packet
         self._budget = _Budget(RESEND_SHARE * rate_bps / 8, now())
         sender._handle_rtcp_packet = self._on_rtcp
         sender._retransmit = self._on_lost
@@ -63,15 +65,14 @@ class SenderHooks:
         await self._handle_rtcp(packet)
 
     async def _on_lost(self, sequence_number: int) -> None:
-        packet = self._history.get(sequence_number % rtp.RTP_HISTORY_SIZE)
-        if packet is None or packet.sequence_number != sequence_number:
+        packet = self._packets.sent(sequence_number)
+        if packet is None:
             return
         if not self._budget.spend(sequence_number, len(packet.payload), self._now()):
             self.withheld += 1
             return
         self.resent += 1
-        packet.extensions.abs_send_time = (clock.current_ntp_time() >> 14) & 0x00FFFFFF
-        await self._resend(sequence_number)
+        self._packets.resend(packet)
 
 
 def end_consent_with_connection(transport: Any) -> None:
@@ -100,7 +101,7 @@ class _Budget:
     def spend(self, sequence_number: int, size: int, now_s: float) -> bool:
         self._left = min(self._left + (now_s - self._then_s) * self._rate, self._rate * BUDGET_S)
         self._then_s = now_s
-        place = sequence_number % rtp.RTP_HISTORY_SIZE
+        place = sequence_number % HISTORY
         last_number, last_s = self._resent.get(place, (-1, 0.0))
         if size > self._left or (last_number == sequence_number and now_s - last_s < RESEND_GAP_S):
             return False
@@ -132,10 +133,13 @@ async def self_check() -> None:
     try:
         sender = peer.addTransceiver("video", direction="sendonly").sender
         missing = [name for name in PRIVATE_NAMES if not hasattr(sender, name)]
+        missing += [name for name in TRANSPORT_NAMES if not hasattr(sender.transport, name)]
         connection = getattr(sender.transport.transport, "_connection", None)
         missing += [f"aioice {name}" for name in CONNECTION_NAMES if not hasattr(connection, name)]
     finally:
         await peer.close()
+    if not hasattr(pylibsrtp.Session(), "_srtp") or not hasattr(pylibsrtp._binding.lib, "srtp_protect"):
+        missing.append("pylibsrtp.Session._srtp")
     if set(inspect.signature(aioice.ice.get_host_addresses).parameters) != {"use_ipv4", "use_ipv6"}:
         missing.append("aioice.ice.get_host_addresses(use_ipv4, use_ipv6)")
     if missing:

@@ -44,13 +44,12 @@ class ViewerConfig:
     silence_s: float = 8.0  # without RTCP from a viewer that is sent video
     check_s: float = 0.5
     close_s: float = 1.0
-    queue: int = 16  # packets that wait for one viewer
     tombstones: int = 256  # ended sessions that are remembered, so that a late DELETE finds them
 
     def __post_init__(self) -> None:
-        counts = (self.most, self.most_an_address, self.most_connecting, self.negotiations, self.queue, self.tombstones)
+        counts = (self.most, self.most_an_address, self.most_connecting, self.negotiations, self.tombstones)
         if min(counts) < 1:
-            raise ValueError(f"numbers of viewers, packets and sessions must be positive, not {counts}")
+            raise ValueError(f"numbers of viewers and sessions must be positive, not {counts}")
         if min(self.patience_s, self.negotiate_s, self.connect_s, self.silence_s, self.check_s, self.close_s) <= 0:
             raise ValueError("times of a viewer must be positive")
 
@@ -115,10 +114,8 @@ class Viewer:
     async def gather(self, marked: bool) -> None:
         """Gathers this side's candidates, which may wait for STUN and TURN servers. Raises Unavailable."""
         codec = self.offer.codec
-        feed = self._feed = Feed(
-            self._config.queue, lambda feed: self._channel.join(feed, codec, marked), self._metrics
-        )
-        self._transceiver = self._peer.addTransceiver(feed, direction="sendonly")
+        self._transceiver = self._peer.addTransceiver("video", direction="sendonly")
+        self._feed = Feed(self._transceiver.sender, lambda feed: self._channel.join(feed, codec, marked), self._metrics)
         self._gathering = asyncio.create_task(self._ice.gather(self._transceiver.sender.transport))
         await asyncio.wait([self._gathering])
         if not self._gathering.cancelled():
@@ -138,7 +135,9 @@ class Viewer:
                 transceiver.setCodecPreferences(_capabilities(offer.codec))
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
                 end_consent_with_connection(transceiver.sender.transport)
-                self._hooks = SenderHooks(transceiver.sender, feed.request_keyframe, self._channel.rate_bps)
+                self._hooks = SenderHooks(
+                    transceiver.sender, feed.packets, feed.request_keyframe, self._channel.rate_bps
+                )
                 await self._peer.setLocalDescription(await self._peer.createAnswer())
         except TimeoutError as error:
             raise WhepError(400, "The offer could not be answered in time.") from error

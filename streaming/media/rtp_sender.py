@@ -1,0 +1,198 @@
+"""RTP packets of one viewer, a whole frame in one call, in place of aiortc's loop that awaits for every packet.
+
+Payloads come ready from the hub and are shared by all its viewers. What is made for each viewer is a header and the
+encryption, in one buffer from which the kernel takes the packets. With `rtp_hooks.py` and `ice.py` this touches private
+names of aiortc, aioice and pylibsrtp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from aioice.ice import StunProtocol
+from aiortc import clock, rtp
+from aiortc.rtcdtlstransport import State
+from aiortc.utils import random16, random32
+from pylibsrtp import _binding
+
+HISTORY = 1024  # packets that can be sent again: some seconds of video
+SLOT_BYTES = 1536  # of a packet in the buffer, with room for its encryption
+SLOTS = 64  # packets that are encrypted before they are sent
+HEADER = struct.Struct("!BBHII")
+EXTENDED = 0x10  # of a header's first byte: extensions follow
+MARKER = 0x80  # of its second byte: the last packet of a frame
+COMPONENT = 1  # of ICE: RTP and RTCP share it
+# aiortc mangles them.
+SENDER = "_RTCRtpSender__"
+SENDER_NAMES = (
+    "_run_rtp", "_ssrc", "_rtx_ssrc", "_enabled",
+    *(SENDER + name for name in (
+        "mid", "rtp_header_extensions_map", "rtp_started", "rtp_exited", "rtx_payload_type",
+        "ntp_timestamp", "rtp_timestamp", "packet_count", "octet_count",
+    )),
+)  # fmt: skip
+TRANSPORT_NAMES = ("_tx_srtp", "_state")
+
+
+class Sent(NamedTuple):
+    """A packet without its header; the payload is shared with other viewers."""
+
+    number: int  # sequence number
+    timestamp: int  # with the random offset of its stream
+    marker: int  # MARKER or 0
+    payload: bytes
+
+
+class RtpSender:
+    """Sends video over one RTCRtpSender. `connected` is called when it can, once."""
+
+    def __init__(self, sender: Any, connected: Callable[[], None]) -> None:
+        self._sender, self._connected = sender, connected
+        self._history: list[Sent | None] = [None] * HISTORY
+        # In the lower half, so that none wraps while a receiver's SRTP learns where they begin.
+        self._number, self._resent_number = random16() >> 1, random16() >> 1
+        self._origin = random32()
+        self._payload_type = 0
+        self._resent_type: int | None = None
+        self._outlet: _Outlet | None = None
+        sender._run_rtp = self._run
+
+    def send(self, payloads: Sequence[bytes], pts: int) -> bool:
+        """Sends one frame with its timestamp in 1/90000 s; False if the network took only a part of it."""
+        if self._outlet is None or not self._sender._enabled:
+            return True
+        timestamp, last = (self._origin + pts) & 0xFFFFFFFF, len(payloads) - 1
+        packets = [
+            Sent((self._number + place) & 0xFFFF, timestamp, MARKER if place == last else 0, payload)
+            for place, payload in enumerate(payloads)
+        ]
+        self._number = (self._number + len(packets)) & 0xFFFF
+        for packet in packets:
+            self._history[packet.number % HISTORY] = packet
+        ntp = clock.current_ntp_time()
+        self._count(ntp, timestamp, payloads)
+        extensions = self._extensions(ntp)
+        return all(
+            self._outlet.send(self._payload_type, self._sender._ssrc, extensions, packets[begin : begin + SLOTS])
+            for begin in range(0, len(packets), SLOTS)
+        )
+
+    def sent(self, number: int) -> Sent | None:
+        """The packet of a sequence number, as long as it can be sent again."""
+        packet = self._history[number % HISTORY]
+        return packet if packet is not None and packet.number == number else None
+
+    def resend(self, packet: Sent) -> None:
+        """Sends a packet once more, with its own send time; as a retransmission (RFC 4588) if that was negotiated."""
+        if self._outlet is None:
+            return
+        kind, ssrc = self._payload_type, self._sender._ssrc
+        if self._resent_type is not None:
+            kind, ssrc = self._resent_type, self._sender._rtx_ssrc
+            payload = packet.number.to_bytes(2, "big") + packet.payload
+            packet = packet._replace(number=self._resent_number, payload=payload)
+            self._resent_number = (self._resent_number + 1) & 0xFFFF
+        self._outlet.send(kind, ssrc, self._extensions(clock.current_ntp_time()), (packet,))
+
+    def close(self) -> None:
+        """Sends nothing any more; idempotent."""
+        outlet, self._outlet = self._outlet, None
+        if outlet is not None:
+            outlet.close()
+
+    async def _run(self, codec: Any) -> None:
+        """In place of aiortc's loop: from when the connection is encrypted until aiortc cancels it."""
+        sender = self._sender
+        getattr(sender, SENDER + "rtp_started").set()
+        try:
+            self._payload_type = codec.payloadType
+            self._resent_type = getattr(sender, SENDER + "rtx_payload_type")
+            self._outlet = _Outlet(sender.transport)
+            self._connected()
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.close()
+            getattr(sender, SENDER + "rtp_exited").set()
+
+    def _extensions(self, ntp: int) -> bytes:
+        """Header extensions with the time of sending, as negotiated; empty if none was."""
+        values = rtp.HeaderExtensions(abs_send_time=(ntp >> 14) & 0x00FFFFFF, mid=getattr(self._sender, SENDER + "mid"))
+        profile, content = getattr(self._sender, SENDER + "rtp_header_extensions_map").set(values)
+        return struct.pack("!HH", profile, len(content) // 4) + content if profile else b""
+
+    def _count(self, ntp: int, timestamp: int, payloads: Sequence[bytes]) -> None:
+        """Keeps what aiortc tells in its RTCP sender reports."""
+        counts = self._sender.__dict__
+        counts[SENDER + "ntp_timestamp"], counts[SENDER + "rtp_timestamp"] = ntp, timestamp
+        counts[SENDER + "packet_count"] += len(payloads)
+        counts[SENDER + "octet_count"] += sum(map(len, payloads))
+
+
+class _Outlet:
+    """Encrypts packets and hands them to the network, by the candidate pair that ICE chose."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._pairs: dict[int, Any] = transport.transport._connection._nominated
+        self._protocol: Any = None  # of ICE, to which the socket belongs
+        self._socket: socket.socket | None = None  # None where packets do not go out as they are, behind TURN
+        # Of its own: the session's buffer holds one packet.
+        self._memory = _binding.ffi.new("char[]", SLOT_BYTES * SLOTS)
+        self._view = memoryview(_binding.ffi.buffer(self._memory))
+        self._size = _binding.ffi.new("int *")
+
+    def send(self, kind: int, ssrc: int, extensions: bytes, packets: Sequence[Sent]) -> bool:
+        """Sends SLOTS packets at most; False if the network took only a part of them."""
+        pair = self._pairs.get(COMPONENT)
+        if pair is None or self._transport._state != State.CONNECTED:
+            return True
+        if pair.protocol is not self._protocol:
+            self._use(pair.protocol)
+        encrypted = self._encrypt(kind, ssrc, extensions, packets)
+        address = pair.remote_addr
+        if self._socket is None:
+            for packet in encrypted:
+                self._protocol.transport.sendto(bytes(packet), address)
+            return True
+        try:
+            for packet in encrypted:
+                self._socket.sendto(packet, address)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # As on any lossy path: a network that is down may come back, and a peer that is gone is noticed by ICE.
+            return True
+        return len(encrypted) == len(packets)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _use(self, protocol: Any) -> None:
+        self.close()
+        self._protocol = protocol
+        if type(protocol) is StunProtocol:
+            self._socket = protocol.transport.get_extra_info("socket").dup()
+
+    def _encrypt(self, kind: int, ssrc: int, extensions: bytes, packets: Sequence[Sent]) -> list[memoryview]:
+        """The packets as they go over the network, up to one that libsrtp refuses; the next call overwrites them."""
+        protect, session = _binding.lib.srtp_protect, self._transport._tx_srtp._srtp[0]
+        first = 0x80 | (EXTENDED if extensions else 0)
+        body = HEADER.size + len(extensions)
+        view, size, encrypted = self._view, self._size, []
+        for slot, (number, timestamp, marker, payload) in enumerate(packets):
+            begin = slot * SLOT_BYTES
+            HEADER.pack_into(view, begin, first, kind | marker, number, timestamp, ssrc)
+            view[begin + HEADER.size : begin + body] = extensions
+            length = body + len(payload)
+            view[begin + body : begin + length] = payload
+            size[0] = length
+            if protect(session, self._memory + begin, size):
+                break
+            encrypted.append(view[begin : begin + size[0]])
+        return encrypted
