@@ -133,6 +133,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.http.state import ServerState
     from streaming.media import rtp_hooks
     from streaming.media.metrics import Metrics
+    from streaming.media.push import Pushes
     from streaming.media.reader import Readers
     from streaming.media.recordings import Recordings
     from streaming.media.viewer import ViewerConfig, Viewers
@@ -146,6 +147,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     engine = EngineLink(engine_settings(arguments), metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
+    pushes = Pushes(metrics, ice=ice)
     recordings = Recordings(arguments.recordings, arguments.recordings_gb) if arguments.recordings else None
     channels = {
         name: Channel(name, settings, engine, metrics.channel(name))
@@ -153,7 +155,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     }
     for channel in channels.values():
         engine.open(channel)
-    state = ServerState(engine, channels, viewers, readers, recordings, metrics, ice, stop)
+    state = ServerState(engine, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:

@@ -4,7 +4,7 @@ import hmac
 
 import pytest
 
-from streaming.media.ice_server import CREDENTIALS_S, IceServer, parse, rest_credentials, with_credentials
+from streaming.media.ice_server import CREDENTIALS_S, IceServer, from_link, parse, rest_credentials, with_credentials
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,16 @@ def test_link_gives_credentials_as_quoted_strings() -> None:
     assert parse('turn:a"b:c\\d@h').link == (
         '<turn:h>; rel="ice-server"; username="a\\"b"; credential="c\\\\d"; credential-type="password"'
     )
+
+
+def test_links_of_others_are_read() -> None:
+    """Each ICE server counts that can be used, with credentials between quotes or bare; the rest is passed over."""
+    own = [parse("stun:h"), parse('turn:a"b:c\\d@h'), parse("turns:a:b@[2001:db8::1]:99?transport=tcp")]
+    assert from_link([", ".join(server.link for server in own[:2]), own[2].link]) == own
+    bare = "<turn:h>;rel=ice-server;username=ann;credential=x"
+    assert from_link([bare]) == [parse("turn:ann:x@h")]
+    for other in ("", "nonsense", '<turn:h>; rel="ice-server"', "<http://h>; rel=ice-server", "<stun:h>; rel=next"):
+        assert from_link([other]) == []
 
 
 def test_time_limited_credentials_are_coturns() -> None:

@@ -55,8 +55,15 @@ def test_the_page_on_http_lists_what_the_document_does() -> None:
     told = {f"{method} {path}": {int(one) for one in re.findall("[0-9]+", listed)} for method, path, listed in rows}
     for name, operation in operations(document()).items():
         path = name.replace("{channel_id}", "{id}").replace("{recording_id}", "{recording}")
+        path = path.replace("{push_id}", "{push}")
         common = {*EVERYWHERE, *(WITH_BODY if name.split()[0] in ("POST", "PATCH", "DELETE") else ())}
         assert told[path] | common == errors(operation) | common, name
+
+
+def test_each_operation_has_an_id_of_its_own() -> None:
+    """A word or two, by which generated clients name their calls."""
+    ids = [operation["operationId"] for operation in operations(document()).values()]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch("[a-z_]+", one) for one in ids), sorted(ids)
 
 
 def test_tokens_are_in_the_document() -> None:

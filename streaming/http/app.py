@@ -16,7 +16,7 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from streaming.http import channel_routes, doctor_routes, guard, openapi, output_routes, whep_routes
+from streaming.http import channel_routes, doctor_routes, guard, openapi, output_routes, push_routes, whep_routes
 from streaming.http.access import Access, Tokens
 from streaming.http.connection import Connection, TlsConnection
 from streaming.http.cors import Cors
@@ -69,7 +69,14 @@ class HttpServer(uvicorn.Server):
 
 def create_app(state: ServerState, config: AppConfig) -> FastAPI:
     """The whole HTTP interface."""
-    app = FastAPI(title="landiff-live", version="0.1.0", docs_url=None, redoc_url=None)
+    # Generated clients name their calls by these ids: the names of the routes' functions.
+    app = FastAPI(
+        title="landiff-live",
+        version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
     guard.install(app)
     # What is added last comes first: a stranger's body is not even read.
     app.add_middleware(Access, tokens=config.tokens)
@@ -82,6 +89,7 @@ def create_app(state: ServerState, config: AppConfig) -> FastAPI:
     doctor_routes.add(app, state)
     channel_routes.add(app, state)
     output_routes.add(app, state)
+    push_routes.add(app, state)
     whep_routes.add(app, state, config.policy, config.tokens)
     openapi.install(app, config.tokens)
     return app

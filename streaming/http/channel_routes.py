@@ -53,7 +53,8 @@ def _prompt(text: str) -> str:
         raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
 
 
-def _json_only(request: Request) -> None:
+def json_only(request: Request) -> None:
+    """Raises HTTPException 415 for another content type: a page of another origin sends JSON only if it is let."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, "The content type must be application/json.")
@@ -83,7 +84,7 @@ def add(app: FastAPI, state: ServerState) -> None:
 
     @app.patch(
         "/channels/{channel_id}",
-        dependencies=[Depends(_json_only)],
+        dependencies=[Depends(json_only)],
         responses=problems(400, 404, 415, 422, 503, 504),
     )
     async def change(channel_id: str, body: PromptChange) -> PromptAnswer:

@@ -14,6 +14,7 @@ from streaming.engines.link import EngineLink
 from streaming.http import guard
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
+from streaming.media.push import Pushes
 from streaming.media.reader import Readers
 from streaming.media.recordings import Recordings
 from streaming.media.viewer import Viewer, Viewers
@@ -29,17 +30,18 @@ class ServerState:
     channels: Mapping[str, Channel]
     viewers: Viewers
     readers: Readers
+    pushes: Pushes
     recordings: Recordings | None  # None without a folder for them
     metrics: Metrics
     ice: IceAgent
     stopping: asyncio.Event  # set when streams should end
 
     async def end_receivers(self) -> None:
-        """Ends event streams, viewers, readers and recordings, for the server stops."""
+        """Ends event streams, viewers, readers, pushes and recordings, for the server stops."""
         for channel in self.channels.values():
             # Wakes the event streams, which see `stopping`.
             channel.events.publish(StateChanged())
-        await self.viewers.close()
+        await asyncio.gather(self.pushes.close(), self.viewers.close())
         self.readers.close()
         if self.recordings is not None:
             await self.recordings.close()

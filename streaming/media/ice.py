@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,19 @@ class IceAgent:
         connection = gatherer._connection
         connection.get_component_candidates = partial(self._candidates, connection)
         await gatherer.gather()
+
+    async def borrow(self, transport: Any, servers: Sequence[IceServer]) -> None:
+        """Adds what TURN servers of the other side lend to an RTCDtlsTransport that has gathered.
+
+        The other side hears of these candidates by the checks that come from them. One that fails is passed over.
+        """
+        connection = transport.transport._connection
+        jobs = [within(GATHER_S, self._relay(connection, one)) for one in servers if one.relays and one.usable_here]
+        for reason in await asyncio.gather(*jobs, return_exceptions=True):
+            if isinstance(reason, IceServerError):
+                log.info("a TURN server of the other side %s", reason)
+            elif isinstance(reason, BaseException):
+                raise reason
 
     async def check(self) -> None:
         """Asks every server once. Raises IceServerError for one that can never work; tells of the others in the log."""

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
@@ -16,6 +17,8 @@ FORMAT = re.compile(
     r"(?::(?P<port>[0-9]{1,5}))?(?:\?transport=(?P<transport>udp|tcp))?",
     re.IGNORECASE,
 )
+LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[\w-]+=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))*)')  # one link of a `Link` header
+LINK_FIELD = re.compile(r';\s*([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*))')
 FORMS = "write stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=udp|tcp], or stuns: or turns: for TLS"
 PORT, TLS_PORT = 3478, 5349
 CREDENTIALS_S = 24 * 3600  # that time-limited credentials are valid
@@ -99,6 +102,21 @@ def parse(text: str) -> IceServer:
         if not value or not value.isascii() or not value.isprintable():
             raise ValueError(f"{shown!r}: user and password are printable ASCII and not empty; {FORMS}")
     return IceServer(url, host, port, transport, username, credential)
+
+
+def from_link(headers: Iterable[str]) -> list[IceServer]:
+    """The ICE servers of an answer's `Link` headers; what is none that can be used is passed over."""
+    servers = []
+    for url, text in (link.groups() for header in headers for link in LINK.finditer(header)):
+        fields = {name.lower(): quoted or plain for name, quoted, plain in LINK_FIELD.findall(text)}
+        user, credential = (re.sub(r"\\(.)", r"\1", fields.get(name, "")) for name in ("username", "credential"))
+        try:
+            server = parse(url) if fields.get("rel") == "ice-server" and "@" not in url else None
+        except ValueError:
+            continue
+        if server is not None and (user and credential or not server.relays):
+            servers.append(replace(server, username=user, credential=credential) if server.relays else server)
+    return servers
 
 
 def with_credentials(server: IceServer, secret: str | None, now_s: float) -> IceServer:

@@ -3,7 +3,8 @@
 `self_check` says when they moved.
 
 It brings receivers' key-frame requests to the hub, keeps retransmissions within a budget (a storm of them would keep a
-slow link full), notes when a receiver was last heard, chooses the addresses of ICE, and ends ICE with its connection.
+slow link full), notes when a receiver was last heard, takes RSA certificates, chooses the addresses of ICE, and ends
+ICE with its connection.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from streaming.media.rtp_sender import HISTORY, SENDER_NAMES, TRANSPORT_NAMES, R
 AIORTC_SERIES = "1.16."
 PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", *SENDER_NAMES)
 CONNECTION_NAMES = ("query_consent", "_closing", "_protocols", "_nominated", "get_component_candidates")  # of aioice
+CERTIFICATE = "_RTCDtlsTransport__local_certificate"
+CERTIFICATE_NAME = "_create_ssl_context"
+# aiortc lists those for ECDSA certificates alone; as DTLS client it then fails with servers that have an RSA one.
+CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 RESEND_SHARE = 0.25  # of the video's bit rate
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
@@ -90,6 +95,19 @@ def end_consent_with_connection(transport: Any) -> None:
     connection.query_consent = while_open
 
 
+def take_rsa_certificates(transport: Any) -> None:
+    """Lets one RTCDtlsTransport, before it connects, be the client of a server with an RSA certificate."""
+    certificate = getattr(transport, CERTIFICATE)
+    make = getattr(certificate, CERTIFICATE_NAME)
+
+    def with_rsa(**settings: Any) -> Any:
+        context = make(**settings)
+        context.set_cipher_list(CIPHERS)
+        return context
+
+    setattr(certificate, CERTIFICATE_NAME, with_rsa)
+
+
 class _Budget:
     """Bytes that may be sent again, and when each packet was sent again last; arithmetic only."""
 
@@ -135,6 +153,8 @@ async def self_check() -> None:
         missing = [name for name in PRIVATE_NAMES if not hasattr(sender, name)]
         missing += [name for name in TRANSPORT_NAMES if not hasattr(sender.transport, name)]
         connection = getattr(sender.transport.transport, "_connection", None)
+        certificate = getattr(sender.transport, CERTIFICATE, None)
+        missing += [] if hasattr(certificate, CERTIFICATE_NAME) else [CERTIFICATE_NAME]
         missing += [f"aioice {name}" for name in CONNECTION_NAMES if not hasattr(connection, name)]
     finally:
         await peer.close()

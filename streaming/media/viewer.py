@@ -132,7 +132,7 @@ class Viewer:
         assert feed is not None, "candidates are gathered"
         try:
             async with asyncio.timeout(self._config.negotiate_s):
-                transceiver.setCodecPreferences(_capabilities(offer.codec))
+                transceiver.setCodecPreferences(capabilities(offer.codec))
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
                 end_consent_with_connection(transceiver.sender.transport)
                 self._hooks = SenderHooks(
@@ -288,7 +288,7 @@ class Viewers:
         self._metrics.viewers_closed.labels(reason).inc()
 
 
-def _capabilities(codec: str) -> list[Any]:
+def capabilities(codec: str) -> list[Any]:
     """The codec and its retransmissions, as aiortc wants to be told."""
     known = RTCRtpSender.getCapabilities("video").codecs
     return [entry for entry in known if entry.mimeType.lower() in (f"video/{codec}", "video/rtx")]
