@@ -11,6 +11,7 @@ import fakes
 import numpy as np
 import pytest
 from fakes import CRASH, REFUSE, UNREAD, serving, watching
+from test_output_routes import played
 from test_proxy import NGINX, proxied
 from test_server import started
 
@@ -126,7 +127,8 @@ async def test_the_video_plays_and_follows_the_prompt(browser: Any) -> None:
         assert await page.input_value("#prompt") == ""
         await page.wait_for_function("document.getElementById('caption').textContent === 'a green ball at night'")
         assert await page.inner_text("#timeline [data-when=now] button") == "a green ball at night"
-        assert (await outcome(page, f"a {UNREAD} ball", "shown")).endswith(f"Not understood: {UNREAD}.")
+        assert UNREAD in await outcome(page, f"a {UNREAD} ball", "shown")
+        assert await page.locator("#words [data-kind=left]").all_inner_texts() == [UNREAD]
         assert 0 < float(await page.inner_text("#fps")) < 30
         assert float(await page.inner_text("#buffered")) >= 0
         await page.close()
@@ -155,18 +157,131 @@ async def test_an_idea_is_one_click(browser: Any) -> None:
         assert (await running.until(lambda report: report["prompt"] == text))["prompt"] == text
 
 
-async def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
-    """At 360 px nothing is wider than the page, not even a long word, and the video takes its whole width."""
-    async with serving() as running:
-        page, _ = await opened(browser, running.url, 360)
+@pytest.mark.parametrize("width_px", [360, 820])
+async def test_small_screens_need_no_sideways_scrolling(browser: Any, tmp_path: Path, width_px: int) -> None:
+    """Nothing is wider than the page, not even a long word; on a phone the video takes its whole width."""
+    async with serving("--recordings", str(tmp_path)) as running:
+        page, _ = await opened(browser, running.url, width_px)
         await outcome(page, "w" * 500, "shown")
         await page.wait_for_function("document.getElementById('caption').textContent.length === 500")
         assert (await page.locator("#caption").bounding_box())["height"] < 60
-        assert await page.evaluate("document.documentElement.scrollWidth") == 360
-        assert (await page.locator("#video").bounding_box())["width"] == pytest.approx(360, abs=1)
-        for control in ("#prompt", "#form button", "#fullscreen"):
+        assert await page.evaluate("document.documentElement.scrollWidth") == width_px
+        if width_px < 400:
+            assert (await page.locator("#video").bounding_box())["width"] == pytest.approx(width_px, abs=1)
+        for control in ("#prompt", "#form [type=submit]", "#channel", "#record", "#share", "#fullscreen"):
             box = await page.locator(control).bounding_box()
-            assert 0 <= box["x"] and box["x"] + box["width"] <= 360, control
+            assert 0 <= box["x"] and box["x"] + box["width"] <= width_px, control
+        await page.click("#channel")
+        box = await page.locator("#channels").bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= width_px
+
+
+async def test_the_record_button_makes_a_file(browser: Any, tmp_path: Path) -> None:
+    """It begins and ends a recording, says so on the picture, and the list has a link to a file that plays."""
+    async with serving("--recordings", str(tmp_path), "--token", "s3cret") as running:
+        page, errors = await opened(browser, f"{running.url}/?token=s3cret")
+        await page.click("#record[aria-pressed=false]")
+        await page.wait_for_selector("#on-record", timeout=LIMIT_MS)
+        await plays(page)
+        await page.keyboard.press("r")
+        await page.wait_for_selector("#record[aria-pressed=false]", timeout=LIMIT_MS)
+        assert await page.locator("#on-record").is_hidden()
+        async with page.expect_download() as download:
+            await page.click("#recordings a")
+        file = tmp_path / "downloaded.mp4"
+        await (await download.value).save_as(file)
+        assert len(played(file.read_bytes())) >= 8
+        assert errors == []
+
+
+async def test_a_server_without_recordings_has_no_button_for_them(browser: Any) -> None:
+    """Neither the button nor its key does anything there."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        await page.keyboard.press("r")
+        assert await page.locator("#record").is_hidden()
+        assert await page.inner_text("#notice") == "" and errors == []
+
+
+async def test_a_link_is_shared_without_its_token(browser: Any) -> None:
+    """It is in the clipboard, and leads to the channel; where a page may not write there it is shown."""
+    async with serving("--token", "s3cret") as running:
+        page, errors = await opened(browser, f"{running.url}/?token=s3cret")
+        await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        await page.keyboard.press("s")
+        await page.wait_for_selector("#notice[data-shown]")
+        assert await page.evaluate("navigator.clipboard.readText()") == f"{running.url}/#main"
+        await page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(); }")
+        await page.click("#share")
+        await page.wait_for_selector("#sharing[open]")
+        assert await page.input_value("#link") == f"{running.url}/#main"
+        assert errors == []
+
+
+async def test_keys_do_what_the_page_says(browser: Any) -> None:
+    """The list of keys names each; letters that are typed into a field are text."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        await page.keyboard.press("?")
+        await page.wait_for_selector("#keys[open]")
+        assert await page.locator("#key-list kbd").all_inner_texts() == ["/", "F", "P", "R", "S", "C", "?"]
+        await page.keyboard.press("c")
+        assert await page.locator("#channels").is_hidden()
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("c")
+        await page.wait_for_selector("#channels:popover-open")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("/")
+        await page.keyboard.type("frps?")
+        assert await page.input_value("#prompt") == "frps?"
+        assert await page.evaluate("document.fullscreenElement === null && !document.querySelector('dialog[open]')")
+        await page.evaluate("document.activeElement.blur()")
+        await page.keyboard.press("f")
+        await page.wait_for_function("document.fullscreenElement?.id === 'stage'")
+        assert errors == []
+
+
+async def test_the_picture_gets_a_window_of_its_own(browser: Any) -> None:
+    """The button opens and closes it; a browser that has no such windows has no button."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        assert await page.evaluate("document.pictureInPictureEnabled")
+        await page.click("#pip")
+        await page.wait_for_function("document.pictureInPictureElement === video", timeout=LIMIT_MS)
+        await page.click("#pip")
+        await page.wait_for_function("document.pictureInPictureElement === null", timeout=LIMIT_MS)
+        assert errors == []
+        script = "Object.defineProperty(Document.prototype, 'pictureInPictureEnabled', {value: false})"
+        page, _ = await opened(browser, running.url, script=script)
+        assert await page.locator("#pip").is_hidden()
+
+
+async def test_the_menu_lists_channels(browser: Any) -> None:
+    """Each with its picture, its prompt and who watches; the one on screen is marked."""
+    async with serving("--token", "s3cret") as running:
+        page, errors = await opened(browser, f"{running.url}/?token=s3cret")
+        await page.click("#channel")
+        row = page.locator("#channel-list a[aria-current=true]")
+        await row.wait_for(timeout=LIMIT_MS)
+        assert await row.locator("b").inner_text() == "main"
+        assert await row.locator("span").inner_text() == (await running.report())["prompt"]
+        assert await row.locator("small").inner_text() == "1 viewer"
+        await page.wait_for_function("document.querySelector('#channel-list img').naturalWidth === 192")
+        assert errors == []
+
+
+async def test_a_channel_that_is_not_there_is_told(browser: Any) -> None:
+    """In the page's words, with the menu to leave by."""
+    async with serving() as running:
+        page = await browser.new_page(bypass_csp=True)
+        await page.goto(f"{running.url}/#nowhere")
+        await page.wait_for_function(
+            "document.getElementById('veil').textContent.includes('There is no channel nowhere')", timeout=LIMIT_MS
+        )
+        await page.click("#channel")
+        await page.click("#channel-list a")
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        assert await page.evaluate("location.hash") == "#main"
 
 
 @pytest.mark.parametrize("script", ["", RELAYS_ONLY], ids=["WebRTC", "HTTP"])

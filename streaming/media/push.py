@@ -95,7 +95,9 @@ class Push:
 
     async def close(self) -> None:
         """Ends the push, tells the far end and returns when everything is freed; idempotent."""
-        self._task.cancel()
+        # A second cancellation would stop what the first one frees.
+        if not self._task.cancelling():
+            self._task.cancel()
         await asyncio.wait([self._task])
 
     def report(self) -> PushReport:
@@ -107,22 +109,21 @@ class Push:
 
     async def _live(self) -> None:
         """The push's life: connects, stays until the connection ends, waits, and connects again."""
-        failures = 0
+        wait_s = self._config.first_wait_s
         try:
             while True:
                 try:
                     await self._connection()
-                    failures = 0
+                    wait_s = self._config.first_wait_s
                 except (WhipError, Unavailable) as error:
                     self._error = str(error)
                     if self._refusal is not None:
                         self._refusal = error
                         return
-                wait_s = min(self._config.first_wait_s * 2**failures, self._config.longest_wait_s)
-                failures += 1
                 log.warning("push %s: %s Next try in %.0f s.", self.id[:6], self._error, wait_s)
                 self._state = "waiting"
                 await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, self._config.longest_wait_s)
         finally:
             self._settled.set()
 

@@ -1,25 +1,30 @@
-// The page: the state and prompts of the channel on screen around the player. State arrives as server-sent events.
+// The page: the state of the channel on screen around the player, and what people can do with it.
 
+import { isLocked, request } from "./api.js";
+import { channelMenu } from "./channels.js";
+import { $, make, say, setText } from "./dom.js";
 import { Events } from "./events.js";
 import { IDEAS, PARTS, surprise } from "./ideas.js";
+import { listen } from "./keys.js";
 import { copyPicture, glow, watchPicture, watchRate } from "./picture.js";
-import { $, seconds, setText, showEngine, showTimeline } from "./report.js";
+import { PlanStrip } from "./plan.js";
+import { PromptBox } from "./prompt.js";
+import { Recorder } from "./record.js";
+import { showEngine, showTimeline } from "./report.js";
+import { share } from "./share.js";
 import { headers, keepToken, takeToken, withToken } from "./token.js";
-import { Problem } from "./problem.js";
 import { OVER_HTTP, WhepPlayer } from "./whep.js";
 
 const FIRST_CHANNEL = "main"; // on screen where the address names none, as in /#sea
-const ANSWER_MS = 15000; // for a prompt; the server gives up before
 
 const video = $("video");
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
-const channels = new Map(); // by id, what this page has open of each: player, events, newest report
-let shown; // the entry of `channels` on screen
+const channels = new Map(); // by id, what this page has open of each: player and events
+let shown; // the entry of `channels` on screen, with its prompt box, plan and recordings
 let state; // its newest report; null while the server cannot be reached
 let standing = false; // no new picture reaches the screen
 let playing = { state: "connecting", detail: "" };
-let pending = null; // the last change sent: { prompt, frame, sentMs }; frame is null before the answer
 
 /** One word for styles and one line for people, from what the player and the channel say. */
 function connection() {
@@ -27,13 +32,14 @@ function connection() {
   if (state === undefined) return ["connecting", "Connecting", "Connecting"];
   const seen = playing.state === "playing" && !standing;
   if (state === null && seen) return ["live", "Live", ""];
-  if (state === null) return ["waiting", "Reconnecting", "The server cannot be reached. Trying again."];
+  if (state === null) return ["waiting", "Reconnecting", playing.missing ?? "The server cannot be reached. Trying again."];
   if (state.state === "failed") return ["failed", "Stopped", state.error];
   if (state.state === "starting") return ["starting", "Starting", `The engine is starting. ${state.progress ?? ""}`];
   if (playing.state !== "playing") {
     const detail = playing.state === "waiting" ? playing.detail : "Joining the stream";
     return [playing.state, playing.state === "waiting" ? "Reconnecting" : "Connecting", detail];
   }
+  if (state.state === "paused") return ["live", "Paused", "The channel is paused for all who watch."];
   if (standing) return ["waiting", "Standing still", "The picture stands: nothing new arrives. Waiting for the network."];
   if (state.state === "restarting") return ["restarting", "Recovering", "The engine stopped and is coming back."];
   if (state.state === "stalled") {
@@ -54,10 +60,11 @@ function showConnection() {
   $("why").hidden = !state || !["waiting", "failed"].includes(name);
 }
 
-function onPlayer(name, detail) {
+function onPlayer(name, detail, status) {
   // The last picture stays behind the next stream until that has one.
   if (name === "connecting" && video.videoWidth > 0) copyPicture(video, $("still"), video.videoWidth, video.videoHeight);
-  playing = { state: name, detail };
+  const missing = status === 404 ? `There is no channel ${shown.id}. The menu above has those that run.` : playing.missing;
+  playing = { state: name, detail, missing: name === "playing" ? undefined : missing };
   if (name === "locked") unlock("This server asks for its token");
   showConnection();
 }
@@ -65,12 +72,13 @@ function onPlayer(name, detail) {
 function onState(report) {
   const joinable = report.width !== null && report.state !== "failed";
   if (joinable && state?.width == null) shown.player.retry();
-  if (state === null) recheck(report);
-  if (["starting", "restarting", "failed"].includes(report.state)) forget();
+  if (state === null) shown.prompt.recheck(report);
+  if (["starting", "restarting", "failed"].includes(report.state)) shown.prompt.forget();
+  // What is listed may have changed while nobody heard of it.
+  if (!state) shown.recorder.look();
   state = report;
-  const newest = report.prompts.at(-1);
-  // An event may have been lost with a connection; the report knows too.
-  if (pending?.frame != null && newest.prompt === pending.prompt && newest.shown) settle();
+  shown.prompt.onState(report);
+  shown.plan.onState(report);
   setText($("buffered"), report.buffered_s.toFixed(1));
   setText($("factor"), report.realtime_factor?.toFixed(report.realtime_factor < 10 ? 2 : 0) ?? "–");
   showConnection();
@@ -78,52 +86,27 @@ function onState(report) {
   showEngine(state);
 }
 
-/** The server is back: one that was started anew knows nothing of what it had accepted. */
-function recheck(report) {
-  if (pending?.frame == null || report.prompts.some((entry) => entry.prompt === pending.prompt)) return;
-  if ($("prompt").value === "") $("prompt").value = pending.prompt;
-  pending = null;
-  outcome("refused", "The server was started anew before this prompt was shown. Send it again.");
-}
-
-/** What was said of an earlier engine or server is over. */
-function forget() {
-  if ($("outcome").dataset.state === "shown") outcome("", "");
-  setText($("reaction"), "–");
-}
-
 function onLost() {
   state = null;
-  forget();
+  shown.prompt.forget();
   for (const id of ["buffered", "factor"]) setText($(id), "–");
   showConnection();
 }
 
-function onPrompt({ prompt, frame }) {
-  const entry = state.prompts.find((one) => one.frame === frame && one.prompt === prompt);
+function onPrompt(event) {
+  const entry = state.prompts.find((one) => one.frame === event.frame && one.prompt === event.prompt);
   if (entry) entry.shown = true;
   showTimeline(state);
-  if (pending && prompt === pending.prompt && (pending.frame ?? frame) === frame) settle();
+  shown.prompt.onPrompt(event);
 }
 
-async function send(text) {
-  const change = { prompt: text.trim(), frame: null, sentMs: performance.now() };
-  pending = change;
-  outcome("sending", "Sending");
+/** A request that steers: it asks the person for the control token where that is missing. */
+async function steer(method, url, body) {
   try {
-    const answer = await ask(change.prompt);
-    if ($("prompt").value === text) $("prompt").value = "";
-    if (pending !== change) return;
-    if (answer.replaced_by) return replaced(answer.replaced_by);
-    Object.assign(change, { prompt: answer.prompt, frame: answer.frame, unread: answer.unread });
-    const when = playing.state === "playing" ? ` On screen in about ${seconds(answer.eta_s)}.` : "";
-    outcome("taken", `Planned.${when}${leftOut(change)}`, answer.eta_s);
+    return await request(method, url, body);
   } catch (error) {
-    if (pending !== change) return;
-    pending = null;
-    if ([401, 403].includes(error.status)) unlock("To change the video takes the control token");
-    // The server names the field; people see only one.
-    outcome("refused", error.message.replace(/^body\.prompt: /, ""));
+    if (isLocked(error)) unlock("To change the video takes the control token");
+    throw error;
   }
 }
 
@@ -134,66 +117,14 @@ function unlock(words) {
   if (!$("lock").open) $("lock").showModal();
 }
 
-/** The server's answer to a prompt. Throws Problem or another Error whose message is for people. */
-async function ask(prompt) {
-  const reply = await fetch(shown.url, {
-    method: "PATCH",
-    headers: { ...headers(), "Content-Type": "application/json" },
-    body: JSON.stringify({ prompt, mode: "flow" }),
-    signal: AbortSignal.timeout(ANSWER_MS),
-  }).catch((error) => {
-    throw new Error("The server cannot be reached. Your prompt is still here; try again.", { cause: error });
-  });
-  if (!reply.ok) throw await Problem.from(reply);
-  return reply.json();
-}
-
-/** The pending prompt's first frame is on air. */
-function settle() {
-  const tookS = (performance.now() - pending.sentMs) / 1000;
-  const words = leftOut(pending);
-  pending = null;
-  setText($("reaction"), tookS.toFixed(1));
-  outcome("shown", `On screen after ${seconds(tookS)}.${words}`);
-}
-
-/** What the model did not read of a prompt, as a sentence. */
-function leftOut({ unread }) {
-  return unread?.length ? ` Not understood: ${unread.join(", ")}.` : "";
-}
-
-function outcome(name, text, waitS = 0) {
-  const box = $("outcome");
-  box.dataset.state = name;
-  setText(box.firstElementChild, text);
-  $("prompt").setAttribute("aria-invalid", String(name === "refused"));
-  const meter = box.lastElementChild;
-  meter.getAnimations().forEach((animation) => animation.cancel());
-  if (waitS > 0 && !calm.matches) meter.animate({ transform: ["scaleX(0)", "scaleX(1)"] }, waitS * 1000);
-}
-
-/** A prompt that was accepted is never shown, since another took its place. */
-function onReplaced({ prompt, frame, replaced_by: other }) {
-  if (pending && prompt === pending.prompt && pending.frame === frame) replaced(other);
-}
-
-function replaced(other) {
-  pending = null;
-  outcome("refused", `Another prompt came in its place before it was shown: ${other}`);
-}
-
 function offer(label, prompt, colour) {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = label;
+  const button = make("button", { type: "button", textContent: label });
   button.dataset.colour = colour;
   button.addEventListener("click", () => {
     $("prompt").value = prompt();
-    send($("prompt").value);
+    shown.prompt.send($("prompt").value);
   });
-  item.append(button);
-  $("ideas").append(item);
+  $("ideas").append(make("li", {}, button));
 }
 
 function toggleFullscreen() {
@@ -202,12 +133,10 @@ function toggleFullscreen() {
   else video.webkitEnterFullscreen(); // iPhone
 }
 
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || $("lock").open) return;
-  if (event.key === "f") toggleFullscreen();
-  else if (event.key === "/") $("prompt").focus();
-  else return;
-  event.preventDefault();
+function togglePip() {
+  if ($("pip").hidden) return;
+  if (document.pictureInPictureElement) document.exitPictureInPicture();
+  else video.requestPictureInPicture().catch(() => say("There is no picture for a window of its own yet."));
 }
 
 /** Ends the waits before the next attempts: the network or the person is back. */
@@ -223,27 +152,47 @@ function show(id) {
   // Relative: a proxy may serve the page under a path of its own.
   const url = `channels/${encodeURIComponent(id)}`;
   const player = new WhepPlayer(video, `whep/${encodeURIComponent(id)}`, `${url}/live.mp4`, headers, onPlayer);
-  const listeners = { state: onState, prompt: onPrompt, replaced: onReplaced };
+  const mode = () => ($("cut").getAttribute("aria-pressed") === "true" ? "cut" : "flow");
+  const change = async (prompt) => (await steer("PATCH", url, { prompt, mode: mode() })).json();
+  const prompt = new PromptBox(change, () => playing.state === "playing");
+  const listeners = { state: onState, prompt: onPrompt, replaced: (event) => prompt.onReplaced(event) };
   const events = new Events(() => withToken(`${url}/events`), listeners, () => player.check(), onLost);
-  shown = { id, url, player, events };
+  shown = { id, player, events, prompt, plan: new PlanStrip(url, steer), recorder: new Recorder(url, steer) };
   channels.set(id, shown);
+  channelMenu(id, steer);
   player.start();
   events.listen();
 }
 
-function start() {
-  offer("Surprise me", surprise, "any");
-  for (const idea of IDEAS) offer(idea, () => idea, PARTS.colour.find((colour) => idea.includes(colour)));
-  $("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    send($("prompt").value);
+/** What people can do by a button and by a key. */
+function listenToPeople() {
+  $("fullscreen").addEventListener("click", toggleFullscreen);
+  $("pip").addEventListener("click", togglePip);
+  $("pip").hidden = !document.pictureInPictureEnabled;
+  $("record").addEventListener("click", () => shown.recorder.toggle());
+  $("share").addEventListener("click", () => share(shown.id));
+  $("cut").addEventListener("click", () => {
+    $("cut").setAttribute("aria-pressed", String($("cut").getAttribute("aria-pressed") !== "true"));
   });
+  $("help").addEventListener("click", () => $("keys").showModal());
   $("lock").addEventListener("submit", () => {
     keepToken($("token").value);
     hurry();
+    shown.recorder.look();
   });
-  $("fullscreen").addEventListener("click", toggleFullscreen);
-  addEventListener("keydown", onKey);
+  listen({
+    "/": { label: "Write what happens next", run: () => $("prompt").focus() },
+    f: { label: "Full screen", run: toggleFullscreen },
+    p: { label: "Picture in picture", run: togglePip },
+    r: { label: "Record, or stop recording", run: () => shown.recorder.toggle() },
+    s: { label: "Share a link", run: () => share(shown.id) },
+    c: { label: "Channels", run: () => $("channels").togglePopover() },
+  });
+}
+
+function start() {
+  offer("Surprise me", surprise, "any");
+  for (const idea of IDEAS) offer(idea, () => idea, idea.split(" ").find((word) => PARTS.colour.includes(word)));
   addEventListener("pagehide", () => channels.forEach((channel) => channel.player.stop()));
   addEventListener("hashchange", () => location.reload());
   addEventListener("pageshow", (event) => event.persisted && location.reload());
@@ -258,6 +207,7 @@ function start() {
   });
   takeToken();
   show(decodeURIComponent(location.hash.slice(1)) || FIRST_CHANNEL);
+  listenToPeople();
 }
 
 start();

@@ -1,6 +1,6 @@
 // What a channel's report says, on the page: the caption, the timeline of prompts, and the engine's facts.
 
-export const $ = (id) => document.getElementById(id);
+import { $, clock, make, seconds, setText } from "./dom.js";
 
 /** Shows the prompts of a report: the one on screen, those before it and those to come. */
 export function showTimeline(state) {
@@ -10,7 +10,7 @@ export function showTimeline(state) {
   setText($("caption"), on.prompt);
   const rows = entries.map((entry, place) => {
     const when = place === current ? "now" : place > current && current >= 0 ? "past" : "next";
-    const label = { now: "On screen", past: clock(entry.frame, state), next: ahead(entry.frame, state) }[when];
+    const label = { now: "On screen", past: placeOf(entry.frame, state), next: ahead(entry.frame, state) }[when];
     return { prompt: entry.prompt, when, label };
   });
   const list = $("timeline");
@@ -26,16 +26,12 @@ export function showTimeline(state) {
 }
 
 function timelineRow() {
-  const item = document.createElement("li");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.title = "Use this prompt again";
+  const button = make("button", { type: "button", title: "Use this prompt again" });
   button.addEventListener("click", () => {
     $("prompt").value = button.textContent;
     $("prompt").focus();
   });
-  item.append(document.createElement("time"), button);
-  return item;
+  return make("li", {}, make("time"), button);
 }
 
 /** Shows the facts of a report. */
@@ -62,22 +58,10 @@ export function showEngine(state) {
   });
 }
 
-export const seconds = (s) => `${s.toFixed(s < 10 ? 1 : 0)} s`;
-
-/** Place of a frame in the video, as h:mm:ss. */
-function clock(frame, { fps }) {
-  if (!fps) return "–";
-  const s = Math.floor(frame / fps);
-  const parts = [Math.floor(s / 3600), Math.floor(s / 60) % 60, s % 60].map((part) => String(part).padStart(2, "0"));
-  return parts.join(":").replace(/^00:0?/, "").replace(/^0(\d:\d\d:)/, "$1");
-}
+/** Place of a frame in the video. */
+const placeOf = (frame, { fps }) => (fps ? clock(frame / fps) : "–");
 
 function ahead(frame, state) {
   if (!state.fps || state.frame === null) return "Next";
   return `In ${seconds(Math.max(0, frame - state.frame) / state.fps)}`;
-}
-
-/** Changes a text only when it differs, so that screen readers are not told the same again. */
-export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
 }

@@ -71,8 +71,8 @@ export function iceServers(header) {
  * Plays the WHEP endpoint `url` in `video`, or `mp4Url` where WebRTC does not connect.
  *
  * `headers()` gives the headers of every request. `onState(state, detail)` hears "connecting", "playing", with
- * OVER_HTTP where it does not come over WebRTC, "waiting" with the reason, and "locked" when the server wants a
- * token; "locked" waits for `retry()`.
+ * OVER_HTTP where it does not come over WebRTC, "waiting" with the reason and the status of a refusal, and "locked" when
+ * the server wants a token; "locked" waits for `retry()`.
  */
 export class WhepPlayer {
   #video;
@@ -107,7 +107,7 @@ export class WhepPlayer {
       if (!this.#running) return;
       this.#failures += 1;
       const locked = error.status === 401;
-      this.#onState(locked ? "locked" : "waiting", error.message);
+      this.#onState(locked ? "locked" : "waiting", error.message, error.status);
       await this.#pause.wait(locked ? LONGEST_MS : error.retryAfterMs || backoffMs(this.#failures));
     }
   }

@@ -1,0 +1,75 @@
+// The strip under the video: what is planned and not yet on air. A click drops it from there on.
+
+import { request } from "./api.js";
+import { $, make, say, seconds, setText } from "./dom.js";
+
+const LOOK_MS = 1500; // between looks at what is planned
+
+export class PlanStrip {
+  #url;
+  #steer;
+  #sinceMs = -Infinity; // of the last look
+  #busy = false;
+  #missing = false; // a server without look-ahead
+
+  /** `url` is the channel's; `steer` is `request` for what needs the control token. */
+  constructor(url, steer) {
+    this.#url = `${url}/plan`;
+    this.#steer = steer;
+  }
+
+  /** A new report: the plan is read anew, as often as it is worth it. */
+  async onState({ frame, fps }) {
+    if (this.#missing || this.#busy || document.hidden || performance.now() - this.#sinceMs < LOOK_MS) return;
+    this.#busy = true;
+    this.#sinceMs = performance.now();
+    try {
+      const { entries } = await (await request("GET", this.#url)).json();
+      this.#show(entries.filter((entry) => entry.end > (frame ?? 0)), frame ?? 0, fps);
+    } catch (error) {
+      this.#missing = error.status === 404;
+      $("plan").hidden = true;
+    } finally {
+      this.#busy = false;
+    }
+  }
+
+  #show(entries, now, fps) {
+    const list = $("plan-list");
+    $("plan").hidden = !entries.length;
+    const rows = new Map([...list.children].map((row) => [Number(row.dataset.frame), row]));
+    const ordered = entries.map((entry) => {
+      const row = rows.get(entry.frame) ?? this.#row(entry.frame);
+      const [picture, time, words] = row.firstElementChild.children;
+      if (picture.dataset.url !== entry.preview) Object.assign(picture, { src: entry.preview }).dataset.url = entry.preview;
+      setText(time, entry.frame <= now ? "Now" : `in ${seconds((entry.frame - now) / fps)}`);
+      setText(words, entry.words ?? entry.prompt);
+      row.dataset.rendered = entry.rendered;
+      row.firstElementChild.title = `${entry.prompt}. A click drops it, and what follows`;
+      return row;
+    });
+    // Rows stay in place while they are the same, so that a focus is not lost.
+    for (const row of list.children) if (!ordered.includes(row)) row.remove();
+    ordered.forEach((row, place) => {
+      if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
+    });
+  }
+
+  #row(frame) {
+    const button = make("button", { type: "button" }, make("img", { alt: "", width: 96, height: 64 }), make("time"), make("span"));
+    button.addEventListener("click", () => this.#discard(frame));
+    const row = make("li", {}, button);
+    row.dataset.frame = frame;
+    return row;
+  }
+
+  async #discard(frame) {
+    try {
+      await this.#steer("POST", `${this.#url}/discard`, { frame });
+      say("Dropped. It is planned anew from there on.");
+      this.#sinceMs = -Infinity;
+    } catch (error) {
+      say(error.message);
+    }
+  }
+}
