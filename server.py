@@ -21,7 +21,7 @@ from importlib import import_module
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING
 
-from engine.arguments import add_rendering, checked, folder, gigabytes, seed
+from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
@@ -126,7 +126,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
-    from streaming.channels.channel import Channel
+    from streaming.channels.registry import Channels
     from streaming.engines.link import EngineLink
     from streaming.engines.supervisor import Supervisor
     from streaming.http.app import HttpServer, create_app
@@ -149,18 +149,14 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
     pushes = Pushes(metrics, ice=ice)
     recordings = Recordings(arguments.recordings, arguments.recordings_gb) if arguments.recordings else None
-    channels = {
-        name: Channel(name, settings, engine, metrics.channel(name))
-        for name, settings in channel_settings(arguments).items()
-    }
-    for channel in channels.values():
-        engine.open(channel)
+    channels = Channels(engine, metrics)
+    channels.begin(CHANNEL, ChannelSettings(arguments.prompt, arguments.seed, arguments.steps))
     state = ServerState(engine, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:
         supervision = group.create_task(_supervise(Supervisor(target, engine, metrics), stop), name="engine")
-        air = [group.create_task(channel.run(), name=f"channel {name}") for name, channel in channels.items()]
+        air = group.create_task(channels.run(), name="channels")
         group.create_task(http.serve([listener]), name="http")
         lag = group.create_task(metrics.watch_loop(), name="loop lag")
         # What start-up made lives on: without it a full collection, which stops every viewer, is short.
@@ -172,7 +168,7 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
         finally:
             # Those who receive before the rest: each says goodbye while its connection still works.
             await state.end_receivers()
-            for task in (*air, supervision, lag):
+            for task in (air, supervision, lag):
                 task.cancel()
             http.should_exit = True
     return 0 if supervision.cancelled() else supervision.result()
@@ -211,11 +207,6 @@ def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     return EngineSettings(arguments.preset, arguments.weights, arguments.device, arguments.memory, arguments.log_level)
 
 
-def channel_settings(arguments: argparse.Namespace) -> dict[str, ChannelSettings]:
-    """Settings of each channel from the command line, by its id."""
-    return {CHANNEL: ChannelSettings(arguments.prompt, arguments.seed, arguments.steps)}
-
-
 def app_config(arguments: argparse.Namespace) -> AppConfig:
     """Settings of the HTTP interface from the command line."""
     from streaming.http.access import Tokens
@@ -249,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--preset", choices=("mini", "landiff"), default="mini", help="which model (default: mini)")
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    add_rendering(options)
+    add_live_rendering(options)
     options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
     options.add_argument(
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from engine.wire.settings import SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, SEED_LIMIT
 
 T = TypeVar("T")
-
-MOST_STEPS = 1000
 
 
 def checked(check: Callable[[str], T]) -> Callable[[str], T]:
@@ -87,6 +85,22 @@ def add_rendering(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (default: the preset's own)"
     )
+    add_memory(options)
+
+
+def add_live_rendering(options: argparse.ArgumentParser) -> None:
+    """The same for a server, which may choose the steps: None is `auto`."""
+    options.add_argument(
+        "--steps",
+        type=checked(lambda text: None if text == "auto" else steps(text)),
+        metavar="N|auto",
+        help="denoising steps a chunk; auto (the default) takes fewer than the preset's own where time is short",
+    )
+    add_memory(options)
+
+
+def add_memory(options: argparse.ArgumentParser) -> None:
+    """The option `--memory`."""
     options.add_argument("--memory", type=checked(gigabytes), metavar="GB", help="most of the device's memory to use")
 
 

@@ -119,6 +119,16 @@ class EngineConfig:
         return 1, dit.heads, dit.text_length + dit.frames * dit.frame_tokens, dit.hidden // dit.heads
 
     @property
+    def least_steps(self) -> int:
+        """The fewest denoising steps that a chunk can take."""
+        return 1 if isinstance(self.schedule, FlowSchedule) else 2
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of the plan of a chunk that begins with a GOP."""
+        return self.tokenizer.offsets[self.chunk_length]
+
+    @property
     def chunk_frames(self) -> int:
         """Video frames of every chunk but the first."""
         return frames_of(self.chunk_length, started=True)

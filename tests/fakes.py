@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,13 @@ from aiortc.mediastreams import MediaStreamError
 import server
 from engine.live.control_pipe import ControlPipe
 from engine.wire.messages import (
+    ChannelClosed,
+    ChannelOpened,
+    ChannelRefused,
     ChunkDone,
+    CloseChannel,
     Failed,
+    FramesDropped,
     FramesReady,
     OpenChannel,
     Progress,
@@ -41,7 +46,7 @@ from engine.wire.messages import (
     Shown,
     Stop,
 )
-from engine.wire.ring import RingWriter
+from engine.wire.ring import CHANNEL_SLOTS, RingWriter
 from engine.wire.settings import EngineSettings
 from streaming.engines.supervisor import EngineTarget
 from streaming.media.rtp_hooks import end_consent_with_connection
@@ -50,6 +55,8 @@ WIDTH, HEIGHT, FPS = 192, 128, 16.0
 CHUNK_SLICES = (8, 8, 8)
 FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
+CUT_AHEAD = 4  # frames from the one on air to a cut
+COMPUTE_S = 0.1  # that a chunk is said to take
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
 UNREAD = "zebra"  # a word that the engine does not know
 COLOURS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
@@ -88,70 +95,94 @@ def fake_engine(settings: EngineSettings, ring: RingWriter, control: Connection)
         _FakeEngine(settings, ring, pipe).run()
 
 
+@dataclass
+class _FakeChannel:
+    name: str
+    index: int  # of the next frame to render
+    shown: int
+    chunk: int
+    slots: set[int] = field(default_factory=set)
+    slices: list[int] = field(default_factory=lambda: list(FIRST_CHUNK_SLICES))  # of the chunk, still to render
+    chunk_frames: int = sum(FIRST_CHUNK_SLICES)
+
+
 class _FakeEngine:
-    """One channel, `name`, which the server opens before anything else."""
+    """Renders as fast as there are slots, a slice of each channel in turn."""
 
     def __init__(self, settings: EngineSettings, ring: RingWriter, control: ControlPipe) -> None:
         self._ring = ring
         self._control = control
-        self._name, self._index, self._shown, self._chunk = "", 0, 0, 0
+        self._channels: dict[str, _FakeChannel] = {}
         self._stopped = False
         self._read(control.recv())
         self._control.send(Progress("warm-up", 0.5))
         self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, settings.preset, 4))
 
     def run(self) -> None:
-        slices = FIRST_CHUNK_SLICES
         try:
             while not self._stopped:
-                wait = self._index - self._shown > LOW_MARK
-                while (wait or self._control.poll()) and not self._stopped:
+                rendered = [self._render(channel) for channel in self._channels.values()]
+                while (not any(rendered) or self._control.poll()) and not self._stopped:
                     self._read(self._control.recv())
-                    wait = False
-                if self._index - self._shown <= LOW_MARK:
-                    self._render(slices)
-                    slices = CHUNK_SLICES
+                    rendered = [True]
         except (EOFError, OSError):
             # The server is gone; so is the reason to run.
             return
 
     def _read(self, message: Any) -> None:
         match message:
+            case OpenChannel(settings=settings) if settings.prompt == REFUSE:
+                self._control.send(ChannelRefused(message.channel, "this prompt is refused for the test"))
             case OpenChannel():
-                self._name, start = message.channel, message.settings.start
-                self._index = self._shown = start.frame
-                self._chunk = start.chunk
+                start = message.settings.start
+                self._channels[message.channel] = _FakeChannel(message.channel, start.frame, start.frame, start.chunk)
+                self._control.send(ChannelOpened(message.channel))
+            case CloseChannel():
+                channel = self._channels.pop(message.channel, None)
+                self._ring.release(channel.slots if channel else ())
+                self._control.send(ChannelClosed(message.channel))
             case Shown():
-                self._shown = message.frame
+                channel = self._channels[message.channel]
+                channel.shown = message.frame
+                channel.slots -= set(message.freed_slots)
                 self._ring.release(message.freed_slots)
             case SetPrompt(prompt=prompt) if prompt == CRASH:
                 os.kill(os.getpid(), signal.SIGKILL)
             case SetPrompt(prompt=prompt) if prompt == HANG:
                 time.sleep(3600)
             case SetPrompt(prompt=prompt) if prompt == REFUSE:
-                self._control.send(Refused(message.request, self._name, "this prompt is refused for the test"))
+                self._control.send(Refused(message.request, message.channel, "this prompt is refused for the test"))
             case SetPrompt(prompt=prompt) if prompt == BREAK:
-                self._control.send(FramesReady(self._name, 0, 10**6, 0, 1))
+                self._control.send(FramesReady(message.channel, 0, 10**6, 0, 1))
             case SetPrompt():
                 unread = tuple(word for word in message.prompt.split() if word == UNREAD)
-                self._control.send(PromptSet(message.request, message.channel, message.prompt, self._index, unread))
+                channel = self._channels[message.channel]
+                if message.mode == "cut":
+                    channel.index = min(channel.shown + CUT_AHEAD, channel.index)
+                    self._control.send(FramesDropped(channel.name, channel.index))
+                self._control.send(PromptSet(message.request, channel.name, message.prompt, channel.index, unread))
             case Stop():
                 self._stopped = True
 
-    def _render(self, slices: tuple[int, ...]) -> None:
-        began_s = time.monotonic()
-        for frames in slices:
-            while (slot := self._ring.acquire()) is None:
-                self._read(self._control.recv())
-                if self._stopped:
-                    return
-            self._ring.write(slot, np.stack([test_frame(self._index + step) for step in range(frames)]))
-            self._control.send(FramesReady(self._name, slot, self._index, self._chunk, frames))
-            self._index += frames
-        compute_s = time.monotonic() - began_s
-        stage_ms = {"plan": 1.0, "render": compute_s * 1000, "vae": 1.0}
-        self._control.send(ChunkDone(self._name, self._chunk, 4, sum(slices) / FPS, compute_s, stage_ms, (1,)))
-        self._chunk += 1
+    def _render(self, channel: _FakeChannel) -> bool:
+        """Renders a slice; False where the channel has enough of them."""
+        begins = len(channel.slices) == len(CHUNK_SLICES)
+        if (begins and channel.index - channel.shown > LOW_MARK) or len(channel.slots) == CHANNEL_SLOTS:
+            return False
+        slot, frames = self._ring.acquire(), channel.slices.pop(0)
+        assert slot is not None, "the ring has room for every channel"
+        channel.slots.add(slot)
+        self._ring.write(slot, np.stack([test_frame(channel.index + step) for step in range(frames)]))
+        self._control.send(FramesReady(channel.name, slot, channel.index, channel.chunk, frames))
+        channel.index += frames
+        if not channel.slices:
+            compute_s = COMPUTE_S
+            stage_ms = {"plan": 1.0, "render": compute_s * 1000 - 2.0, "vae": 1.0}
+            seconds = channel.chunk_frames / FPS
+            self._control.send(ChunkDone(channel.name, channel.chunk, 4, seconds, compute_s, stage_ms, (1,)))
+            channel.chunk += 1
+            channel.slices, channel.chunk_frames = list(CHUNK_SLICES), sum(CHUNK_SLICES)
+        return True
 
 
 @dataclass

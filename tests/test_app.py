@@ -32,7 +32,7 @@ async def test_channel_report_is_complete(running: Serving) -> None:
     assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
     assert set(report["chunk"]["ms"]) == {"plan", "render", "vae"}
     assert report["prompts"] == [
-        {"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None, "unread": []}
+        {"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None, "unread": [], "seed": 0}
     ]
     channels = (await running.http.get("/channels")).json()
     assert [entry["id"] for entry in channels] == ["main"]
@@ -91,6 +91,7 @@ async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
         "shown": True,
         "replaced_by": None,
         "unread": [],
+        "seed": 0,
     }
 
 
@@ -99,7 +100,10 @@ async def test_bad_prompts_are_refused(running: Serving) -> None:
     before = (await running.report())["prompt"]
     prompts = ["", " \n\t ", "a\u0000b", "\ud800", "x" * 2001, 3, None, REFUSE]
     bodies = [json.dumps({"prompt": prompt}).encode() for prompt in prompts]
-    bodies += [json.dumps({"prompt": "x"} | more).encode() for more in ({"mode": "cut"}, {"sped": 3})]
+    bodies += [
+        json.dumps({"prompt": "x"} | more).encode()
+        for more in ({"mode": "jump"}, {"seed": -1}, {"paused": 1}, {"sped": 3})
+    ]
     for body in (b"", b"{}", b"nonsense", b'"text"', *bodies):
         reply = await running.http.patch("/channels/main", content=body, headers={"content-type": "application/json"})
         assert refused(reply, 422), body
@@ -341,7 +345,7 @@ async def test_every_path_names_its_methods(running: Serving) -> None:
     for path in ("/channels/", "/channels/main/", "/healthz/", "/whep/main/"):
         assert (await running.http.get(path)).status_code in (200, 204), path
     for path, methods in (
-        ("/channels/main", "GET, HEAD, OPTIONS, PATCH"),
+        ("/channels/main", "DELETE, GET, HEAD, OPTIONS, PATCH"),
         ("/whep/main", "GET, HEAD, OPTIONS, POST"),
         ("/whep/main/x", "DELETE, GET, HEAD, OPTIONS, PATCH"),
     ):

@@ -10,7 +10,9 @@ from fakes import FPS, HEIGHT, WIDTH, test_frame
 
 from engine.wire.messages import (
     ChunkDone,
+    FramesDropped,
     FramesReady,
+    Paused,
     Progress,
     PromptSet,
     Ready,
@@ -22,7 +24,7 @@ from engine.wire.ring import RingConfig, RingReader
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from streaming.channels.channel import Channel
 from streaming.channels.events import PromptShown, StateChanged
-from streaming.channels.prompts import PromptRefused
+from streaming.channels.prompts import RequestRefused
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
@@ -83,12 +85,17 @@ class Studio:
 
     async def pass_periods(self, count: int) -> None:
         for _ in range(count):
-            await self.channel._step(self.clock.now_s)
+            await self.channel._playout.step(self.clock.now_s)
             self.clock.now_s += 1 / FPS
 
     @property
     def shown(self) -> list[Shown]:
         return [message for message in self.sent if isinstance(message, Shown)]
+
+    @property
+    def asked(self) -> SetPrompt:
+        """The prompt that was sent last."""
+        return next(message for message in reversed(self.sent) if isinstance(message, SetPrompt))
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ async def test_nothing_can_be_joined_before_the_engine_is_ready(studio: Studio) 
     with pytest.raises(Unavailable, match="no video"):
         studio.channel.join(Sink(), "vp8", False)
     with pytest.raises(Unavailable, match="starting"):
-        await studio.channel.set_prompt("x", "flow")
+        await studio.channel.change("x", "flow")
     report = studio.channel.report()
     assert (report.state, report.progress, report.width, report.frame) == ("starting", "weights 25%", None, None)
 
@@ -163,7 +170,7 @@ async def test_second_viewer_gets_a_picture_between_frames(studio: Studio) -> No
     await studio.pass_periods(2)
     studio.clock.now_s -= 0.5 / FPS
     studio.channel.join(second, "h264", False)
-    await studio.channel._step(studio.clock.now_s)
+    await studio.channel._playout.step(studio.clock.now_s)
     assert (len(first.packets), len(second.packets)) == (2, 1)
     assert second.packets[0].is_keyframe
     studio.clock.now_s += 0.5 / FPS
@@ -191,10 +198,9 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
     studio.render(4)
     studio.channel.join(Sink(), "vp8", False)
     with studio.channel.events.listen("test") as queue:
-        asking = asyncio.create_task(studio.channel.set_prompt("second", "flow"))
+        asking = asyncio.create_task(studio.channel.change("second", "flow"))
         await asyncio.sleep(0)
-        request = studio.sent[-1]
-        assert isinstance(request, SetPrompt)
+        request = studio.asked
         assert (request.prompt, request.mode, request.channel) == ("second", "flow", "main")
         studio.engine.receive(PromptSet(request.request, "main", "second", 2, ("second",)))
         answer = await asking
@@ -211,15 +217,70 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
     ]
 
 
+async def test_a_cut_takes_frames_off_before_they_air(studio: Studio) -> None:
+    """Frames that were made anew are shown in place of the old ones; slots come back; the clock notices nothing."""
+    studio.engine.receive(READY)
+    slots = [studio.render(4), studio.render(4)]
+    sink = Sink()
+    studio.channel.join(sink, "vp8", False)
+    await studio.pass_periods(2)
+    asking = asyncio.create_task(studio.channel.change("second", "cut", 9))
+    await asyncio.sleep(0)
+    assert (studio.asked.mode, studio.asked.seed) == ("cut", 9)
+    studio.engine.receive(FramesDropped("main", 3))
+    studio.engine.receive(PromptSet(studio.asked.request, "main", "second", 3))
+    assert (await asking).frame == 3 and studio.shown[-1] == Shown("main", 2, (slots[1],))
+    studio.writer.release((slots[1],))
+    studio.index = 3
+    studio.render(3, chunk=1)
+    await studio.pass_periods(4)
+    assert [message.frame for message in studio.shown] == [1, 2, 2, 3, 4, 5, 6]
+    report = studio.channel.report()
+    assert (report.repeats, report.prompt, report.seed, report.prompts[-1].shown) == (0, "second", 9, True)
+    assert sink.pts == [5625 * number for number in range(6)]
+
+
+async def test_a_paused_video_stands_for_all(studio: Studio) -> None:
+    """The frame on air stays, is sent again each second and to who joins; then the next frame follows."""
+    studio.engine.receive(READY)
+    studio.render(9)
+    first, second = Sink(), Sink()
+    studio.channel.join(first, "vp8", False)
+    await studio.pass_periods(3)
+    answer = studio.channel.pause(True)
+    assert (answer.prompt, answer.frame) == ("first", 2)
+    assert studio.sent[-1] == Paused("main", True) and studio.channel.report().state == "paused"
+    await studio.pass_periods(int(3 * FPS))
+    assert len(studio.shown) == 3 and 5 <= len(first.packets) <= 7
+    studio.channel.join(second, "h264", False)
+    await studio.pass_periods(1)
+    assert len(second.packets) == 1 and second.packets[0].is_keyframe
+    studio.channel.pause(False)
+    assert studio.sent[-1] == Paused("main", False)
+    await studio.pass_periods(2)
+    assert [message.frame for message in studio.shown] == [1, 2, 3, 4, 5]
+    assert all(later > earlier for earlier, later in zip(first.pts, first.pts[1:], strict=False))
+    assert studio.channel.report().repeats == 0
+
+
+async def test_a_video_paused_before_it_began_shows_its_first_frame(studio: Studio) -> None:
+    """Who watches it sees one picture that stands."""
+    studio.channel.pause(True)
+    studio.engine.receive(READY)
+    studio.render(9)
+    studio.channel.join(Sink(), "vp8", False)
+    await studio.pass_periods(9)
+    assert [message.frame for message in studio.shown] == [1]
+
+
 async def test_refused_prompt_changes_nothing(studio: Studio) -> None:
     """The engine's reason reaches who asked; the prompt stays."""
     studio.engine.receive(READY)
-    asking = asyncio.create_task(studio.channel.set_prompt("second", "flow"))
+    asking = asyncio.create_task(studio.channel.change("second", "flow"))
     await asyncio.sleep(0)
-    request = studio.sent[-1]
-    assert isinstance(request, SetPrompt)
+    request = studio.asked
     studio.engine.receive(Refused(request.request, "main", "too strange"))
-    with pytest.raises(PromptRefused, match="too strange"):
+    with pytest.raises(RequestRefused, match="too strange"):
         await asking
     assert studio.channel.report().prompt == "first"
 
@@ -231,13 +292,13 @@ async def test_crash_is_named_and_the_video_goes_on(studio: Studio) -> None:
     sink = Sink()
     studio.channel.join(sink, "vp8", False)
     await studio.pass_periods(1)
-    asking = asyncio.create_task(studio.channel.set_prompt("second", "flow"))
+    asking = asyncio.create_task(studio.channel.change("second", "flow"))
     await asyncio.sleep(0)
     studio.engine.detach("it crashed", final=False)
     with pytest.raises(Unavailable, match="stopped"):
         await asking
     with pytest.raises(Unavailable, match="it crashed"):
-        await studio.channel.set_prompt("third", "flow")
+        await studio.channel.change("third", "flow")
     await studio.pass_periods(4)
     report = studio.channel.report()
     assert (report.state, report.error, report.frame, report.repeats) == ("restarting", "it crashed", 2, 2)

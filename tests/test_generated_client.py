@@ -50,12 +50,17 @@ async def test_a_generated_client_steers_a_channel(client: Any) -> None:
         async with api:
             listed = await client(".api.default.channels").asyncio(client=api)
             assert [(one.id, one.preset) for one in listed] == [("main", "mini")]
-            body = models.PromptChange(prompt=f"a {UNREAD} boat")
+            body = models.ChannelChange(prompt=f"a {UNREAD} boat")
             answer = await client(".api.default.change").asyncio("main", client=api, body=body)
             assert (answer.prompt, answer.unread) == (f"a {UNREAD} boat", [UNREAD])
             assert answer.frame > 0 and answer.replaced_by is None
             report = await client(".api.default.channel_report").asyncio("main", client=api)
             assert (report.prompt, report.width, report.prompts[-1].frame) == (answer.prompt, 192, answer.frame)
+            body = models.NewChannel(prompt="a red ball", id="sea")
+            made = await client(".api.default.create").asyncio(client=api, body=body)
+            assert (made.id, made.state) == ("sea", "idle")
+            ended = await client(".api.default.end").asyncio_detailed("sea", client=api)
+            assert ended.status_code == 204
             missing = await client(".api.default.channel_report").asyncio("none", client=api)
             assert isinstance(missing, models.Problem) and missing.status == 404 and "GET /channels" in missing.detail
             unreachable = models.PushRequest(url="http://127.0.0.1:9/whip")

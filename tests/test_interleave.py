@@ -28,11 +28,17 @@ from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
 from engine.runtime.threads import ThreadChoice
 from engine.wire.messages import (
+    ChannelClosed,
+    ChannelOpened,
+    ChannelRefused,
     ChunkDone,
+    CloseChannel,
     Failed,
+    FramesDropped,
     FramesReady,
     Heartbeat,
     OpenChannel,
+    Paused,
     Progress,
     PromptReplaced,
     PromptSet,
@@ -42,10 +48,10 @@ from engine.wire.messages import (
     Shown,
     Stop,
 )
-from engine.wire.ring import RingConfig, RingReader, RingWriter
+from engine.wire.ring import CHANNEL_SLOTS, RingConfig, RingReader, RingWriter
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 
-SETTINGS = ChannelSettings("a red ball", 3)
+SETTINGS = ChannelSettings("a red ball", 3, steps=2)
 FPS = 8
 LIMIT_S = 100.0
 LOOK_AHEAD = 12  # semantic frames
@@ -59,6 +65,7 @@ def _generator() -> Generator:
 def _offline(settings: ChannelSettings, frames: int, changes: Sequence[Change] = ()) -> npt.NDArray[np.uint8]:
     start = settings.start
     channel = _generator().open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
+    channel.open_from = start.frame
     return np.concatenate([batch.i420 for batch in generate_frames(_generator(), channel, frames, changes)])
 
 
@@ -108,10 +115,21 @@ class Server:
                     self.batches.append(message)
                     self.seen.append(message)
                     self.video.append(self.ring.frames[message.slot])
+                elif isinstance(message, FramesDropped):
+                    self.drop(message.frame)
                 else:
                     self.others.append(message)
                 if isinstance(message, kind):
                     return message
+
+    def drop(self, frame: int) -> None:
+        """Forgets frames that are made anew, and gives their slots back."""
+        assert self.shown < frame < self.end
+        self.end = frame
+        gone = [batch.slot for batch in self.batches if batch.index >= frame]
+        self.batches = self.batches[: len(self.batches) - len(gone)]
+        self.video = [np.concatenate(self.video)[: frame - self.first]]
+        self.pipe.send(Shown("main", self.shown, tuple(gone)))
 
     async def settle(self) -> None:
         """Waits until the engine has nothing left to do but to listen: it answers, then nothing follows."""
@@ -143,12 +161,16 @@ def _threads(number: int) -> Iterator[None]:
 
 @asynccontextmanager
 async def _running(
-    settings: ChannelSettings = SETTINGS, slots: int = 8, low_mark_s: float = LOW_MARK_S
+    settings: ChannelSettings = SETTINGS,
+    slots: int = 8,
+    low_mark_s: float = LOW_MARK_S,
+    generator: Generator | None = None,
 ) -> AsyncIterator[tuple[Server, Interleaver]]:
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         ring = MemoryRing(slots)
-        interleaver = Interleaver(_generator(), ring, ControlPipe(theirs), low_mark_s=low_mark_s)  # type: ignore[arg-type]
+        control = ControlPipe(theirs)
+        interleaver = Interleaver(generator or _generator(), ring, control, low_mark_s=low_mark_s)  # type: ignore[arg-type]
         ours.send(OpenChannel("main", settings))
         interleaver.read_inbox()
         server = Server(ours, ring, settings)
@@ -183,6 +205,124 @@ async def test_streaming_equals_offline(slots: int, low_mark: int, seed: int) ->
     changes = [Change(answer.frame, answer.prompt) for answer in answers if answer.request not in replaced]
     video = np.concatenate(server.video)
     assert len(changes) >= 2 and (video == _offline(SETTINGS, len(video), changes)).all()
+
+
+@pytest.mark.parametrize(("slots", "seed"), [(8, 0), (3, 1), (2, 2), (8, 3)])
+async def test_streaming_with_cuts_equals_offline(slots: int, seed: int) -> None:
+    """Whatever the moments of cuts and prompts between them, what goes on air is what `generate` makes of the answers.
+
+    Frames up to a cut are those that were there; all prompts are answered, in order.
+    """
+    rng = random.Random(seed)
+    answers, modes, seeds = [], [], []
+    async with _running(SETTINGS, slots) as (server, _):
+        while server.shown < 200:
+            if rng.random() < 0.25:
+                modes.append(rng.choice(["flow", "cut", "cut"]))
+                seeds.append(rng.randrange(3))
+                prompt = rng.choice(["the sea", "a blue boat"])
+                server.pipe.send(SetPrompt(len(answers), "main", prompt, modes[-1], seeds[-1]))
+                answers.append(await server.receive(PromptSet))
+            elif server.end == server.shown:
+                await server.receive(FramesReady)
+            server.show(rng.randrange(1, 9))
+            await asyncio.sleep(0)
+    changes: list[Change] = []
+    for answer, mode, number in zip(answers, modes, seeds, strict=True):
+        if mode == "cut":
+            changes = [change for change in changes if change.frame < answer.frame]
+        elif changes and changes[-1].frame == answer.frame:
+            # It takes the place of a change that has not begun, be that a cut.
+            mode = changes.pop().mode
+        changes.append(Change(answer.frame, answer.prompt, mode, number))
+    video = np.concatenate(server.video)[: server.shown]
+    offline = _offline(SETTINGS, len(video), changes)
+    assert modes.count("cut") >= 5 and not np.flatnonzero((video != offline).any(axis=(1, 2))).tolist(), changes
+
+
+async def test_a_cut_begins_with_the_frame_after_next() -> None:
+    """Where the clock stands nothing has to be met: all that is not on air or about to be is made anew."""
+    async with _running() as (server, interleaver):
+        await server.receive(ChunkDone)
+        server.show(4)
+        server.pipe.send(SetPrompt(1, "main", "the sea", "cut"))
+        answer = await server.receive(PromptSet)
+        assert answer == PromptSet(1, "main", "the sea", 5) and server.end == 5
+        await server.receive(ChunkDone)
+        await server.settle()
+        # Only slots of frames that may still be shown are held.
+        assert len(interleaver._channels["main"].slots) == len(server.batches)
+        assert len(server.ring.free) == 8 - len(server.batches)
+
+
+async def test_a_cut_waits_for_frames_that_are_nearly_there() -> None:
+    """With the buffer dry and the clock running a cut comes behind the chunk that is being made; nothing is lost."""
+    async with _running() as (server, interleaver):
+        while not interleaver._channels["main"].chunk:  # noqa: ASYNC110 - nobody is told of its beginning
+            await asyncio.sleep(0)
+        server.pipe.send(Paused("main", False))
+        server.pipe.send(SetPrompt(1, "main", "the sea", "cut"))
+        answer = await server.receive(PromptSet)
+        assert answer.frame == server.end == 25
+        server.pipe.send(SetPrompt(2, "main", "a blue boat", "cut"))
+        assert (await server.receive(PromptSet)).request == 2
+
+
+async def test_channels_share_the_engine() -> None:
+    """Three at once, each with its own frames; one that is read slowly or ends keeps nothing from the others."""
+    async with _running() as (server, interleaver):
+        more = {name: ChannelSettings("the sea", number, steps=2) for number, name in enumerate(("one", "two"))}
+        video: dict[str, list[npt.NDArray[np.uint8]]] = {name: [] for name in more}
+        ends = dict.fromkeys(more, 0)
+        for name, settings in more.items():
+            server.pipe.send(OpenChannel(name, settings))
+
+        async def take() -> None:
+            message = await server.inbox.get()
+            if isinstance(message, FramesReady) and message.channel in more:
+                assert message.index == ends[message.channel]
+                ends[message.channel] += message.frames
+                video[message.channel].append(server.ring.frames[message.slot])
+                if message.channel == "two":
+                    server.pipe.send(Shown("two", ends["two"], (message.slot,)))
+            elif isinstance(message, FramesReady):
+                server.pipe.send(Shown("main", message.index + message.frames, (message.slot,)))
+
+        while ends["two"] < 150:
+            await take()
+        # Nobody took a frame of `one`, which holds no more slots than it may.
+        assert ends["one"] <= 49 and len(interleaver._channels["one"].slots) <= CHANNEL_SLOTS
+        server.pipe.send(CloseChannel("one"))
+        while "one" in interleaver._channels:
+            await take()
+        for name, settings in more.items():
+            frames = np.concatenate(video[name])
+            assert (frames == _offline(settings, len(frames))).all()
+
+
+async def test_channels_that_run_come_first() -> None:
+    """While a channel whose clock runs has work to do, those whose clock stands do not take a unit of it."""
+    async with _running() as (server, interleaver):
+        server.pipe.send(Paused("main", False))
+        server.pipe.send(OpenChannel("other", SETTINGS))
+        await server.receive(ChunkDone)
+        other = interleaver._channels["other"]
+        assert other.chunk is None and interleaver._generator.planned(other.state) == 0
+        while not isinstance(message := await server.inbox.get(), ChunkDone):
+            pass
+        assert message.channel == "other" and other.delivered == 25
+
+
+async def test_a_channel_that_cannot_be_made_is_refused(published_folder: Path) -> None:
+    """The reason is answered, and the engine goes on."""
+    generator = Generator(load(TINY, published_folder, torch.device("cpu"), torch.float32))
+    async with _running(generator=generator) as (server, interleaver):
+        server.pipe.send(OpenChannel("other", ChannelSettings("the sea", steps=1)))
+        refused = await server.receive(ChannelRefused)
+        assert refused.channel == "other" and "1 sampling steps" in refused.reason
+        server.pipe.send(CloseChannel("other"))
+        assert await server.receive(ChannelClosed) == ChannelClosed("other")
+        assert list(interleaver._channels) == ["main"]
 
 
 async def test_answer_names_the_first_changed_frame() -> None:
@@ -293,7 +433,7 @@ async def test_finished_frames_wait_for_a_slot() -> None:
         (SetPrompt(1, "main", " \n", "flow"), "empty"),
         (SetPrompt(1, "main", "a\x00b", "flow"), "control characters"),
         (SetPrompt(1, "main", "x" * 3000, "flow"), "3000"),
-        (SetPrompt(1, "main", "the sea", "cut"), "'cut'"),
+        (SetPrompt(1, "main", "the sea", "jump"), "'jump'"),
         (SetPrompt(1, "other", "the sea", "flow"), "'other'"),
     ],
 )
@@ -518,10 +658,11 @@ def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
         ring.close()
     kinds = [type(message) for message in messages]
     batches = [message for message in messages if isinstance(message, FramesReady)]
-    assert kinds == [Progress] * kinds.count(Progress) + [Ready] + [FramesReady] * 3 + [ChunkDone]
+    progress = [Progress] * kinds.count(Progress)
+    assert kinds == [*progress, ChannelOpened, Ready, *[FramesReady] * 3, ChunkDone]
     ready = messages[kinds.index(Ready)]
     assert (ready.width, ready.height, ready.fps, ready.preset, ready.steps) == (48, 32, 8.0, "tiny", 2)
-    assert [message.fraction for message in messages[: kinds.index(Ready)]][-1] == 1.0
+    assert [message.fraction for message in messages[: len(progress)]][-1] == 1.0
     device = pick_device("cpu")
     generator = Generator(load(tiny_config(), tmp_path, device, pick_dtype(device)))
     with _threads(*messages[-1].threads):

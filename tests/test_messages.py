@@ -10,7 +10,13 @@ from engine.wire.settings import ChannelSettings
 
 def test_messages_are_frozen_and_survive_the_pipe() -> None:
     """Every message of both directions can be pickled and not be changed."""
-    values: dict[typing.Any, typing.Any] = {str: "x", int: 1, float: 0.5, ChannelSettings: ChannelSettings("x")}
+    values: dict[typing.Any, typing.Any] = {
+        str: "x",
+        int: 1,
+        float: 0.5,
+        bool: True,
+        ChannelSettings: ChannelSettings("x"),
+    }
     for kind in (*typing.get_args(messages.ToEngine), *typing.get_args(messages.FromEngine)):
         hints = typing.get_type_hints(kind)
         message = kind(

@@ -4,7 +4,7 @@ import pytest
 
 from engine.wire.messages import PromptReplaced, PromptSet, Refused
 from streaming.channels.events import PromptDropped, PromptShown
-from streaming.channels.prompts import PROMPTS_KEPT, PromptBook, PromptRefused
+from streaming.channels.prompts import PROMPTS_KEPT, PromptBook, RequestRefused
 from streaming.channels.report import PromptReport
 from streaming.errors import Unavailable
 
@@ -34,10 +34,10 @@ async def test_refusal_reaches_who_asked() -> None:
     sent = book.next()
     assert sent is not None
     book.refuse(Refused(sent.number, "main", "no"))
-    with pytest.raises(PromptRefused, match="no"):
+    with pytest.raises(RequestRefused, match="no"):
         await future
     book.ask("c", "flow")
-    assert book.newest == "first" and book.next() is not None
+    assert book.newest.prompt == "first" and book.next() is not None
 
 
 async def test_answer_to_a_request_that_left_still_counts() -> None:
@@ -48,7 +48,7 @@ async def test_answer_to_a_request_that_left_still_counts() -> None:
     assert sent is not None
     future.cancel()
     book.accept(PromptSet(sent.number, "main", "b", 24))
-    assert book.newest == "b"
+    assert book.newest.prompt == "b"
 
 
 async def test_prompt_is_shown_once() -> None:
@@ -65,8 +65,8 @@ async def test_a_replaced_prompt_is_never_shown() -> None:
     """Of two prompts for the same frame the later one is told; the earlier one says what came in its place, once."""
     book = PromptBook("first", 0)
     book.accept(PromptSet(1, "main", "a", 24))
-    book.accept(PromptSet(2, "main", "b", 24))
     assert book.replace(PromptReplaced(1, "main", "b")) == [PromptDropped("a", 24, "b")]
+    assert book.accept(PromptSet(2, "main", "b", 24)) == []
     assert book.replace(PromptReplaced(1, "main", "c")) == book.replace(PromptReplaced(9, "main", "c")) == []
     assert book.show(24) == [PromptShown("first", 0), PromptShown("b", 24)]
     assert [(one.prompt, one.shown, one.replaced_by) for one in book.report()] == [
@@ -103,3 +103,34 @@ async def test_only_the_last_prompts_are_kept() -> None:
         book.accept(PromptSet(number, "main", str(number), number))
     assert [one.prompt for one in book.report()] == [str(number) for number in range(200 - PROMPTS_KEPT, 200)]
     await asyncio.sleep(0)
+
+
+async def test_a_cut_drops_the_prompts_behind_it() -> None:
+    """Those that were to begin at its frame or later are never shown; those before it are."""
+    book = PromptBook("first", 0)
+    book.show(0)
+    for number, (prompt, frame) in enumerate([("a", 24), ("b", 48), ("c", 72)], 1):
+        book.accept(PromptSet(number, "main", prompt, frame))
+    assert book.accept(PromptSet(4, "main", "d", 48)) == [PromptDropped("b", 48, "d"), PromptDropped("c", 72, "d")]
+    assert book.show(50) == [PromptShown("a", 24), PromptShown("d", 48)]
+    # One that is on air stays, however late the cut's frame comes.
+    assert book.accept(PromptSet(5, "main", "e", 48)) == []
+
+
+async def test_prompt_and_seed_change_apart() -> None:
+    """A change without one of them keeps what is newest, that of a change included whose place it takes."""
+    book = PromptBook("first", 0, seed=3)
+    book.ask(None, "flow", 5)
+    sent = book.next()
+    assert sent is not None and (sent.prompt, sent.seed) == ("first", 5)
+    waiting = book.ask("a", "flow")
+    book.ask(None, "cut", 7)
+    assert (await waiting).replaced_by == "a"
+    book.accept(PromptSet(sent.number, "main", "first", 24))
+    assert (book.newest.prompt, book.newest.seed) == ("first", 5)
+    following = book.next()
+    assert following is not None and (following.prompt, following.seed, following.mode) == ("a", 7, "cut")
+    book.accept(PromptSet(following.number, "main", "a", 30))
+    book.ask("b", "flow")
+    last = book.next()
+    assert last is not None and (last.prompt, last.seed) == ("b", 7)

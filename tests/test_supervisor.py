@@ -106,7 +106,7 @@ async def test_hopeless_engine_is_given_up() -> None:
         for _ in range(QUICK.restarts + 1):
             await state(channel, "idle")
             with pytest.raises(Unavailable):
-                await channel.set_prompt(CRASH, "flow")
+                await channel.change(CRASH, "flow")
         await state(channel, "failed")
         await task
         assert supervisor.engine is None
@@ -116,7 +116,7 @@ async def test_hopeless_engine_is_given_up() -> None:
 async def test_protocol_error_ends_the_engine() -> None:
     """An engine that sends nonsense is ended and restarted; the report says what was wrong."""
     async with supervised() as (_, channel, _task):
-        asking = asyncio.create_task(channel.set_prompt(BREAK, "flow"))
+        asking = asyncio.create_task(channel.change(BREAK, "flow"))
         await state(channel, "restarting")
         assert "broke the protocol" in str(channel.report().error)
         with pytest.raises(Unavailable):
@@ -127,7 +127,7 @@ async def test_protocol_error_ends_the_engine() -> None:
 async def test_engine_that_does_not_read_is_ended() -> None:
     """Messages to a hung engine never block the server; when too many wait, it is ended."""
     async with supervised() as (supervisor, channel, _):
-        asking = asyncio.create_task(channel.set_prompt(HANG, "flow"))
+        asking = asyncio.create_task(channel.change(HANG, "flow"))
         await asyncio.sleep(0.1)
         engine = supervisor.engine
         assert engine is not None
@@ -143,7 +143,7 @@ async def test_engine_that_does_not_read_is_ended() -> None:
 async def test_hung_engine_is_killed_on_stop() -> None:
     """An engine that ignores Stop is killed after stop_s."""
     async with supervised() as (supervisor, channel, task):
-        asking = asyncio.create_task(channel.set_prompt(HANG, "flow"))
+        asking = asyncio.create_task(channel.change(HANG, "flow"))
         await asyncio.sleep(0.1)
         assert supervisor.engine is not None
         pid = supervisor.engine.pid
@@ -164,7 +164,7 @@ async def test_stopped_engine_is_stalled_and_comes_back() -> None:
         await state(channel, "stalled")
         assert "has not been heard" in str(channel.report().error)
         with pytest.raises(Unavailable, match="does not answer"):
-            await channel.set_prompt("x", "flow")
+            await channel.change("x", "flow")
         os.kill(pid, signal.SIGCONT)
         await state(channel, "idle")
         assert channel.report().error is None and supervisor.engine.pid == pid

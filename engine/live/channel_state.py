@@ -6,7 +6,7 @@ grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,6 +24,18 @@ class Place:
     latent: int = 0  # of its first latent frame, and of the semantic frame with it
 
 
+@dataclass(frozen=True, slots=True)
+class PastChunk:
+    """A chunk that the video can go back into: what it began with, and what was made of it. All tensors are float32."""
+
+    start: Place
+    features: Tensor  # [1, T, D, h, w] of the context
+    context_latents: Tensor  # [1, T, C, H, W]
+    vae: VideoState  # before its first latent
+    new_features: Tensor  # [1, T, D, h, w] of its own frames
+    new_latents: Tensor  # [1, T, C, H, W]
+
+
 @dataclass(slots=True)
 class RenderState:
     """A video as far as rendering goes. It advances once a chunk, when the chunk is done. Constant in size."""
@@ -35,6 +47,9 @@ class RenderState:
     features: Tensor  # [1, T, D, h, w] float32 of the context; T = 0 before the first chunk
     context_latents: Tensor  # [1, T, C, H, W] float32, the last latents rendered
     vae: VideoState
+    # Number of the first frame that may be made anew; None where none may, and no chunk is kept.
+    open_from: int | None = field(default=None, kw_only=True)
+    past: list[PastChunk] = field(default_factory=list, kw_only=True)  # those with such frames, oldest first
 
 
 @dataclass(slots=True)

@@ -22,9 +22,10 @@ from engine.perceptual.solver import SolverState, solver_of
 from engine.perceptual.timesteps import Timestep
 from engine.runtime.cuda_streams import upload
 from engine.runtime.graphs import Graphs
+from engine.wire.ring import MOST_CHANNELS
 from kernels.guidance import guided_step
 
-MOST_TEXTS = 4  # prompts whose tokens are kept
+MOST_TEXTS = MOST_CHANNELS  # prompts whose tokens are kept
 MOST_SCHEDULES = 8  # numbers of steps whose solvers and timestep caches are kept
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from engine.live.channel_state import ChannelState, Place, RenderState
+from engine.live import rewind
+from engine.live.channel_state import ChannelState, PastChunk, Place, RenderState
 from engine.live.denoiser import Denoiser, DenoisingWindow
 from engine.live.plan_writer import PlanWriter
 from engine.loading.model import Model
@@ -38,6 +39,7 @@ class Unit:
     stage: str  # "plan", "render" or "vae"
     batch: FrameBatch | None = None  # frames it finished
     mark: StreamEvent = StreamEvent()  # the next unit of the chunk finds its work done when this is done
+    step: bool = False  # whether it is a denoising step
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Chunk:
     start: Place
     end: Place  # where the next chunk begins
     steps: int
-    units: Iterator[Unit]
+    units: abc.Generator[Unit, None, None]
 
 
 class Generator:
@@ -93,11 +95,46 @@ class Generator:
         context_latents = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
         return RenderState(text, seed, steps, Place(), features, context_latents, self.model.vae.new_state())
 
-    def change(self, state: ChannelState, prompt: str, at: Place) -> None:
-        """A new prompt from the chunk that begins at `at`: the running chunk's end, or `state.next` between chunks."""
+    def change(self, state: ChannelState, prompt: str, at: Place, seed: int | None = None) -> None:
+        """A new prompt, and a new seed if one is given, from the chunk that begins at `at`.
+
+        That is the running chunk's end, or `state.next` between chunks.
+        """
         with self.model.computing(), self._streams.stream(_PLAN):
             state.prompt, state.text = prompt, self.model.text.embed(prompt)
             self._writer.cut(state.plan, at.latent, state.text.planner)
+        if seed is not None:
+            state.seed = state.plan.seed = seed
+
+    def rewind(self, state: RenderState, frame: int) -> Place:
+        """Goes back to the start of the slice with `frame`, with the context that was there: the next chunk begins so.
+
+        No chunk is being made. Of a channel's plan what follows is still there, for `change` to drop.
+
+        Raises:
+            ValueError: what was made there is not kept (`RenderState.open_from`).
+        """
+        place = rewind.place_before(state, self.model.vae, frame)
+        later = [past for past in state.past if past.start.latent >= place.latent]
+        state.past = state.past[: len(state.past) - len(later)]
+        if place == state.next:
+            return place
+        if later and later[0].start == place:
+            past = later[0]
+            state.features, state.context_latents, state.vae = past.features, past.context_latents, past.vae
+        else:
+            past, length = state.past[-1], self.model.config.context_length
+            done = place.latent - past.start.latent
+            kept = replace(past, new_features=past.new_features[:, :done], new_latents=past.new_latents[:, :done])
+            state.past[-1] = kept
+            with self._rendering():
+                features = torch.cat([kept.features, kept.new_features], dim=1)
+                latents = torch.cat([kept.context_latents, kept.new_latents], dim=1)
+                state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
+            for _, state.vae in self._decode_slices(kept.vae, kept.new_latents):
+                pass
+        state.next = place
+        return place
 
     def planned(self, state: ChannelState) -> int:
         """Number of the first semantic frame that is not planned yet."""
@@ -125,14 +162,14 @@ class Generator:
                 self._writer.write(state.plan)
         return Unit("plan")
 
-    def chunk(self, state: ChannelState) -> Chunk:
-        """The next chunk, whose frames must be planned. One chunk of a state at a time."""
-        end = self.after(state)
-        return Chunk(state.next, end, state.steps, self._planned_units(state, end))
+    def chunk(self, state: ChannelState, steps: int | None = None) -> Chunk:
+        """The next chunk, whose frames must be planned; in `state.steps` if not given. One of a state at a time."""
+        end, steps = self.after(state), state.steps if steps is None else steps
+        return Chunk(state.next, end, steps, self._planned_units(state, end, steps))
 
     def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
         """The next chunk, unit by unit, from given features of its frames."""
-        yield from self._units(state, self.after(state), planned, self._streams.record())
+        yield from self._units(state, self.after(state), planned, self._streams.record(), state.steps)
 
     def rehearsal(self, prompt: str) -> Callable[[], None]:
         """A denoising step of a scratch chunk without a plan, for timing."""
@@ -141,7 +178,7 @@ class Generator:
             state = self.start(self.model.text.embed(prompt), seed=0)
         features = state.features.new_zeros(1, config.first_chunk_length, *state.features.shape[2:])
         with self._rendering():
-            window, _ = self._open_windows(state, features)
+            window, _ = self._open_windows(state, features, state.steps)
             noise = self._denoiser.begin(window)
 
         def step() -> None:
@@ -150,26 +187,30 @@ class Generator:
 
         return step
 
-    def _planned_units(self, state: ChannelState, end: Place) -> Iterator[Unit]:
+    def _planned_units(self, state: ChannelState, end: Place, steps: int) -> abc.Generator[Unit, None, None]:
         with self.model.computing(), self._streams.stream(_PLAN):
             planned = self._writer.features(state.plan, state.next.latent, end.latent)
             mark = self._streams.record()
-        yield from self._units(state, end, planned, mark)
-        self._writer.drop(state.plan, end.latent)
+        yield from self._units(state, end, planned, mark, steps)
+        self._writer.drop(state.plan, min([end.latent, *(past.start.latent for past in state.past)]))
 
-    def _units(self, state: RenderState, end: Place, planned: FeatureFrames, mark: StreamEvent) -> Iterator[Unit]:
+    def _units(
+        self, state: RenderState, end: Place, planned: FeatureFrames, mark: StreamEvent, steps: int
+    ) -> Iterator[Unit]:
         """Text and `planned` features are whole when `mark` is done."""
         length = self.model.config.context_length
         with self._rendering():
             for tensor in (state.text.renderer, planned.features):
                 self._streams.take(tensor, mark)
             features = torch.cat([state.features, planned.features], dim=1)
-            window, context_free = self._open_windows(state, features)
+            window, context_free = self._open_windows(state, features, steps)
         new = yield from self._denoise(window)
         if context_free is not None:
             alone = yield from self._denoise(context_free)
             with self._rendering():
                 new = torch.lerp(new, alone[:, 1:], self._context_mix)
+        past = PastChunk(state.next, state.features, state.context_latents, state.vae, planned.features, new)
+        rewind.keep(state, past, end)
         vae = yield from self._decode(state.vae, new, state.next)
         with self._rendering():
             latents = torch.cat([state.context_latents, new], dim=1)
@@ -177,7 +218,9 @@ class Generator:
             state.next, state.vae = end, vae
             state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
 
-    def _open_windows(self, state: RenderState, features: Tensor) -> tuple[DenoisingWindow, DenoisingWindow | None]:
+    def _open_windows(
+        self, state: RenderState, features: Tensor, steps: int
+    ) -> tuple[DenoisingWindow, DenoisingWindow | None]:
         """Windows of features [1, P + T, D, h, w], of context and new frames.
 
         Returns:
@@ -188,10 +231,10 @@ class Generator:
         # The context-free window begins with the last frame of the context.
         condition = self.model.renderer.condition(features, max(0, context - 1))
         noise_key, text, latents = (state.next.chunk, state.seed), state.text.renderer, state.context_latents
-        window = self._denoiser.open(*noise_key, text, latents, condition, state.steps)
+        window = self._denoiser.open(*noise_key, text, latents, condition, steps)
         if not context or not self.model.config.context_mix:
             return window, None
-        return window, self._denoiser.open(*noise_key, text, latents[:, :0], condition[:, context - 1 :], state.steps)
+        return window, self._denoiser.open(*noise_key, text, latents[:, :0], condition[:, context - 1 :], steps)
 
     def _denoise(self, window: DenoisingWindow) -> abc.Generator[Unit, None, Tensor]:
         """The clean new latents of a window, [1, T, C, H, W] float32."""
@@ -204,25 +247,30 @@ class Generator:
                 state = self._denoiser.step(window, index, state)
                 # The device has one more step to do while the host prepares the next.
                 before, mark = mark, self._streams.record()
-            yield Unit("render", mark=before)
+            yield Unit("render", mark=before, step=True)
         return state.x
 
     def _decode(self, state: VideoState, latents: Tensor, place: Place) -> abc.Generator[Unit, None, VideoState]:
-        """Latents [1, T, C, H, W] to frames, slice by slice; returns the autoencoder's state behind them."""
-        # A copy, since autoencoders write into it: the video keeps its own until the chunk is done.
-        state = unflatten(state, map(torch.clone, leaves(state)))
-        self.model.vae.begin_chunk(state)
-        frame = place.frame
-        lengths = self.model.vae.slice_lengths(latents.shape[1], state.started)
-        for number, part in enumerate(latents.split(lengths, dim=1)):
-            with self._rendering():
-                planes, state = self._decode_slice(state, part, number == 0)
+        """A chunk's latents [1, T, C, H, W] to frames, slice by slice; returns the autoencoder's state behind them."""
+        frame, after = place.frame, state
+        for planes, after in self._decode_slices(state, latents):  # noqa: B007 - the last one counts
             while not planes.event.done:
                 yield Unit("vae", mark=planes.event)
             batch = FrameBatch(frame, place.chunk, planes.array())
             frame += batch.frames
             yield Unit("vae", batch)
-        return state
+        return after
+
+    def _decode_slices(self, state: VideoState, latents: Tensor) -> Iterator[tuple[Download, VideoState]]:
+        """Frames of a chunk's latents on their way to the host, and the autoencoder's state after each slice."""
+        # A copy, since autoencoders write into it: the video keeps its own until the chunk is done.
+        state = unflatten(state, map(torch.clone, leaves(state)))
+        self.model.vae.begin_chunk(state)
+        lengths = self.model.vae.slice_lengths(latents.shape[1], state.started)
+        for number, part in enumerate(latents.split(lengths, dim=1)):
+            with self._rendering():
+                planes, state = self._decode_slice(state, part, number == 0)
+            yield planes, state
 
     def _decode_slice(self, state: VideoState, latents: Tensor, begins: bool) -> tuple[Download, VideoState]:
         """Frames on their way to the host, and the state after them; `begins` says that it is a chunk's first slice."""

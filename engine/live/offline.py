@@ -14,10 +14,16 @@ from engine.wire.frames import FrameBatch
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A prompt from the first chunk on that begins at `frame` or later."""
+    """A prompt, and a seed if it is given.
+
+    `flow`: from the first chunk on that begins at `frame` or later. `cut`: from `frame` on, where the frames were made
+    already; that must be possible (`RenderState.open_from`).
+    """
 
     frame: int
     prompt: str
+    mode: str = "flow"
+    seed: int | None = None
 
 
 def generate_frames(
@@ -25,13 +31,28 @@ def generate_frames(
 ) -> Iterator[FrameBatch]:
     """The next `frames` frames of a channel, in order; the last batch is cut to fit."""
     waiting = sorted(changes, key=lambda change: change.frame)
-    left = frames
-    while left > 0:
-        while waiting and waiting[0].frame <= channel.next.frame:
-            generator.change(channel, waiting.pop(0).prompt, channel.next)
-        for batch in finished(next_chunk(generator, channel), left):
-            left -= batch.frames
-            yield batch
+    begin = channel.next.frame
+    end = begin + frames
+    while begin < end:
+        while waiting and _is_due(waiting[0], channel, begin):
+            _make(generator, channel, waiting.pop(0))
+        stop = min([end, *(change.frame for change in waiting if change.mode == "cut")])
+        for batch in finished(next_chunk(generator, channel)):
+            first, last = max(begin - batch.index, 0), min(stop - batch.index, batch.frames)
+            if first < last:
+                begin = batch.index + last
+                yield dataclasses.replace(batch, index=batch.index + first, i420=batch.i420[first:last])
+
+
+def _is_due(change: Change, channel: ChannelState, begin: int) -> bool:
+    """Whether a change is the next thing to do, where frame `begin` comes next."""
+    return change.frame <= (begin if change.mode == "cut" else channel.next.frame)
+
+
+def _make(generator: Generator, channel: ChannelState, change: Change) -> None:
+    if change.mode == "cut":
+        generator.rewind(channel, change.frame)
+    generator.change(channel, change.prompt, channel.next, change.seed)
 
 
 def next_chunk(generator: Generator, channel: ChannelState) -> Iterator[Unit]:

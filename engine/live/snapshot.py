@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.live.channel_state import ChannelState, Place
+from engine.live.channel_state import ChannelState, PastChunk, Place
 from engine.live.generator import Generator
 from engine.live.plan_writer import GOP
+from engine.perceptual.base import VideoState
 
-FORMAT = 1
+FORMAT = 2
 # Fields of a state that are stored as they are.
 _RENDERING = ("features", "context_latents")
 _PLAN = ("position", "noise")
@@ -34,6 +35,8 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
         "next": _record(state.next),
         **{name: _copy(getattr(state, name)) for name in _RENDERING},
         "vae": _record(state.vae),
+        "open_from": state.open_from,
+        "past": [_past_record(past) for past in state.past],
         "gops": [_record(gop) for gop in plan.gops],
         "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _record(plan.cache)},
     }
@@ -55,6 +58,8 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
     for name in _RENDERING:
         setattr(state, name, snapshot[name].to(device))
     state.vae = type(state.vae)(**_placed(snapshot["vae"], device))
+    state.open_from = snapshot["open_from"]
+    state.past = [_past_of(record, type(state.vae), device) for record in snapshot["past"]]
     plan = state.plan
     plan.gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
     for name in _PLAN:
@@ -63,6 +68,15 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
         # A captured graph may know the cache by its place.
         getattr(plan.cache, name).copy_(tensor)
     return state
+
+
+def _past_record(past: PastChunk) -> dict[str, Any]:
+    return _record(past) | {"start": _record(past.start), "vae": _record(past.vae)}
+
+
+def _past_of(record: dict[str, Any], vae: type[VideoState], device: torch.device) -> PastChunk:
+    placed = _placed(record, device)
+    return PastChunk(**placed | {"start": Place(**placed["start"]), "vae": vae(**placed["vae"])})
 
 
 def _record(value: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from diffusers.pipelines.cogvideo.pipeline_output import CogVideoXPipelineOutput
 from PIL import Image
 from tqdm import tqdm
 
-from engine.arguments import MOST_STEPS, whole
+from engine.arguments import whole
 from engine.config import PRESETS
 from engine.config import preset as config_of
 from engine.live.generator import Generator
@@ -28,7 +28,7 @@ from engine.loading.options import place
 from engine.loading.weights import preset_of
 from engine.video.video_file import to_rgb
 from engine.wire.prompt import check_prompt
-from engine.wire.settings import SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, SEED_LIMIT
 
 OUTPUT_TYPES = ("np", "pil", "pt")
 FRAMES = 49  # of the published model's window

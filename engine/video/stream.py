@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from engine.arguments import MOST_STEPS, whole
+from engine.arguments import whole
 from engine.config import preset as config_of
 from engine.live.channel_state import ChannelState
 from engine.live.generator import Generator
@@ -17,7 +17,7 @@ from engine.loading.model import load as load_model
 from engine.loading.options import place
 from engine.video.video_file import to_rgb
 from engine.wire.prompt import check_prompt
-from engine.wire.settings import SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, SEED_LIMIT
 
 
 class VideoGenerator:

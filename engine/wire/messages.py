@@ -16,21 +16,38 @@ HEARTBEAT_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class OpenChannel:
-    """Asks for a channel's video; its frames follow as `FramesReady`."""
+    """Asks for a channel's video; answered by `ChannelOpened`, then its frames follow as `FramesReady`, or by
+    `ChannelRefused`."""
 
     channel: str
     settings: ChannelSettings
 
 
 @dataclass(frozen=True, slots=True)
+class CloseChannel:
+    """Ends a channel's video, whose frames nobody looks at any more; answered by `ChannelClosed`."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The channel's media clock stands, or goes on. A channel begins paused."""
+
+    channel: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetPrompt:
-    """Asks for a new prompt; answered by `PromptSet` or `Refused` with the same request number, and by
+    """Asks for a new prompt or seed; answered by `PromptSet` or `Refused` with the same request number, and by
     `PromptReplaced` later if another prompt takes its place."""
 
     request: int
     channel: str
     prompt: str
-    mode: str  # "flow": frames already rendered are kept
+    mode: str  # "flow": frames already rendered are kept; "cut": those that are not shown yet are dropped
+    seed: int | None = None  # from there on; None keeps the channel's
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,29 @@ class Ready:
     warm_up_s: float
     preset: str
     steps: int  # denoising steps of a chunk, where a channel's settings name none
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpened:
+    """The channel's video begins."""
+
+    channel: str
+    unread: tuple[str, ...] = ()  # words of its prompt that the model does not know, or that are too many
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRefused:
+    """The channel cannot be made; `reason` is one sentence for the person who asked."""
+
+    channel: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelClosed:
+    """The channel is gone and its slots are free; no message before the next `OpenChannel` names it."""
+
+    channel: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +153,14 @@ class FramesReady:
 
 
 @dataclass(frozen=True, slots=True)
+class FramesDropped:
+    """Frames from `frame` on that were announced are not to be shown: others of these numbers follow."""
+
+    channel: str
+    frame: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkDone:
     """Figures of a finished chunk. `compute_s` excludes waiting for credits."""
 
@@ -132,6 +180,8 @@ class Failed:
     error: str
 
 
-ToEngine = OpenChannel | SetPrompt | Shown | Stop
-ChannelMessage = PromptSet | PromptReplaced | Refused | FramesReady | ChunkDone
-FromEngine = Heartbeat | Progress | Ready | ChannelMessage | Failed
+ToEngine = OpenChannel | CloseChannel | Paused | SetPrompt | Shown | Stop
+ChannelMessage = (
+    ChannelOpened | ChannelRefused | PromptSet | PromptReplaced | Refused | FramesReady | FramesDropped | ChunkDone
+)
+FromEngine = Heartbeat | Progress | Ready | ChannelMessage | ChannelClosed | Failed

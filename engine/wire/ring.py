@@ -1,34 +1,35 @@
 """Frame batches across the process border: memory that both processes map, in slots that are granted as credits.
 
-The memory is an unlinked temporary file, so it has no name that could outlive the processes, however they end; a
-`RingWriter` carries the file to the engine process while that is being spawned. The server creates a new ring for every
-engine process, so a dying writer cannot spoil frames of its successor.
+The memory is a file without a name that could outlive the processes, however they end; a `RingWriter` carries it to
+the engine process while that is being spawned. The server creates a new ring for every engine process, so a dying
+writer cannot spoil frames of its successor. All channels share one ring, each with a quota of slots, so that a channel
+that nobody watches keeps none from another.
 Shapes: `F` frames, `H` x `W` picture size; an I420 frame is [3H/2, W] uint8.
 """
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-# A file in here lives in memory; elsewhere it may reach a disk, which is slower but right.
-MEMORY_FOLDER = "/dev/shm"
+MOST_CHANNELS = 16
+CHANNEL_SLOTS = 8  # that a channel holds at most
 
 
 @dataclass(frozen=True, slots=True)
 class RingConfig:
-    """Size of a ring. Untouched pages cost nothing, so slots are as large as the largest preset needs."""
+    """Size of a ring. Untouched pages cost nothing, so slots are as many and as large as may ever be needed."""
 
-    slots: int = 8
+    slots: int = MOST_CHANNELS * CHANNEL_SLOTS
     slot_bytes: int = 9 * 480 * 720 * 3 // 2  # 9 frames: the first 3 latent frames of a video at 480x720
 
     def __post_init__(self) -> None:
@@ -49,11 +50,12 @@ class RingWriter:
         self._fd = fd
         self._config = config
         self._memory = mmap.mmap(fd, config.total_bytes)
-        self._free = deque(range(config.slots))
+        self._free = list(range(config.slots))
 
     def acquire(self) -> int | None:
         """Takes a free slot, or None when every slot holds frames that were not shown yet."""
-        return self._free.popleft() if self._free else None
+        # The first one, so that few channels touch few pages.
+        return heapq.heappop(self._free) if self._free else None
 
     def write(self, slot: int, i420: npt.NDArray[np.uint8]) -> None:
         """Copies frames [F, 3H/2, W] uint8 into an acquired slot. Raises ValueError when they do not fit."""
@@ -67,12 +69,12 @@ class RingWriter:
         target = np.frombuffer(self._memory, np.uint8, i420.nbytes, offset).reshape(i420.shape)
         np.copyto(target, i420)
 
-    def release(self, slots: Sequence[int]) -> None:
+    def release(self, slots: Iterable[int]) -> None:
         """Gives slots back: their frames were shown, or were never announced."""
         for slot in slots:
             if slot in self._free or not 0 <= slot < self._config.slots:
                 raise ValueError(f"slot {slot} is already free or does not exist")
-            self._free.append(slot)
+            heapq.heappush(self._free, slot)
 
     def __reduce__(self) -> tuple[Callable[[Any, RingConfig], RingWriter], tuple[Any, RingConfig]]:
         return _attach, (DupFd(self._fd), self._config)
@@ -93,8 +95,7 @@ class RingReader:
 
     def __init__(self, config: RingConfig) -> None:
         self._config = config
-        folder = MEMORY_FOLDER if os.path.isdir(MEMORY_FOLDER) else None
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)
+        self._file = _memory_file()
         os.ftruncate(self._file.fileno(), config.total_bytes)
         self._memory = mmap.mmap(self._file.fileno(), config.total_bytes)
 
@@ -119,3 +120,11 @@ class RingReader:
     def close(self) -> None:
         """Closes the file; idempotent. The memory goes when both processes dropped their mappings and views."""
         self._file.close()
+
+
+def _memory_file() -> IO[bytes]:
+    """A file in memory. Not one in /dev/shm, which containers make smaller than a ring may get."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("frames"), "w+b", buffering=0)
+    # It may reach a disk, which is slower but right.
+    return tempfile.TemporaryFile(buffering=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class ChannelSettings:
 
     prompt: str
     seed: int = 0
-    steps: int | None = None  # denoising steps of a chunk; None means the preset's own
+    steps: int | None = None  # denoising steps of a chunk; None: as many of the preset's own as there is time for
     start: ChannelStart = ChannelStart()
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from streaming.media import rtp_hooks
 from streaming.media.hub import CODECS
 
 CHANNEL = "main"
+MODES = ("flow", "cut")
 PATH = f"/channels/{CHANNEL}"
 PROMPTS = (
     "a blue sailboat drifts to the left on the sea",
@@ -52,6 +53,7 @@ class BenchConfig:
 
     seconds: float
     codec: str = "vp8"
+    mode: str = "flow"  # of prompt changes
     settle_s: float = 5.0  # at the beginning, which intervals and stalls leave out
     warm_joins: int = 10  # before the long one
     prompt_every_s: float = 15.0
@@ -143,7 +145,7 @@ async def _change_prompts(server: MeasuredServer, config: BenchConfig, recording
         await asyncio.sleep(due_s - time.monotonic())
         sent_s = time.monotonic()
         try:
-            body = {"prompt": PROMPTS[number % len(PROMPTS)], "mode": "flow"}
+            body = {"prompt": PROMPTS[number % len(PROMPTS)], "mode": config.mode}
             answer = await server.http.json("PATCH", PATH, body)
         except RequestError as error:
             recording.refused.append(str(error))
@@ -163,7 +165,7 @@ def _conditions(config: BenchConfig, server: MeasuredServer, recording: Recordin
         "viewer": "aiortc",
         **{name: reports[-1][name] for name in ("preset", "width", "height", "fps", "seed")},
         "steps": sorted({report["steps"] for report in reports if report["steps"] is not None}),
-        **{name: getattr(config, name) for name in ("codec", "seconds", "settle_s", "prompt_every_s")},
+        **{name: getattr(config, name) for name in ("codec", "mode", "seconds", "settle_s", "prompt_every_s")},
         # A server elsewhere may run on anything.
         **(machine() if server.addresses else {"device": None}),
     }
@@ -182,10 +184,11 @@ def parse(argv: Sequence[str] | None) -> tuple[BenchConfig, str | None, Path]:
     parser.add_argument("--json", type=Path, required=True, metavar="F", help="write the figures there")
     parser.add_argument("--url", type=lambda url: url.rstrip("/"), help="measure the server there, start none")
     parser.add_argument("--codec", choices=CODECS, default="vp8", help="what to ask for (default: vp8)")
+    parser.add_argument("--mode", choices=MODES, default="flow", help="how prompts change (default: flow)")
     arguments = parser.parse_args(argv)
     try:
         check_target(arguments.json)
-        return BenchConfig(arguments.seconds, arguments.codec), arguments.url, arguments.json
+        return BenchConfig(arguments.seconds, arguments.codec, arguments.mode), arguments.url, arguments.json
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -1,7 +1,6 @@
-"""One endless video on air: frames from the engine to the pacer to the hubs, and what people ask of it.
+"""One endless video on air: what the engine sends goes to the playout, and what people ask of it to the engine.
 
-A `Channel` lives in the server's event loop. The engine's link hands it messages, viewers hand it sinks. Only `run`
-awaits encoders; everything else returns at once.
+A `Channel` lives in the server's event loop. The engine's link hands it messages, viewers hand it sinks.
 """
 
 from __future__ import annotations
@@ -11,14 +10,16 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 
 from engine.wire.frames import FrameBatch
 from engine.wire.messages import (
     ChannelMessage,
+    ChannelOpened,
+    ChannelRefused,
     ChunkDone,
+    FramesDropped,
     FramesReady,
+    Paused,
     PromptReplaced,
     PromptSet,
     Refused,
@@ -27,27 +28,15 @@ from engine.wire.messages import (
 )
 from engine.wire.settings import ChannelSettings, ChannelStart
 from streaming.channels.events import Broadcast, Event, StateChanged
-from streaming.channels.prompts import PromptBook
-from streaming.channels.report import ChannelReport, ChunkStats
+from streaming.channels.playout import Playout
+from streaming.channels.prompts import PromptBook, RequestRefused
+from streaming.channels.report import ChangeAnswer, ChannelReport, ChunkStats
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
-from streaming.media.frame_queue import FrameQueue
 from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
-from streaming.media.pacer import Action, Pacer
 
 REPORT_S = 0.1  # a report that is kept is at most so old
-
-
-@dataclass(frozen=True, slots=True)
-class PromptAnswer:
-    """The answer to a prompt change."""
-
-    prompt: str
-    frame: int | None  # first frame under the prompt; None if another replaced it before it had one
-    eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
-    replaced_by: str | None  # the prompt that came in its place: this one is never shown
-    unread: tuple[str, ...]  # words of it that the model does not read
 
 
 class Channel:
@@ -60,38 +49,54 @@ class Channel:
         engine: EngineLink,
         metrics: ChannelMetrics,
         clock: Callable[[], float] = time.monotonic,
+        admit: Callable[[], None] = lambda: None,
     ) -> None:
+        """`admit` raises Unavailable where the machine cannot make one more video in real time."""
         self.id = name
         self.events = Broadcast()
         self._first = settings
         self._engine = engine
         self._metrics = metrics
-        self._clock = clock
-        self._pacer: Pacer | None = None
-        self._frames = FrameQueue(settings.start.frame)
+        self._clock, self._admit = clock, admit
+        self._playout = Playout(settings.start.frame, metrics, self, clock)
         self._next_chunk = settings.start.chunk
-        self._on_air: Picture | None = None
-        self._hubs: dict[tuple[str, bool], Hub] = {}
-        self._recorders: set[Sink] = set()  # sinks of the hubs where nobody watches
+        self._opening: asyncio.Future[None] | None = None  # until the engine has answered
+        self._ended = False
         self._chunks = ChunkStats()
-        self._prompts = PromptBook(settings.prompt, settings.start.frame)
-        self._wake = asyncio.Event()
+        self._prompts = PromptBook(settings.prompt, settings.start.frame, settings.seed)
         self._report_json, self._reported_s = "", float("-inf")
+        self.engine_changed()
 
     def settings(self) -> ChannelSettings:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
-        start = ChannelStart(self._frames.end, self._next_chunk)
-        return dataclasses.replace(self._first, prompt=self._prompts.newest, start=start)
+        start = ChannelStart(self._playout.frames.end, self._next_chunk)
+        newest = self._prompts.newest
+        return dataclasses.replace(self._first, prompt=newest.prompt, seed=newest.seed, start=start)
+
+    async def open(self) -> None:
+        """Asks the engine for the video and waits for its answer.
+
+        Raises RequestRefused with the reason when it cannot be made, Unavailable when the engine stops meanwhile.
+        """
+        self._opening = asyncio.get_running_loop().create_future()
+        self._engine.open(self)
+        await self._opening
 
     def receive(self, message: ChannelMessage) -> None:
         """Takes one message of the engine. Raises ValueError when it breaks the protocol."""
         match message:
+            case ChannelOpened():
+                self._settle(None)
+            case ChannelRefused():
+                self._settle(RequestRefused(message.reason))
             case FramesReady():
                 self._on_frames(message)
             case ChunkDone():
                 self._on_chunk(message)
+            case FramesDropped():
+                self._free(self._playout.frames.drop(message.frame))
             case PromptSet():
-                self._prompts.accept(message)
+                self._publish(self._prompts.accept(message))
             case PromptReplaced():
                 self._publish(self._prompts.replace(message))
             case Refused():
@@ -101,15 +106,27 @@ class Channel:
 
     def engine_changed(self) -> None:
         """The engine's status is another; with the first process that is ready the media clock is made."""
-        if self._engine.ready is not None and self._pacer is None:
-            self._pacer = Pacer(self._geometry().fps)
+        if self._engine.ready is not None:
+            self._playout.start(self._geometry())
         self._changed()
 
     def interrupted(self) -> None:
         """The engine process ended. Buffered frames still go on air, then the last one repeats."""
-        self._frames.forget_slots()
+        self._playout.frames.forget_slots()
+        self._settle(Unavailable("The engine stopped before it made the channel; try again."))
         reason = "The engine stopped before it took the prompt; try again."
-        self._publish(self._prompts.interrupt(self._frames.end, reason))
+        self._publish(self._prompts.interrupt(self._playout.frames.end, reason))
+
+    @property
+    def paused(self) -> bool:
+        """Whether the media clock stands."""
+        return not self._playout.running
+
+    @property
+    def load(self) -> float | None:
+        """Seconds of computing for a second of video; None before the first chunk."""
+        factor = self._chunks.realtime_factor
+        return 1 / factor if factor else None
 
     @property
     def rate_bps(self) -> int:
@@ -119,72 +136,83 @@ class Channel:
     @property
     def on_air(self) -> Picture | None:
         """The frame on air, or the last one that was; None before the first."""
-        return self._on_air
+        return self._playout.on_air
 
-    @property
-    def receivers(self) -> int:
-        """Number of sinks that receive the video, viewers or not."""
-        return sum(hub.sinks for hub in self._hubs.values())
-
-    @property
-    def viewers(self) -> int:
-        """Number of viewers that receive the video."""
-        return self.receivers - len(self._recorders)
+    def check(self) -> None:
+        """Raises Unavailable when nobody can join now."""
+        self._geometry()
+        if self._ended:
+            raise Unavailable("The channel has ended.")
+        if self.paused and not self._playout.held:
+            self._admit()
 
     def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
         """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one.
 
-        Raises Unavailable before the first engine is ready.
+        Raises Unavailable before the first engine is ready, and after the channel's end.
         """
-        if (codec, marked) not in self._hubs:
-            self._hubs[codec, marked] = Hub(codec, self._geometry(), marked, self._metrics, self._clock)
-        hub = self._hubs[codec, marked]
-        hub.add(sink)
-        if not viewer:
-            self._recorders.add(sink)
-        self._update_clock()
+        self._geometry()
+        if self._ended:
+            raise Unavailable("The channel has ended.")
+        hub = self._playout.join(sink, codec, marked, viewer)
         self._changed()
         return hub
 
     def leave(self, sink: Sink) -> None:
         """Stops sending to `sink`; idempotent."""
-        for hub in self._hubs.values():
-            hub.discard(sink)
-        self._recorders.discard(sink)
-        self._update_clock()
+        self._playout.leave(sink)
         self._changed()
 
-    async def set_prompt(self, prompt: str, mode: str) -> PromptAnswer:
-        """Changes the prompt and answers with the first frame under it.
+    def end(self) -> None:
+        """The channel is no more: listeners are sent away, who waits for an answer gets Unavailable. Idempotent."""
+        self._ended = True
+        self.events.end()
+        self._settle(Unavailable("The channel has ended."))
+        self._prompts.interrupt(self._playout.frames.end, "The channel has ended.")
 
-        Raises Unavailable when the engine is not running or stops meanwhile, PromptRefused when it refuses.
+    async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
+        """Changes prompt or seed, where given, and answers with the first frame under them.
+
+        Raises Unavailable when the engine is not running or stops meanwhile, RequestRefused when it refuses.
         """
         self._engine.check()
-        future = self._prompts.ask(prompt, mode)
+        future = self._prompts.ask(prompt, mode, seed)
         self._send_prompt()
         report = await future
         eta_s = None
         if report.frame is not None and report.replaced_by is None:
-            eta_s = round(max(0, report.frame - self._frames.start) / self._geometry().fps, 3)
-        return PromptAnswer(report.prompt, report.frame, eta_s, report.replaced_by, report.unread)
+            eta_s = round(max(0, report.frame - self._playout.frames.start) / self._geometry().fps, 3)
+        return ChangeAnswer(report.prompt, report.seed, report.frame, eta_s, report.replaced_by, report.unread)
+
+    def pause(self, paused: bool) -> ChangeAnswer:
+        """Stops the video at the frame on air for all who receive it, or lets it go on.
+
+        Raises Unavailable where the machine cannot make one more video.
+        """
+        if self._playout.held and not paused and self._playout.receivers:
+            self._admit()
+        self._playout.hold(paused)
+        self._changed()
+        newest, picture = self._prompts.newest, self._playout.on_air
+        return ChangeAnswer(newest.prompt, newest.seed, picture.index if picture else None, 0.0, None, newest.unread)
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""
-        engine, ready, chunk = self._engine, self._engine.ready, self._chunks.last
+        engine, ready, chunk, air = self._engine, self._engine.ready, self._chunks.last, self._playout
         return ChannelReport(
             id=self.id,
-            prompt=self._prompts.newest,
-            seed=self._first.seed,
+            prompt=self._prompts.newest.prompt,
+            seed=self._prompts.newest.seed,
             preset=engine.settings.preset,
             width=ready.width if ready else None,
             height=ready.height if ready else None,
             fps=ready.fps if ready else None,
-            state=("live" if self.receivers else "idle") if engine.running else engine.status.value,
+            state=air.state if engine.running else engine.status.value,
             error=engine.error,
-            frame=self._on_air.index if self._on_air else None,
-            buffered_s=self._buffered_s,
-            viewers=self.viewers,
-            repeats=self._pacer.repeats if self._pacer else 0,
+            frame=air.on_air.index if air.on_air else None,
+            buffered_s=air.buffered_s,
+            viewers=air.viewers,
+            repeats=air.pacer.repeats if air.pacer else 0,
             realtime_factor=self._chunks.realtime_factor,
             steps=chunk.steps if chunk else self._first.steps or (ready.steps if ready else None),
             progress=engine.progress,
@@ -200,69 +228,50 @@ class Channel:
         return self._report_json
 
     async def run(self) -> None:
-        """Puts frames on air until cancelled; ends the hubs' threads then."""
-        try:
-            while True:
-                await self._until_due()
-                await self._step(self._clock())
-        finally:
-            for hub in self._hubs.values():
-                hub.close()
+        """Puts frames on air until cancelled."""
+        await self._playout.run()
 
-    async def _until_due(self) -> None:
-        due_s = self._pacer.due_s if self._pacer else None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if due_s is None else max(0.0, due_s - self._clock())):
-                await self._wake.wait()
-        self._wake.clear()
+    def shown(self, frame: int, freed: tuple[int, ...]) -> None:
+        """A frame goes on air for the first time; these slots of the ring are free."""
+        self._engine.tell(Shown(self.id, frame + 1, freed))
 
-    async def _step(self, now_s: float) -> None:
-        """Puts a picture on air when one is due, or the last one again for a viewer who just joined."""
-        if self._pacer is None or self._pacer.due_s is None:
-            return
-        if now_s >= self._pacer.due_s:
-            await self._tick(self._pacer, now_s)
-        elif self._on_air is not None:
-            joined = [hub for hub in self._hubs.values() if hub.joined]
-            if joined:
-                await self._encode(joined, self._on_air, self._pacer.stamp(now_s))
+    def aired(self, frame: int) -> None:
+        """A frame was sent, for the first time or again."""
+        self._publish(self._prompts.show(frame))
 
-    async def _tick(self, pacer: Pacer, now_s: float) -> None:
-        underruns, slips = pacer.underruns, pacer.slips
-        tick = pacer.tick(now_s, len(self._frames))
-        self._metrics.lateness_s.observe(tick.late_s)
-        self._metrics.underruns.inc(pacer.underruns - underruns)
-        self._metrics.slips.inc(pacer.slips - slips)
-        if tick.action is Action.SHOW:
-            index, i420, freed = self._frames.take()
-            self._on_air = Picture(index, i420)
-            self._engine.shown(Shown(self.id, index + 1, freed))
-            self._metrics.frames.inc()
-        else:
-            self._metrics.repeats.inc()
-        assert self._on_air is not None, "the clock runs only when there is a picture"
-        await self._encode([hub for hub in self._hubs.values() if hub.sinks], self._on_air, tick.pts)
-        self._publish(self._prompts.show(self._on_air.index))
-
-    async def _encode(self, hubs: list[Hub], picture: Picture, pts: int) -> None:
-        await asyncio.gather(*(hub.encode(picture, pts) for hub in hubs))
+    def clock_changed(self) -> None:
+        """The media clock stands, or goes on."""
+        self._engine.tell(Paused(self.id, self.paused))
 
     def _send_prompt(self) -> None:
         request = self._prompts.next()
         if request is not None:
-            self._engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode))
+            assert request.prompt is not None, "what is sent has a prompt"
+            self._engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode, request.seed))
 
     def _publish(self, events: Sequence[Event]) -> None:
         for event in events:
             self.events.publish(event)
 
+    def _settle(self, error: Exception | None) -> None:
+        """Answers who waits for the channel to open, if someone does."""
+        opening, self._opening = self._opening, None
+        if opening is None or opening.done():
+            return
+        if error is None:
+            opening.set_result(None)
+        else:
+            opening.set_exception(error)
+
     def _on_frames(self, message: FramesReady) -> None:
         view = self._engine.frames(message)
-        self._frames.put(FrameBatch(message.index, message.chunk, view), message.slot)
+        self._free(self._playout.put(FrameBatch(message.index, message.chunk, view), message.slot))
         self._next_chunk = message.chunk + 1
-        assert self._pacer is not None, "an engine that sends frames was ready"
-        self._pacer.arrive(self._clock())
-        self._update_clock()
+
+    def _free(self, slots: tuple[int, ...]) -> None:
+        """Gives slots back whose frames are never shown."""
+        if slots:
+            self._engine.tell(Shown(self.id, self._playout.frames.start, slots))
 
     def _on_chunk(self, chunk: ChunkDone) -> None:
         self._chunks.add(chunk)
@@ -275,22 +284,8 @@ class Channel:
             raise Unavailable("The channel has no video yet.")
         return Geometry(ready.width, ready.height, ready.fps)
 
-    @property
-    def _buffered_s(self) -> float:
-        return round(len(self._frames) / self._pacer.fps, 3) if self._pacer else 0.0
-
-    def _update_clock(self) -> None:
-        """Runs the media clock while someone watches or records and there is something to see."""
-        if self._pacer is None:
-            return
-        if self.receivers and (self._on_air is not None or len(self._frames)):
-            self._pacer.resume(self._clock())
-        else:
-            self._pacer.pause()
-
     def _changed(self) -> None:
-        self._metrics.viewers.set(self.viewers)
-        self._metrics.buffered_s.set(self._buffered_s)
-        self._wake.set()
+        self._metrics.viewers.set(self._playout.viewers)
+        self._metrics.buffered_s.set(self._playout.buffered_s)
         self._reported_s = float("-inf")
         self.events.publish(StateChanged())

@@ -47,7 +47,7 @@ class Listener:
         self._events: deque[Event] = deque()
         self._changed = False
         self._wake = asyncio.Event()
-        self.cut_off = False  # it fell too far behind
+        self.ended = False  # it fell too far behind, or the channel is no more
 
     def offer(self, event: Event) -> None:
         """Takes an event; changes of state are one, however many there were."""
@@ -56,7 +56,7 @@ class Listener:
         elif len(self._events) < EVENTS_KEPT:
             self._events.append(event)
         else:
-            self.cut_off = True
+            self.ended = True
         self._wake.set()
 
     async def get(self) -> Event:
@@ -95,3 +95,9 @@ class Broadcast:
         """Hands the event to every listener."""
         for listener in self._listeners:
             listener.offer(event)
+
+    def end(self) -> None:
+        """Ends every listener's place, which a change of state tells it."""
+        for listener in self._listeners:
+            listener.ended = True
+            listener.offer(StateChanged())

@@ -19,8 +19,8 @@ from streaming.errors import Unavailable
 PROMPTS_KEPT = 8
 
 
-class PromptRefused(Exception):
-    """The engine refused a prompt; the text is its reason."""
+class RequestRefused(Exception):
+    """The engine refused what it was asked for; the text is its reason."""
 
 
 @dataclass(slots=True)
@@ -28,7 +28,8 @@ class PromptRequest:
     """A change on its way."""
 
     number: int
-    prompt: str
+    prompt: str | None  # None for the one that is newest when the change goes to the engine
+    seed: int | None  # likewise
     mode: str
     report: asyncio.Future[PromptReport]  # of the change, once it is taken or replaced
 
@@ -36,43 +37,62 @@ class PromptRequest:
 class PromptBook:
     """Prompts of one channel, whose first prompt begins at frame `frame`."""
 
-    def __init__(self, prompt: str, frame: int) -> None:
-        self._reports = {0: PromptReport(prompt, frame)}  # by request, oldest first
+    def __init__(self, prompt: str, frame: int, seed: int = 0) -> None:
+        self._reports = {0: PromptReport(prompt, frame, seed=seed)}  # by request, oldest first
         self._asked: PromptRequest | None = None  # with the engine
         self._waiting: PromptRequest | None = None
         self._numbers = count(1)
 
     @property
-    def newest(self) -> str:
+    def newest(self) -> PromptReport:
         """The prompt that was accepted last, shown or not."""
-        return self._current[-1].prompt
+        return self._current[-1]
 
-    def ask(self, prompt: str, mode: str) -> asyncio.Future[PromptReport]:
-        """A new change, to be sent with `next`; it takes the place of the one that waits."""
+    def ask(self, prompt: str | None, mode: str, seed: int | None = None) -> asyncio.Future[PromptReport]:
+        """A new change, to be sent with `next`; it takes the place of the one that waits.
+
+        Without prompt or seed it keeps that of the change before it.
+        """
         future: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
-        earlier, self._waiting = self._waiting, PromptRequest(next(self._numbers), prompt, mode, future)
+        earlier, new = self._waiting, PromptRequest(next(self._numbers), prompt, seed, mode, future)
         if earlier is not None:
-            _set(earlier.report, PromptReport(earlier.prompt, None, replaced_by=prompt))
+            new.prompt = earlier.prompt if prompt is None else prompt
+            new.seed = earlier.seed if seed is None else seed
+            words = new.prompt or self.newest.prompt
+            _set(earlier.report, PromptReport(earlier.prompt or self.newest.prompt, None, replaced_by=words))
+        self._waiting = new
         return future
 
     def next(self) -> PromptRequest | None:
-        """The change to send to the engine now, if any."""
+        """The change to send to the engine now, if any; prompt and seed are known."""
         if self._asked is not None or self._waiting is None:
             return None
         self._asked, self._waiting = self._waiting, None
+        if self._asked.prompt is None:
+            self._asked.prompt = self.newest.prompt
+        if self._asked.seed is None:
+            self._asked.seed = self.newest.seed
         return self._asked
 
-    def accept(self, answer: PromptSet) -> None:
-        """The engine took a prompt; whoever asked gets its report."""
-        report = PromptReport(answer.prompt, answer.frame, unread=answer.unread)
+    def accept(self, answer: PromptSet) -> list[PromptDropped]:
+        """The engine took a prompt; whoever asked gets its report. Prompts that it leaves no frame are never shown."""
+        asked = self._asked if self._asked is not None and self._asked.number == answer.request else None
+        seed = self.newest.seed if asked is None or asked.seed is None else asked.seed
+        report = PromptReport(answer.prompt, answer.frame, unread=answer.unread, seed=seed)
+        dropped = [
+            _drop(one, answer.prompt)
+            for one in self._current
+            if not one.shown and one.frame is not None and one.frame >= answer.frame
+        ]
         self._reports[answer.request] = report
         while len(self._reports) > PROMPTS_KEPT:
             # Those that are never shown go first.
             replaced = (number for number, one in self._reports.items() if one.replaced_by)
             del self._reports[next(replaced, next(iter(self._reports)))]
-        if self._asked is not None and self._asked.number == answer.request:
-            _set(self._asked.report, report)
+        if asked is not None:
+            _set(asked.report, report)
             self._asked = None
+        return dropped
 
     def replace(self, answer: PromptReplaced) -> list[PromptDropped]:
         """The engine took another prompt for the chunk of an earlier one, which is never shown."""
@@ -82,10 +102,10 @@ class PromptBook:
         return [_drop(report, answer.replaced_by)]
 
     def refuse(self, answer: Refused) -> None:
-        """The engine refused; whoever asked gets PromptRefused."""
+        """The engine refused; whoever asked gets RequestRefused."""
         if self._asked is not None and self._asked.number == answer.request:
             if not self._asked.report.done():
-                self._asked.report.set_exception(PromptRefused(answer.reason))
+                self._asked.report.set_exception(RequestRefused(answer.reason))
             self._asked = None
 
     def interrupt(self, frame: int, reason: str) -> list[PromptDropped]:

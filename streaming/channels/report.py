@@ -1,4 +1,4 @@
-"""The report that `GET /channels/{id}` gives, and figures of the last chunks. No I/O."""
+"""What is told of a channel: its report, the answer to a change, and figures of the last chunks. No I/O."""
 
 from __future__ import annotations
 
@@ -20,6 +20,19 @@ class PromptReport:
     shown: bool = False
     replaced_by: str | None = None  # the prompt that came in its place: it is never shown
     unread: tuple[str, ...] = ()  # words of it that the model does not read
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAnswer:
+    """The answer to a change."""
+
+    prompt: str
+    seed: int
+    frame: int | None  # first frame under the prompt; None if another replaced it before it had one
+    eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
+    replaced_by: str | None  # the prompt that came in its place: this one is never shown
+    unread: tuple[str, ...]  # words of it that the model does not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +55,7 @@ class ChannelReport:
     width: int | None
     height: int | None
     fps: float | None
-    state: str  # starting, live, idle, stalled, restarting or failed
+    state: str  # starting, live, paused, idle, stalled, restarting or failed
     error: str | None  # why it is stalled, restarting or failed
     frame: int | None  # number of the frame on air
     buffered_s: float

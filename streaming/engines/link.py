@@ -6,6 +6,7 @@ and get the messages that name them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
@@ -14,17 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.wire.messages import (
+    ChannelClosed,
     ChannelMessage,
-    ChunkDone,
+    CloseChannel,
     FramesReady,
     FromEngine,
     Heartbeat,
     OpenChannel,
+    Paused,
     Progress,
-    PromptReplaced,
-    PromptSet,
     Ready,
-    Refused,
     Shown,
     ToEngine,
 )
@@ -60,6 +60,11 @@ class EngineChannel(Protocol):
     @property
     def id(self) -> str: ...
 
+    @property
+    def paused(self) -> bool:
+        """Whether its media clock stands."""
+        ...
+
     def settings(self) -> ChannelSettings:
         """Settings for the next process: it goes on behind the frames that are already here."""
         ...
@@ -88,6 +93,7 @@ class EngineLink:
         self.ready: Ready | None = None  # what the first process said of its video; the later ones must say the same
         self._metrics = metrics
         self._channels: dict[str, EngineChannel] = {}
+        self._closing: dict[str, asyncio.Future[None]] = {}  # channels that the process may still name
         self._ring: RingReader | None = None
         self._send: Callable[[ToEngine], None] | None = None
 
@@ -95,17 +101,33 @@ class EngineLink:
         """Adds a channel, which every process is asked to open."""
         self._channels[channel.id] = channel
         if self._send is not None:
-            self._send(OpenChannel(channel.id, channel.settings()))
+            self._ask_for(channel)
+
+    async def close(self, channel_id: str) -> None:
+        """Removes a channel; returns when no process names it any more."""
+        del self._channels[channel_id]
+        if self._send is not None:
+            gone = self._closing[channel_id] = asyncio.get_running_loop().create_future()
+            self._send(CloseChannel(channel_id))
+            await gone
 
     def attach(self, ring: RingReader, send: Callable[[ToEngine], None]) -> None:
         """A new process writes to `ring` and reads what is given to `send`."""
         self._ring, self._send = ring, send
-        for name, channel in self._channels.items():
-            send(OpenChannel(name, channel.settings()))
+        for channel in self._channels.values():
+            self._ask_for(channel)
+
+    def _ask_for(self, channel: EngineChannel) -> None:
+        assert self._send is not None, "a process is there"
+        self._send(OpenChannel(channel.id, channel.settings()))
+        if not channel.paused:
+            self._send(Paused(channel.id, False))
 
     def detach(self, error: str, final: bool) -> None:
         """The process ended; `final` if no other follows."""
         self._ring = self._send = None
+        for name in tuple(self._closing):
+            self._forget(name)
         for channel in self._channels.values():
             channel.interrupted()
         self._become(EngineStatus.FAILED if final else EngineStatus.RESTARTING, error)
@@ -125,12 +147,25 @@ class EngineLink:
                     raise ValueError(f"the engine came back as {message}; viewers watch {self.ready}")
                 self.ready = message
                 self._become(EngineStatus.RUNNING, None)
-            case FramesReady() | ChunkDone() | PromptSet() | PromptReplaced() | Refused():
-                if message.channel not in self._channels:
-                    raise ValueError(f"the engine sent {message}, but there is no such channel")
-                self._channels[message.channel].receive(message)
+            case ChannelClosed():
+                self._forget(message.channel)
+            case _ if isinstance(message, ChannelMessage):
+                self._hand_on(message)
             case _:
                 raise ValueError(f"the engine sent {message!r}, which is not expected")
+
+    def _hand_on(self, message: ChannelMessage) -> None:
+        if message.channel in self._channels:
+            self._channels[message.channel].receive(message)
+        elif message.channel not in self._closing:
+            raise ValueError(f"the engine sent {message}, but there is no such channel")
+
+    def _forget(self, name: str) -> None:
+        if name not in self._closing:
+            raise ValueError(f"the engine closed {name!r}, which it was not asked for")
+        gone = self._closing.pop(name)
+        if not gone.done():
+            gone.set_result(None)
 
     def stall(self, silent_s: float) -> None:
         """The process has said nothing for so long; does nothing unless it was warm."""
@@ -157,8 +192,8 @@ class EngineLink:
         assert self._send is not None, "a process is warm"
         self._send(message)
 
-    def shown(self, message: Shown) -> None:
-        """Tells the process, if there is one, that a frame went on air."""
+    def tell(self, message: Shown | Paused) -> None:
+        """Tells the process, if there is one, how far a channel is on air."""
         if self._send is not None:
             self._send(message)
 

@@ -1,28 +1,43 @@
-"""Routes of channels: their reports, prompt changes and events."""
+"""Routes of channels: they begin and end, change, report and tell events."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
 import json
+import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from engine.wire.prompt import LONGEST_PROMPT, check_prompt
-from streaming.channels.channel import REPORT_S, Channel, PromptAnswer
+from engine.wire.settings import MOST_STEPS, SEED_LIMIT, ChannelSettings
+from streaming.channels.channel import REPORT_S, Channel
 from streaming.channels.events import PromptDropped, PromptShown
-from streaming.channels.prompts import PromptRefused
-from streaming.channels.report import ChannelReport
+from streaming.channels.prompts import RequestRefused
+from streaming.channels.registry import ChannelExists
+from streaming.channels.report import ChangeAnswer, ChannelReport
 from streaming.errors import Unavailable
+from streaming.http.access import address_of
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
 
 ANSWER_TIMEOUT_S = 10.0
+ID = "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 STATE_EVERY_S = 1.0
 EVENT = {
     "type": "object",
@@ -53,6 +68,10 @@ def _prompt(text: str) -> str:
         raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
 
 
+Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT)]
+Prompt = Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
+
+
 def json_only(request: Request) -> None:
     """Raises HTTPException 415 for another content type: a page of another origin sends JSON only if it is let."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -60,13 +79,36 @@ def json_only(request: Request) -> None:
         raise HTTPException(415, "The content type must be application/json.")
 
 
-class PromptChange(BaseModel):
+class NewChannel(BaseModel):
+    """Body of POST /channels."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Annotated[str, Field(pattern=ID)] | None = None
+    prompt: Prompt
+    seed: Seed = 0
+    steps: Annotated[StrictInt, Field(ge=1, le=MOST_STEPS)] | Literal["auto"] = "auto"
+
+    def settings(self) -> ChannelSettings:
+        """What the engine is asked for."""
+        return ChannelSettings(self.prompt, self.seed, None if self.steps == "auto" else self.steps)
+
+
+class ChannelChange(BaseModel):
     """Body of PATCH /channels/{id}."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
-    mode: Literal["flow"] = "flow"
+    prompt: Prompt | None = None
+    seed: Seed | None = None
+    mode: Literal["flow", "cut"] = "flow"
+    paused: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> ChannelChange:
+        if (self.prompt, self.seed, self.paused) == (None, None, None):
+            raise PydanticCustomError("change", "Give a prompt, a seed or paused.")
+        return self
 
 
 def add(app: FastAPI, state: ServerState) -> None:
@@ -76,6 +118,29 @@ def add(app: FastAPI, state: ServerState) -> None:
     async def channels() -> list[ChannelReport]:
         """All channels."""
         return [channel.report() for channel in state.channels.values()]
+
+    @app.post(
+        "/channels",
+        status_code=201,
+        dependencies=[Depends(json_only)],
+        responses=problems(400, 409, 415, 422, 504),
+    )
+    async def create(request: Request, body: NewChannel, response: Response) -> ChannelReport:
+        """Makes a channel; its video begins with its first viewer, reader or recording."""
+        name = body.id if body.id is not None else secrets.token_hex(4)
+        try:
+            async with _answered():
+                channel = await state.channels.create(name, body.settings())
+        except ChannelExists as error:
+            raise HTTPException(409, str(error)) from error
+        response.headers["Location"] = address_of(request, f"/channels/{name}")
+        return channel.report()
+
+    @app.delete("/channels/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
+    async def end(channel_id: str) -> Response:
+        """Ends a channel, with its viewers, readers and recordings, whose files stay."""
+        await state.end_channel(state.channel(channel_id))
+        return Response(status_code=204)
 
     @app.get("/channels/{channel_id}", responses=problems(404))
     async def channel_report(channel_id: str) -> ChannelReport:
@@ -87,18 +152,15 @@ def add(app: FastAPI, state: ServerState) -> None:
         dependencies=[Depends(json_only)],
         responses=problems(400, 404, 415, 422, 503, 504),
     )
-    async def change(channel_id: str, body: PromptChange) -> PromptAnswer:
-        """Changes the prompt; the answer names the first frame under it."""
+    async def change(channel_id: str, body: ChannelChange) -> ChangeAnswer:
+        """Changes prompt and seed, which the answer names the first frame of, or pauses the video for all."""
         channel = state.channel(channel_id)
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await channel.set_prompt(body.prompt, body.mode)
-        except Unavailable as error:
-            raise HTTPException(503, str(error), RETRY) from error
-        except PromptRefused as error:
-            raise HTTPException(422, str(error)) from error
-        except TimeoutError as error:
-            raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
+        async with _answered():
+            if body.paused is not None:
+                answer = channel.pause(body.paused)
+            if body.prompt is not None or body.seed is not None:
+                answer = await channel.change(body.prompt, body.mode, body.seed)
+        return answer
 
     @app.get(
         "/channels/{channel_id}/events",
@@ -120,10 +182,24 @@ def add(app: FastAPI, state: ServerState) -> None:
         return StreamingResponse(_after(first, stream), media_type="text/event-stream", headers=headers)
 
 
+@asynccontextmanager
+async def _answered() -> AsyncIterator[None]:
+    """What the engine answers in the block, or does not, as errors of a route."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            yield
+    except Unavailable as error:
+        raise HTTPException(503, str(error), RETRY) from error
+    except RequestRefused as error:
+        raise HTTPException(422, str(error)) from error
+    except TimeoutError as error:
+        raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
+
+
 async def _stream(channel: Channel, address: str, stopping: asyncio.Event) -> AsyncIterator[str]:
     with channel.events.listen(address) as listener:
         yield _event("state", channel.report_json())
-        while not stopping.is_set() and not listener.cut_off:
+        while not stopping.is_set() and not listener.ended:
             try:
                 async with asyncio.timeout(STATE_EVERY_S):
                     event = await listener.get()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
 
 from streaming.channels.channel import Channel
 from streaming.channels.events import StateChanged
+from streaming.channels.registry import Channels
 from streaming.engines.link import EngineLink
 from streaming.http import guard
 from streaming.media.ice import IceAgent
@@ -27,7 +27,7 @@ class ServerState:
     """One server: its engine, its channels by id, and who watches them."""
 
     engine: EngineLink
-    channels: Mapping[str, Channel]
+    channels: Channels
     viewers: Viewers
     readers: Readers
     pushes: Pushes
@@ -45,6 +45,16 @@ class ServerState:
         self.readers.close()
         if self.recordings is not None:
             await self.recordings.close()
+
+    async def end_channel(self, channel: Channel) -> None:
+        """Ends a channel, and first whoever receives it."""
+        # From here on nobody new is let in.
+        channel.end()
+        self.readers.close(channel)
+        await asyncio.gather(self.pushes.close(channel), self.viewers.end(channel))
+        if self.recordings is not None:
+            await self.recordings.close(channel.id)
+        await self.channels.end(channel)
 
     def channel(self, channel_id: str) -> Channel:
         """The channel. Raises HTTPException 404."""

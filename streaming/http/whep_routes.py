@@ -137,9 +137,10 @@ def _linked(reply: Response, servers: list[IceServer]) -> Response:
 
 
 def _check_live(channel: Channel, marked: bool) -> None:
-    """Raises HTTPException when nobody can join now."""
+    """Raises HTTPException or Unavailable when nobody can join now."""
     report = channel.report()
     if report.width is None or report.height is None or report.state == "failed":
         raise HTTPException(409, report.error or "The channel is not live yet.", RETRY)
     if marked and not markers.fits(report.height, report.width):
         raise HTTPException(422, "The picture is too small for a marker.")
+    channel.check()

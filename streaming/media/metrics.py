@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -32,10 +33,20 @@ class Metrics:
         self._encode_s = self._histogram("encode_seconds", "Time to encode one frame", 0.001)
         self._chunk_s = self._histogram("chunk_seconds", "Computing time of one chunk", 0.1)
         self.loop_lag_s = self._gauge("loop_lag_seconds", "How late the server's loop was at worst in the last second")
+        self._of_channels = (
+            *(self._frames, self._repeats, self._underruns, self._slips, self._keyframes, self._viewers),
+            *(self._buffered_s, self._factor, self._lateness_s, self._encode_s, self._chunk_s),
+        )
 
     def channel(self, name: str) -> ChannelMetrics:
         """The metrics with this channel's label."""
         return ChannelMetrics(self, name)
+
+    def forget(self, name: str) -> None:
+        """Drops the metrics of a channel that is no more."""
+        for metric in self._of_channels:
+            with suppress(KeyError):
+                metric.remove(name)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

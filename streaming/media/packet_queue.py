@@ -22,6 +22,10 @@ class PacketQueue:
         self._begun = self._ended = False
         self._wake = asyncio.Event()
 
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
     def offer(self, packet: av.Packet) -> None:
         """Takes a packet. Those before the first key frame, and those after the end, are dropped."""
         if self._ended or not (self._begun or packet.is_keyframe):

@@ -241,7 +241,7 @@ class Pushes:
 
         Raises WhipError where it does not, Unavailable when there are too many or the channel has no video yet.
         """
-        _ = channel.rate_bps  # raises before there is any
+        channel.check()
         if any(one.channel is channel and one.target.url == target.url for one in self._pushes.values()):
             return None
         if len(self._pushes) >= self._config.most:

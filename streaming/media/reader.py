@@ -47,6 +47,8 @@ class Reader:
     async def parts(self) -> AsyncIterator[bytes]:
         """The mp4 stream in parts, from the next key frame on, until the reader is cut off or the server stops."""
         await asyncio.sleep(max(0.0, self._turn_s - time.monotonic()))
+        if self._queue.ended:
+            return
         hub = self._channel.join(self._queue, "h264", False)
         fragments = Fragments(hub.geometry)
         while packets := await self._queue.get():
@@ -101,7 +103,7 @@ class Readers:
                 queue.end()
 
     def _check(self, channel: Broadcaster, address: str) -> None:
-        _ = channel.rate_bps  # raises before there is any
+        channel.check()
         if len(self._queues) >= self._config.most:
             raise Unavailable(f"{self._config.most} readers watch live.mp4, which is the limit; try again later.")
         if [theirs for _, theirs in self._queues.values()].count(address) >= self._config.most_an_address:

@@ -61,7 +61,7 @@ class FileRecorder:
 
     async def start(self) -> None:
         """Opens the file and joins the channel. Raises NoRoom, or Unavailable before the channel has video."""
-        _ = self._channel.rate_bps  # raises before there is any
+        self._channel.check()
         try:
             file = await self._on_disk(_open, self._path)
         except OSError as error:

@@ -62,6 +62,10 @@ class Broadcaster(Protocol):
         """Bit rate of the encoded video. Raises Unavailable before there is one."""
         ...
 
+    def check(self) -> None:
+        """Raises Unavailable when nobody can join now."""
+        ...
+
     def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
         """Sends to `sink` from now on, a key frame first; `viewer` tells whether someone watches there."""
         ...
@@ -88,13 +92,10 @@ class Viewer:
         # Enough to tell viewers apart in the log, not enough to end their sessions.
         self._name = self.id[:6]
         self.etag = f'"{secrets.token_hex(8)}"'
-        self.offer = offer
-        self.address = address
-        self._channel = channel
-        self._config = config
-        self._metrics = metrics
-        self._ice = ice
-        self._ended = ended
+        self.offer, self.address = offer, address
+        self.channel = channel
+        self._config, self._metrics = config, metrics
+        self._ice, self._ended = ice, ended
         self._candidates = 0
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._transceiver: Any = None
@@ -115,7 +116,7 @@ class Viewer:
         """Gathers this side's candidates, which may wait for STUN and TURN servers. Raises Unavailable."""
         codec = self.offer.codec
         self._transceiver = self._peer.addTransceiver("video", direction="sendonly")
-        self._feed = Feed(self._transceiver.sender, lambda feed: self._channel.join(feed, codec, marked), self._metrics)
+        self._feed = Feed(self._transceiver.sender, lambda feed: self.channel.join(feed, codec, marked), self._metrics)
         self._gathering = asyncio.create_task(self._ice.gather(self._transceiver.sender.transport))
         await asyncio.wait([self._gathering])
         if not self._gathering.cancelled():
@@ -136,7 +137,7 @@ class Viewer:
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
                 end_consent_with_connection(transceiver.sender.transport)
                 self._hooks = SenderHooks(
-                    transceiver.sender, feed.packets, feed.request_keyframe, self._channel.rate_bps
+                    transceiver.sender, feed.packets, feed.request_keyframe, self.channel.rate_bps
                 )
                 await self._peer.setLocalDescription(await self._peer.createAnswer())
         except TimeoutError as error:
@@ -190,7 +191,7 @@ class Viewer:
         reason = self._reason.result()
         # First off the air, so that nothing is queued for a connection that is closing.
         if self._feed is not None:
-            self._channel.leave(self._feed)
+            self.channel.leave(self._feed)
             self._feed.end()
         if self._gathering is not None and not self._gathering.done():
             self._gathering.cancel()
@@ -274,12 +275,17 @@ class Viewers:
         return self._viewers.get(viewer_id)
 
     def ended(self, viewer_id: str) -> bool:
-        """True if a session of this id ended lately."""
+        """Whether a session of this id ended lately."""
         return viewer_id in self._gone
+
+    async def end(self, channel: Broadcaster | None = None, reason: str = "channel ended") -> None:
+        """Ends the viewers of a channel, or all, and returns when everything is freed."""
+        chosen = [viewer.close(reason) for viewer in self._viewers.values() if channel in (None, viewer.channel)]
+        await asyncio.gather(*chosen)
 
     async def close(self) -> None:
         """Ends every viewer and returns when everything is freed."""
-        await asyncio.gather(*(viewer.close("server stops") for viewer in tuple(self._viewers.values())))
+        await self.end(reason="server stops")
         await self._ice.aclose()
 
     def _forget(self, viewer: Viewer, reason: str) -> None:

@@ -1,0 +1,122 @@
+"""All channels of the server: they begin and end here, and share what the machine can compute."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from statistics import median
+
+from engine.wire.ring import MOST_CHANNELS
+from engine.wire.settings import ChannelSettings
+from streaming.channels.channel import Channel
+from streaming.engines.link import EngineLink
+from streaming.errors import Unavailable
+from streaming.media.metrics import Metrics
+
+LEAST_FACTOR = 1.2  # seconds of video a second that every channel that runs must have
+
+
+class ChannelExists(Exception):
+    """There is a channel of this id already."""
+
+
+class Channels(Mapping[str, Channel]):
+    """Channels by id, each with a task that puts it on air."""
+
+    def __init__(self, engine: EngineLink, metrics: Metrics) -> None:
+        self._engine, self._metrics = engine, metrics
+        self._channels: dict[str, Channel] = {}
+        self._ending: set[str] = set()  # of channels that the engine may still name
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None  # while it runs
+        self._load: float | None = None  # of a channel, measured last
+
+    def __getitem__(self, name: str) -> Channel:
+        return self._channels[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._channels)
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    async def run(self) -> None:
+        """Puts all channels on air until cancelled, those too that come later."""
+        async with asyncio.TaskGroup() as self._group:
+            for channel in self._channels.values():
+                self._put_on_air(channel)
+            await asyncio.Event().wait()
+
+    def begin(self, name: str, settings: ChannelSettings) -> Channel:
+        """A channel that the server starts with: the engine must be able to make it."""
+        channel = self._new(name, settings)
+        self._engine.open(channel)
+        return channel
+
+    async def create(self, name: str, settings: ChannelSettings) -> Channel:
+        """A new channel, which the engine has agreed to make.
+
+        Raises ChannelExists for an id that is taken, Unavailable when there is no room for it or no engine,
+        RequestRefused with the engine's reason.
+        """
+        if name in self._channels or name in self._ending:
+            raise ChannelExists(f"There is a channel {name!r} already; choose another id.")
+        if len(self._channels) + len(self._ending) >= MOST_CHANNELS:
+            raise Unavailable(f"There are {MOST_CHANNELS} channels, which is the limit; delete one first.")
+        self._engine.check()
+        self._admit()
+        channel = self._new(name, settings)
+        try:
+            await channel.open()
+        except BaseException:
+            await self.end(channel)
+            raise
+        return channel
+
+    async def end(self, channel: Channel) -> None:
+        """Takes a channel off the air and out of the engine; who receives it should be sent away before."""
+        if self._channels.pop(channel.id, None) is None:
+            return
+        self._ending.add(channel.id)
+        channel.end()
+        if channel.load is not None:
+            self._load = channel.load
+        task = self._tasks.pop(channel.id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        # Not before the task's end: the engine takes the slots back, which the task reads.
+        try:
+            await self._engine.close(channel.id)
+        finally:
+            self._ending.discard(channel.id)
+            self._metrics.forget(channel.id)
+
+    def _new(self, name: str, settings: ChannelSettings) -> Channel:
+        metrics = self._metrics.channel(name)
+        channel = self._channels[name] = Channel(name, settings, self._engine, metrics, admit=self._admit)
+        if self._group is not None:
+            self._put_on_air(channel)
+        return channel
+
+    def _put_on_air(self, channel: Channel) -> None:
+        assert self._group is not None, "the registry runs"
+        self._tasks[channel.id] = self._group.create_task(channel.run(), name=f"channel {channel.id}")
+
+    def _admit(self) -> None:
+        """Raises Unavailable where one more channel that runs would leave too little for each."""
+        running = [channel.load for channel in self._channels.values() if not channel.paused]
+        if not running:
+            # The only one gets all there is, be it enough or not.
+            return
+        known = [channel.load for channel in self._channels.values() if channel.load is not None]
+        one = median(known) if known else self._load
+        if one is None:
+            raise Unavailable("It is not measured yet how fast this machine renders; try again in a moment.")
+        shared = 1 / (sum(load or one for load in running) + one)
+        if shared < LEAST_FACTOR:
+            raise Unavailable(
+                f"This machine renders {1 / one:.2f} s of video a second, and {len(running)} running channels share "
+                f"that: with one more each would have {shared:.2f} of real time, at least {LEAST_FACTOR} is needed. "
+                "Try again when fewer run."
+            )
