@@ -136,7 +136,8 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     from streaming.media.push import Pushes
     from streaming.media.reader import Readers
     from streaming.media.recordings import Recordings
-    from streaming.media.viewer import ViewerConfig, Viewers
+    from streaming.media.viewer import ViewerConfig
+    from streaming.media.viewers import Viewers
 
     ice = await _ice(arguments)
     if ice is None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ from streaming.engines.supervisor import EngineTarget
 from streaming.media.rtp_hooks import end_consent_with_connection
 
 WIDTH, HEIGHT, FPS = 192, 128, 16.0
+LARGE = os.environ.get("FAKE_PICTURE") == "large"  # 256x384 with grain that fills the high rung's bit rate
+GRAIN = 5  # levels
 CHUNK_SLICES = (8, 8, 8)
 FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
@@ -61,6 +64,10 @@ CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the 
 UNREAD = "zebra"  # a word that the engine does not know
 COLOURS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
 MISSING = "missing"  # weights that cannot be found
+
+
+if LARGE:
+    WIDTH, HEIGHT = 384, 256
 
 
 def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[np.uint8]:
@@ -73,6 +80,8 @@ def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDAr
         _paint(frame[height : height * 5 // 4].reshape(height // 2, width // 2), place, 8, colour[1])
         _paint(frame[height * 5 // 4 :].reshape(height // 2, width // 2), place, 8, colour[2])
     left = 4 * index % (width - 32)
+    if LARGE:
+        frame[:height] += np.roll(_grain(), 7919 * index).reshape(height, width)
     frame[height * 3 // 4 - 16 : height * 3 // 4 + 16, left : left + 32] = 220
     frame[height - 1, width - 1] = 16 + index % 200
     return frame
@@ -80,6 +89,12 @@ def test_frame(index: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDAr
 
 def _paint(plane: npt.NDArray[np.uint8], place: int, side: int, level: int) -> None:
     plane[side : 2 * side, (1 + 2 * place) * side : (2 + 2 * place) * side] = level
+
+
+@functools.cache
+def _grain() -> npt.NDArray[np.uint8]:
+    """Noise for the luma plane of a large picture."""
+    return np.random.default_rng(0).integers(0, 2 * GRAIN, 256 * 384, dtype=np.uint8)
 
 
 test_frame.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it

@@ -10,6 +10,7 @@ from fakes import test_frame
 from streaming.media import marker
 from streaming.media.hub import CODECS, KEYFRAME_GAP_S, Encoder, Geometry, Hub, Picture
 from streaming.media.metrics import Metrics
+from streaming.media.rate import Rung
 
 SIZE = Geometry(192, 128, 8.0)
 
@@ -85,7 +86,18 @@ def test_rate_holds_on_noise(codec: str) -> None:
     for index in range(40):
         frame = random.integers(16, 236, (192, 192), dtype=np.uint8)
         sizes.append(encoder.encode(frame, index * 11250, index == 0).size)
-    assert sum(sizes[8:]) * 8 / 4 < 1.5 * SIZE.rate_bps
+    assert sum(sizes[8:]) * 8 / 4 < 1.5 * SIZE.rate_bps()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_low_rung_fits_a_slow_network(codec: str) -> None:
+    """A picture of 256x384 in motion needs 200 kbit/s, and a key frame no more than half a second of it."""
+    size = Geometry(384, 256, 16.0)
+    encoder = Encoder(codec, size, Rung.LOW)
+    packets = [encoder.encode(test_frame(index, 256, 384), index * 5625, index in (0, 32)) for index in range(80)]
+    assert [packet.is_keyframe for packet in packets] == [index in (0, 32) for index in range(80)]
+    assert sum(packet.size for packet in packets[16:]) * 8 / 4 < 1.15 * size.rate_bps(Rung.LOW)
+    assert packets[32].size * 8 < 0.5 * size.rate_bps(Rung.LOW)
 
 
 async def test_second_sink_gets_a_keyframe_and_the_first_sees_no_gap() -> None:

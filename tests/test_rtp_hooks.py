@@ -8,6 +8,7 @@ import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 
 from streaming.media import rtp_hooks
+from streaming.media.rate import Feedback
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, self_check, use_addresses
 from streaming.media.rtp_sender import Sent
 
@@ -22,20 +23,31 @@ class Packets:
     def sent(self, number: int) -> Sent | None:
         return self.history.get(number)
 
+    def last(self, count: int) -> list[Sent]:
+        return list(self.history.values())[-count:]
+
+    def forget(self) -> None:
+        self.history.clear()
+
     def resend(self, packet: Sent) -> None:
         self.again.append(packet)
+
+
+async def _send(data: bytes) -> None:
+    """Takes RTCP."""
 
 
 class Bench:
     """A real RTCRtpSender with hooks."""
 
     def __init__(self, rate_bps: int = 80_000) -> None:
-        transport: Any = SimpleNamespace(state="new")
+        transport: Any = SimpleNamespace(state="new", _stats_id="transport", _send_rtp=_send)
         self.sender = aiortc.RTCRtpSender("video", transport)
         self.packets: Any = Packets()
         self.now_s = 50.0
         self.keyframes = 0
-        self.hooks = SenderHooks(self.sender, self.packets, self._key, rate_bps, lambda: self.now_s)
+        self.heard: list[Feedback] = []
+        self.hooks = SenderHooks(self.sender, self.packets, self._key, rate_bps, lambda: self.now_s, self.heard.append)
 
     def _key(self) -> None:
         self.keyframes += 1
@@ -119,6 +131,61 @@ async def test_unknown_packets_cost_nothing() -> None:
     bench.remember(5)
     await bench.nack(4, 9)
     assert (bench.hooks.resent, bench.hooks.withheld, bench.packets.again) == (0, 0, [])
+
+
+async def test_requests_count_once() -> None:
+    """A packet that is asked for again is no new loss; what the budget withholds is one."""
+    bench = Bench()
+    for number in range(100):
+        bench.remember(number)
+    await bench.nack(1, 2, 3)
+    await bench.nack(2, 3, 4)
+    assert [one.requested for one in bench.heard] == [3, 1]
+
+
+async def test_receiver_report_tells_loss_and_round_trip() -> None:
+    """The round trip is counted from the sender report that it answers, less the time the receiver kept it."""
+    bench = Bench()
+    await bench.hooks.ask_report()
+    bench.now_s += 1.3
+    own, resent = (
+        rtp.RtcpReceiverInfo(
+            ssrc=ssrc, fraction_lost=lost, packets_lost=0, highest_sequence=0, jitter=0, lsr=0, dlsr=65536
+        )
+        for ssrc, lost in ((bench.sender._ssrc, 64), (bench.sender._rtx_ssrc, 128))
+    )
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
+    (feedback,) = bench.heard
+    assert (feedback.lost_share, feedback.resent_lost_share, feedback.asked_s) == (0.25, 0.5, 50.0)
+    assert feedback.rtt_s == pytest.approx(0.3)
+    own.lsr = 77
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own]))
+    assert bench.heard[-1].rtt_s is None, "that report was never sent"
+
+
+async def test_new_bit_rate_forgets_what_was_sent() -> None:
+    """After a change of rung no packet of the old one is sent again, and the budget is the new rate's."""
+    bench = Bench()
+    bench.remember(1)
+    bench.hooks.limit(40_000)
+    await bench.nack(1)
+    assert bench.hooks.resent == 0
+    for number in range(2, 12):
+        bench.remember(number)
+    await bench.nack(*range(2, 12))
+    assert bench.hooks.resent == 1, "a quarter of 40 kbit/s is 1250 bytes a second"
+
+
+async def test_probe_sends_what_was_sent() -> None:
+    """A probe is as large as asked, of the largest packets, and costs no budget; without any packet it is nothing."""
+    bench = Bench()
+    bench.hooks.probe(3000)
+    assert bench.packets.again == []
+    for number in range(40):
+        bench.remember(number, 100 if number % 2 else 1200)
+    bench.hooks.probe(3000)
+    assert [len(packet.payload) for packet in bench.packets.again] == [1200] * 3
+    assert bench.hooks.resent == 0
 
 
 async def test_consent_ends_with_its_connection() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import av
 import httpx
 import pytest
+from aiortc import rtp
 from fakes import FPS, Serving, Watcher, sample_offer, serving, watching
 
 from streaming.media import marker
 from streaming.media.feed import Feed
 from streaming.media.hub import Hub
 from streaming.media.metrics import Metrics
+from streaming.media.rate import RateConfig, Rung
 from streaming.media.viewer import ViewerConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
@@ -59,7 +61,7 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> tuple[Feed, Any, HubProbe, list[Fee
     monkeypatch.setattr("streaming.media.feed.RtpSender", PacketsProbe)
     hub, joined = HubProbe(), []
 
-    def join(one: Feed) -> Hub:
+    def join(one: Feed, rung: Rung) -> Hub:
         joined.append(one)
         return hub  # type: ignore[return-value]
 
@@ -154,6 +156,44 @@ async def test_second_viewer_does_not_disturb_the_first() -> None:
         assert sum(step >= 2 * 90_000 / FPS for step in steps) < 2
         report = await running.report()
         assert (report["repeats"], report["viewers"]) == (0, 1)
+
+
+async def say(watcher: Watcher, lost: int) -> None:
+    """A receiver report of a viewer, with the share of lost packets in 1/256."""
+    receiver = watcher.peer.getReceivers()[0]
+    (ssrc,) = [one.source for one in receiver.getSynchronizationSources()]
+    report = rtp.RtcpReceiverInfo(
+        ssrc=ssrc, fraction_lost=lost, packets_lost=0, highest_sequence=0, jitter=0, lsr=0, dlsr=0
+    )
+    await receiver._send_rtcp(rtp.RtcpRrPacket(ssrc=1, reports=[report]))
+
+
+@pytest.mark.parametrize("codec", ["vp8", "h264"])
+async def test_slow_viewer_has_a_bit_rate_of_its_own(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    """A viewer that loses most packets goes to the low rung and back; another gets every frame meanwhile."""
+    monkeypatch.setattr("streaming.media.rate.RateConfig", partial(RateConfig, wait_s=0.5, drain_s=0.1))
+    async with serving() as running, watching(running, f"?codec={codec}") as slow:
+        async with watching(running, f"?codec={codec}") as other:
+            await other.received(4)
+            await say(slow, lost=200)
+            await slow.received(8)
+            reports = (await running.http.get("/channels/main/viewers")).json()
+            assert [one["rung"] for one in reports] == ["low", "high"]
+            assert reports[0]["loss"] is not None
+            metrics = (await running.http.get("/metrics")).text
+            assert 'landiff_viewer_high_rung{channel="main",viewer="0"} 0.0' in metrics
+            assert 'landiff_viewer_high_rung{channel="main",viewer="1"} 1.0' in metrics
+            async with asyncio.timeout(20):
+                # Nothing tells a viewer which rung it gets.
+                while (await running.http.get("/channels/main/viewers")).json()[0]["rung"] == "low":  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            await slow.received(4)
+            steps = {later - earlier for earlier, later in zip(other.pts, other.pts[1:], strict=False)}
+            assert max(steps) < 2 * 90_000 / FPS
+        assert slow.pts == sorted(slow.pts)
+        report = (await running.http.get("/channels/main/viewers")).json()[0]
+        assert (report["number"], report["codec"], report["rung_changes"]) == (0, codec, 2)
+        assert 'viewer="1"' not in (await running.http.get("/metrics")).text
 
 
 async def test_sessions_leave_nothing_behind() -> None:

@@ -35,6 +35,7 @@ from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
 from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
+from streaming.media.rate import Rung
 
 REPORT_S = 0.1  # a report that is kept is at most so old
 
@@ -128,10 +129,9 @@ class Channel:
         factor = self._chunks.realtime_factor
         return 1 / factor if factor else None
 
-    @property
-    def rate_bps(self) -> int:
+    def rate_bps(self, rung: Rung = Rung.HIGH) -> int:
         """Bit rate of the encoded video. Raises Unavailable before the first engine is ready."""
-        return self._geometry().rate_bps
+        return self._geometry().rate_bps(rung)
 
     @property
     def on_air(self) -> Picture | None:
@@ -146,15 +146,16 @@ class Channel:
         if self.paused and not self._playout.held:
             self._admit()
 
-    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
+    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True, rung: Rung = Rung.HIGH) -> Hub:
         """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one.
 
-        Raises Unavailable before the first engine is ready, and after the channel's end.
+        A sink that joined before changes over. Raises Unavailable before the first engine is ready, and after the
+        channel's end.
         """
         self._geometry()
         if self._ended:
             raise Unavailable("The channel has ended.")
-        hub = self._playout.join(sink, codec, marked, viewer)
+        hub = self._playout.join(sink, codec, marked, viewer, rung)
         self._changed()
         return hub
 

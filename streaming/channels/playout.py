@@ -16,6 +16,7 @@ from streaming.media.frame_queue import FrameQueue
 from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import Action, Pacer
+from streaming.media.rate import Rung
 
 STILL_EVERY_S = 1.0  # a video that is held sends its picture again: key frames may be asked for
 
@@ -54,7 +55,7 @@ class Playout:
         self._metrics = metrics
         self._owner, self._clock = owner, clock
         self._geometry: Geometry | None = None
-        self._hubs: dict[tuple[str, bool], Hub] = {}
+        self._hubs: dict[tuple[str, bool, Rung], Hub] = {}
         self._recorders: set[Sink] = set()  # sinks of the hubs where nobody watches
         self._still_s = float("-inf")  # when a held picture is sent again
         self._wake = asyncio.Event()
@@ -88,12 +89,17 @@ class Playout:
         """Number of viewers that receive the video."""
         return self.receivers - len(self._recorders)
 
-    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
-        """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one."""
+    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True, rung: Rung = Rung.HIGH) -> Hub:
+        """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one.
+
+        A sink that joined before changes over.
+        """
         assert self._geometry is not None, "the video has started"
-        if (codec, marked) not in self._hubs:
-            self._hubs[codec, marked] = Hub(codec, self._geometry, marked, self._metrics, self._clock)
-        hub = self._hubs[codec, marked]
+        for hub in self._hubs.values():
+            hub.discard(sink)
+        if (codec, marked, rung) not in self._hubs:
+            self._hubs[codec, marked, rung] = Hub(codec, self._geometry, marked, self._metrics, self._clock, rung)
+        hub = self._hubs[codec, marked, rung]
         hub.add(sink)
         if not viewer:
             self._recorders.add(sink)

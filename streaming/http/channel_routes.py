@@ -35,6 +35,7 @@ from streaming.errors import Unavailable
 from streaming.http.access import address_of
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
+from streaming.media.viewer_report import ViewerReport
 
 ANSWER_TIMEOUT_S = 10.0
 ID = "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
@@ -146,6 +147,12 @@ def add(app: FastAPI, state: ServerState) -> None:
     async def channel_report(channel_id: str) -> ChannelReport:
         """State of a channel."""
         return state.channel(channel_id).report()
+
+    @app.get("/channels/{channel_id}/viewers", responses=problems(404))
+    async def viewer_reports(channel_id: str) -> list[ViewerReport]:
+        """The viewers of a channel over WebRTC, and what is known of their connections."""
+        state.channel(channel_id)
+        return [report for report in state.viewers.reports() if report.channel == channel_id]
 
     @app.patch(
         "/channels/{channel_id}",

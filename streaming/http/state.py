@@ -17,7 +17,8 @@ from streaming.media.metrics import Metrics
 from streaming.media.push import Pushes
 from streaming.media.reader import Readers
 from streaming.media.recordings import Recordings
-from streaming.media.viewer import Viewer, Viewers
+from streaming.media.viewer import Viewer
+from streaming.media.viewers import Viewers
 
 RETRY = {"Retry-After": str(guard.RETRY_AFTER_S)}
 

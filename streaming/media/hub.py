@@ -25,12 +25,16 @@ from engine.wire.colours import tag
 from streaming.media import marker
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import MEDIA_CLOCK_HZ
+from streaming.media.rate import Rung
 
 CODECS = ("vp8", "h264")
 KEYFRAME_GAP_S = 0.5  # at least this long between key frames that viewers ask for; a join does not wait
 ENDLESS_GOP = 1 << 24  # frames; key frames come on request only
 BITS_PER_PIXEL = 1.5
 LEAST_BPS, MOST_BPS = 500_000, 2_500_000
+LOW_BPS = 200_000  # of the low rung: fits a link of 300 kbit/s, with retransmissions and headers
+LOW_BUFFER_S = 0.5  # of that rate, which a key frame of the low rung may take at most
+LOW_KEYFRAME = 500  # percent of a frame's bits
 
 X264_OPTIONS = {
     "preset": "veryfast",
@@ -56,9 +60,10 @@ class Geometry:
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is {self.fps}; it must be above 0 and at most 240")
 
-    @property
-    def rate_bps(self) -> int:
+    def rate_bps(self, rung: Rung = Rung.HIGH) -> int:
         """Bit rate of the encoded video."""
+        if rung is Rung.LOW:
+            return LOW_BPS
         return round(min(max(self.width * self.height * self.fps * BITS_PER_PIXEL, LEAST_BPS), MOST_BPS))
 
 
@@ -81,10 +86,10 @@ class Sink(Protocol):
 class Encoder:
     """One encoder context; used by one thread at a time. Every frame gives one packet."""
 
-    def __init__(self, codec: str, geometry: Geometry) -> None:
+    def __init__(self, codec: str, geometry: Geometry, rung: Rung = Rung.HIGH) -> None:
         if codec not in CODECS:
             raise ValueError(f"codec is {codec!r}; it must be one of {', '.join(CODECS)}")
-        rate = geometry.rate_bps
+        rate, low = geometry.rate_bps(rung), rung is Rung.LOW
         self._context = av.CodecContext.create("libvpx" if codec == "vp8" else "libx264", "w")
         self._context.width, self._context.height = geometry.width, geometry.height
         self._context.pix_fmt = "yuv420p"
@@ -93,11 +98,14 @@ class Encoder:
         self._context.bit_rate = rate
         self._context.gop_size = ENDLESS_GOP
         self._context.thread_count = 1
-        limits = {"maxrate": str(rate), "bufsize": str(rate)}
+        limits = {"maxrate": str(rate), "bufsize": str(round(rate * LOW_BUFFER_S) if low else rate)}
         if codec == "vp8":
-            self._context.qmin, self._context.qmax = 4, 56
+            self._context.qmin, self._context.qmax = 4, 63 if low else 56
             # minrate = maxrate = bit rate chooses the constant rate control that fits a live link.
-            self._context.options = LIBVPX_OPTIONS | limits | {"minrate": str(rate)}
+            limits["minrate"] = str(rate)
+            if low:
+                limits["max-intra-rate"] = str(LOW_KEYFRAME)
+            self._context.options = LIBVPX_OPTIONS | limits
         else:
             self._context.max_b_frames = 0
             self._context.options = X264_OPTIONS | limits
@@ -118,7 +126,7 @@ class Encoder:
 
 
 class Hub:
-    """One codec of one channel, with or without the marker, sent to all its sinks."""
+    """One codec of one channel at one rung, with or without the marker, sent to all its sinks."""
 
     def __init__(
         self,
@@ -127,9 +135,10 @@ class Hub:
         marked: bool,
         metrics: ChannelMetrics,
         clock: Callable[[], float] = time.monotonic,
+        rung: Rung = Rung.HIGH,
     ) -> None:
         self.geometry = geometry
-        self._encoder = Encoder(codec, geometry)
+        self._encoder = Encoder(codec, geometry, rung)
         self._packer = Vp8Encoder() if codec == "vp8" else H264Encoder()
         self._packed: tuple[av.Packet, list[bytes]] | None = None
         self._marked = marked

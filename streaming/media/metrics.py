@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from streaming.media.viewer_report import ViewerReport
 
 LAG_EVERY_S, LAG_SAMPLES = 0.05, 20
+
+
+VIEWER_GAUGES: dict[str, tuple[str, Callable[[ViewerReport], float | None]]] = {
+    "loss_ratio": ("Share of packets that the viewer's last report calls lost", lambda one: one.loss),
+    "remb_bits_per_second": ("The viewer's estimate of its bandwidth", lambda one: one.remb_bps),
+    "round_trip_seconds": ("Round trip to the viewer", lambda one: one.round_trip_s),
+    "high_rung": ("1 while the viewer gets the high bit rate, 0 at the low one", lambda one: one.rung == "high"),
+}
+VIEWER_COUNTERS: dict[str, tuple[str, Callable[[ViewerReport], int]]] = {
+    "rung_changes": ("Changes between the two bit rates", lambda one: one.rung_changes),
+    "retransmissions": ("Packets sent again", lambda one: one.retransmissions),
+    "retransmissions_withheld": ("Packets asked for and not sent again", lambda one: one.withheld),
+    "keyframes": ("Key frames sent to the viewer", lambda one: one.keyframes),
+    "keyframe_requests": ("Key frames that the viewer asked for", lambda one: one.keyframe_requests),
+}
 
 
 class Metrics:
@@ -41,6 +61,10 @@ class Metrics:
     def channel(self, name: str) -> ChannelMetrics:
         """The metrics with this channel's label."""
         return ChannelMetrics(self, name)
+
+    def watch_viewers(self, reports: Callable[[], Iterable[ViewerReport]]) -> None:
+        """Tells of each viewer in the metrics. Its label is its place, so there are no more than places."""
+        self._registry.register(_ViewerCollector(reports))
 
     def forget(self, name: str) -> None:
         """Drops the metrics of a channel that is no more."""
@@ -88,3 +112,25 @@ class ChannelMetrics:
         self.lateness_s = all_of._lateness_s.labels(channel)
         self.encode_s = all_of._encode_s.labels(channel)
         self.chunk_s = all_of._chunk_s.labels(channel)
+
+
+class _ViewerCollector(Collector):
+    """Asks for the viewers when the metrics are asked for."""
+
+    def __init__(self, reports: Callable[[], Iterable[ViewerReport]]) -> None:
+        self._reports = reports
+
+    def collect(self) -> Iterator[Metric]:
+        reports = list(self._reports())
+        for name, (text, value_of) in VIEWER_GAUGES.items():
+            gauge = GaugeMetricFamily(f"landiff_viewer_{name}", text, labels=("channel", "viewer"))
+            for one in reports:
+                value = value_of(one)
+                if value is not None:
+                    gauge.add_metric((one.channel, str(one.number)), value)
+            yield gauge
+        for name, (text, count_of) in VIEWER_COUNTERS.items():
+            counter = CounterMetricFamily(f"landiff_viewer_{name}", text, labels=("channel", "viewer"))
+            for one in reports:
+                counter.add_metric((one.channel, str(one.number)), count_of(one))
+            yield counter

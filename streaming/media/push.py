@@ -19,6 +19,7 @@ from streaming.errors import Unavailable
 from streaming.media.feed import Feed
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
+from streaming.media.rate import Rung
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, take_rsa_certificates
 from streaming.media.viewer import Broadcaster, capabilities
 from streaming.media.whip import WhipClient, WhipError, WhipSession, WhipTarget
@@ -161,7 +162,7 @@ class _Uplink:
     async def connect(self) -> None:
         """Returns when media flows. Raises WhipError, or Unavailable before the channel has video."""
         push, sender = self._push, self._transceiver.sender
-        self._hooks = SenderHooks(sender, self._feed.packets, self._feed.request_keyframe, push.channel.rate_bps)
+        self._hooks = SenderHooks(sender, self._feed.packets, self._feed.request_keyframe, push.channel.rate_bps())
         self._transceiver.setCodecPreferences(capabilities(push.codec))
         end_consent_with_connection(sender.transport)
         take_rsa_certificates(sender.transport)
@@ -208,8 +209,8 @@ class _Uplink:
         if self._transceiver.currentDirection != "sendonly" or "\nm=video 0 " in answer:
             raise WhipError(f"{origin} answers that it does not take the video.")
 
-    def _join(self, feed: Feed) -> Any:
-        return self._push.channel.join(feed, self._push.codec, False, viewer=False)
+    def _join(self, feed: Feed, rung: Rung) -> Any:
+        return self._push.channel.join(feed, self._push.codec, False, viewer=False, rung=rung)
 
     def _on_state(self) -> None:
         state = self._peer.connectionState

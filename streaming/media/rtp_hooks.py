@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import ipaddress
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,11 +21,26 @@ import aiortc
 import pylibsrtp
 from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 
-from streaming.media.rtp_sender import HISTORY, SENDER_NAMES, TRANSPORT_NAMES, RtpSender
+from streaming.media.rate import Feedback
+from streaming.media.rtp_sender import HISTORY, SENDER, SENDER_NAMES, TRANSPORT_NAMES, RtpSender
 
 AIORTC_SERIES = "1.16."
-PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", *SENDER_NAMES)
-CONNECTION_NAMES = ("query_consent", "_closing", "_protocols", "_nominated", "get_component_candidates")  # of aioice
+COUNTERS = tuple(SENDER + name for name in ("ntp_timestamp", "rtp_timestamp", "packet_count", "octet_count"))
+PRIVATE_NAMES = ("_handle_rtcp_packet", "_retransmit", "_send_keyframe", "_send_rtcp", *SENDER_NAMES)
+CONNECTION_NAMES = (
+    "query_consent",
+    "_closing",
+    "_closed",
+    "_protocols",
+    "_nominated",
+    "get_component_candidates",
+    "_queue",
+    "data_received",
+    "_event_waiter",
+    "_emit_event",
+    "_remote_candidates_end",
+)  # of aioice
+ICE_NAMES = ("_recv", "_send")  # of an RTCIceTransport
 CERTIFICATE = "_RTCDtlsTransport__local_certificate"
 CERTIFICATE_NAME = "_create_ssl_context"
 # aiortc lists those for ECDSA certificates alone; as DTLS client it then fails with servers that have an RSA one.
@@ -32,6 +48,9 @@ CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 RESEND_SHARE = 0.25  # of the video's bit rate
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
+REPORTS_KEPT = 8  # sender reports that a receiver may still answer
+DLSR_HZ = 65536  # unit of the time between a sender report and its answer
+PROBE_PACKETS = 32  # the last ones, largest first
 # ICE asks a peer for consent this often, and gives up after so many in a row without an answer (RFC 7675).
 CONSENT_S, CONSENT_FAILURES = 1, 5
 
@@ -46,28 +65,101 @@ class SenderHooks:
         request_keyframe: Callable[[], None],
         rate_bps: int,
         now: Callable[[], float] = time.monotonic,
+        heard: Callable[[Feedback], None] = lambda feedback: None,
     ) -> None:
+        """`heard` is called with what each RTCP packet says."""
         self.last_heard_s: float | None = None  # when the last RTCP packet came, on the clock `now`
         self.remb_bps: int | None = None  # the receiver's last bandwidth estimate
+        self.rtt_s: float | None = None  # the last round trip
+        self.lost_share: float | None = None  # of the last receiver report
         self.resent = 0
         self.withheld = 0  # retransmissions not made because of the budget
-        self._now = now
+        self.keyframe_requests = 0
+        self._sender, self._now, self._heard = sender, now, heard
         self._packets = packets
-        self._handle_rtcp = sender._handle_rtcp_packet
-        self._budget = _Budget(RESEND_SHARE * rate_bps / 8, now())
+        self._handle_rtcp, self._send_rtcp = sender._handle_rtcp_packet, sender._send_rtcp
+        self._request_keyframe = request_keyframe
+        self._requested: dict[int, int] = {}  # sequence number by its place in the history
+        self._reports: deque[tuple[int, float]] = deque(maxlen=REPORTS_KEPT)  # LSR and time of sender reports
+        self.limit(rate_bps)
         sender._handle_rtcp_packet = self._on_rtcp
         sender._retransmit = self._on_lost
-        sender._send_keyframe = request_keyframe
+        sender._send_keyframe = self._on_keyframe_request
+        sender._send_rtcp = self._on_report
+
+    @property
+    def can_probe(self) -> bool:
+        """True where the receiver takes retransmissions apart from the video, also such as it did not ask for."""
+        return self._packets.retransmits
+
+    def limit(self, rate_bps: int) -> None:
+        """The video has another bit rate from now on; what was sent before is not sent again."""
+        self._budget = _Budget(RESEND_SHARE * rate_bps / 8, self._now())
+        self._packets.forget()
+
+    def probe(self, size: int) -> None:
+        """Sends about that many bytes of what the receiver has already."""
+        packets = sorted(self._packets.last(PROBE_PACKETS), key=lambda packet: -len(packet.payload))
+        for packet in packets:
+            if size <= 0:
+                return
+            size -= len(packet.payload)
+            self._packets.resend(packet)
+
+    async def ask_report(self) -> None:
+        """Sends a sender report now, which the receiver answers in its next report."""
+        ntp, timestamp, packets, octets = (getattr(self._sender, name) for name in COUNTERS)
+        info = rtp.RtcpSenderInfo(ntp, timestamp, packets & 0xFFFFFFFF, octets & 0xFFFFFFFF)
+        await self._sender._send_rtcp([rtp.RtcpSrPacket(ssrc=self._sender._ssrc, sender_info=info)])
+
+    async def _on_report(self, packets: list[Any]) -> None:
+        for packet in packets:
+            if isinstance(packet, rtp.RtcpSrPacket):
+                self._reports.append(((packet.sender_info.ntp_timestamp >> 16) & 0xFFFFFFFF, self._now()))
+        await self._send_rtcp(packets)
 
     async def _on_rtcp(self, packet: Any) -> None:
         self.last_heard_s = self._now()
-        if isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt == rtp.RTCP_PSFB_APP:
+        packets, octets = (getattr(self._sender, name) for name in COUNTERS[2:])
+        said: dict[str, Any] = {}
+        if isinstance(packet, rtp.RtcpRrPacket | rtp.RtcpSrPacket):
+            said = self._read_report(packet)
+        elif isinstance(packet, rtp.RtcpRtpfbPacket) and packet.fmt == rtp.RTCP_RTPFB_NACK:
+            said["requested"] = self._count_requested(packet.lost)
+        elif isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt in (rtp.RTCP_PSFB_PLI, rtp.RTCP_PSFB_FIR):
+            said["keyframe"] = True
+        elif isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt == rtp.RTCP_PSFB_APP:
             try:
-                self.remb_bps = int(rtp.unpack_remb_fci(packet.fci)[0])
+                self.remb_bps = said["estimate_bps"] = int(rtp.unpack_remb_fci(packet.fci)[0])
             except ValueError:
                 # Some other application's feedback, which is of no use here.
                 return
+        self._heard(Feedback(packets, octets, **said))
         await self._handle_rtcp(packet)
+
+    def _read_report(self, packet: Any) -> dict[str, Any]:
+        """What a receiver report says of this sender."""
+        said: dict[str, Any] = {}
+        for report in packet.reports:
+            if report.ssrc == self._sender._rtx_ssrc:
+                said["resent_lost_share"] = report.fraction_lost / 256
+            elif report.ssrc == self._sender._ssrc:
+                self.lost_share = said["lost_share"] = report.fraction_lost / 256
+                sent_s = next((time_s for lsr, time_s in self._reports if lsr == report.lsr and report.dlsr), None)
+                if sent_s is not None:
+                    self.rtt_s = said["rtt_s"] = max(0.0, self._now() - sent_s - report.dlsr / DLSR_HZ)
+                    said["asked_s"] = sent_s
+        return said
+
+    def _count_requested(self, numbers: Sequence[int]) -> int:
+        """How many packets are asked for that were not before."""
+        new = [number for number in numbers if self._requested.get(number % HISTORY) != number]
+        self._requested.update((number % HISTORY, number) for number in new)
+        return len(new)
+
+    def _on_keyframe_request(self) -> None:
+        self.keyframe_requests += 1
+        self._request_keyframe()
 
     async def _on_lost(self, sequence_number: int) -> None:
         packet = self._packets.sent(sequence_number)
@@ -81,11 +173,15 @@ class SenderHooks:
 
 
 def end_consent_with_connection(transport: Any) -> None:
-    """Mends a race of aioice on one RTCDtlsTransport, before it connects.
+    """`end_consent` for the connection of one RTCDtlsTransport."""
+    end_consent(transport.transport._connection)
+
+
+def end_consent(connection: Any) -> None:
+    """Mends a race of aioice on one connection, before it connects.
 
     A connection that is closed in the moment its checks succeed begins to ask for consent afterwards, for ever.
     """
-    connection = transport.transport._connection
     query_consent = connection.query_consent
 
     async def while_open() -> None:
@@ -153,6 +249,7 @@ async def self_check() -> None:
         missing = [name for name in PRIVATE_NAMES if not hasattr(sender, name)]
         missing += [name for name in TRANSPORT_NAMES if not hasattr(sender.transport, name)]
         connection = getattr(sender.transport.transport, "_connection", None)
+        missing += [name for name in ICE_NAMES if not hasattr(sender.transport.transport, name)]
         certificate = getattr(sender.transport, CERTIFICATE, None)
         missing += [] if hasattr(certificate, CERTIFICATE_NAME) else [CERTIFICATE_NAME]
         missing += [f"aioice {name}" for name in CONNECTION_NAMES if not hasattr(connection, name)]

@@ -86,6 +86,19 @@ class RtpSender:
         packet = self._history[number % HISTORY]
         return packet if packet is not None and packet.number == number else None
 
+    @property
+    def retransmits(self) -> bool:
+        """True where the receiver takes what is sent again apart from the video (RFC 4588)."""
+        return self._resent_type is not None
+
+    def last(self, count: int) -> list[Sent]:
+        """The last packets, as many as can be sent again."""
+        return [packet for back in range(1, count + 1) if (packet := self.sent(self._number - back & 0xFFFF))]
+
+    def forget(self) -> None:
+        """Nothing that was sent can be sent again."""
+        self._history = [None] * HISTORY
+
     def resend(self, packet: Sent) -> None:
         """Sends a packet once more, with its own send time; as a retransmission (RFC 4588) if that was negotiated."""
         if self._outlet is None:
@@ -137,7 +150,6 @@ class _Outlet:
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._pairs: dict[int, Any] = transport.transport._connection._nominated
         self._protocol: Any = None  # of ICE, to which the socket belongs
         self._socket: socket.socket | None = None  # None where packets do not go out as they are, behind TURN
         # Of its own: the session's buffer holds one packet.
@@ -147,7 +159,8 @@ class _Outlet:
 
     def send(self, kind: int, ssrc: int, extensions: bytes, packets: Sequence[Sent]) -> bool:
         """Sends SLOTS packets at most; False if the network took only a part of them."""
-        pair = self._pairs.get(COMPONENT)
+        # Of the connection that there is now: an ICE restart brings another.
+        pair = self._transport.transport._connection._nominated.get(COMPONENT)
         if pair is None or self._transport._state != State.CONNECTED:
             return True
         if pair.protocol is not self._protocol:

@@ -1,7 +1,7 @@
 """Viewers: one peer connection each, from its offer to one idempotent close.
 
-A viewer's own task watches it and tears it down; everything that ends a viewer only asks that task. `Viewers` owns all
-of them. No SDP and no token reaches the log.
+A viewer's own task watches it and tears it down; everything that ends a viewer only asks that task. `viewers.py` owns
+all of them. No SDP and no token reaches the log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +19,15 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSession
 from aiortc.sdp import candidate_from_sdp
 
 from streaming.errors import Unavailable
+from streaming.media.adaptation import Adaptation
 from streaming.media.feed import Feed
 from streaming.media.hub import Hub, Sink
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
 from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
+from streaming.media.rate import RateController, Rung
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
+from streaming.media.viewer_report import ViewerReport
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ class Broadcaster(Protocol):
     """A channel as a viewer sees it."""
 
     @property
-    def rate_bps(self) -> int:
+    def id(self) -> str: ...
+
+    def rate_bps(self, rung: Rung = Rung.HIGH) -> int:
         """Bit rate of the encoded video. Raises Unavailable before there is one."""
         ...
 
@@ -66,8 +70,11 @@ class Broadcaster(Protocol):
         """Raises Unavailable when nobody can join now."""
         ...
 
-    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True) -> Hub:
-        """Sends to `sink` from now on, a key frame first; `viewer` tells whether someone watches there."""
+    def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True, rung: Rung = Rung.HIGH) -> Hub:
+        """Sends to `sink` from now on, a key frame first; `viewer` tells whether someone watches there.
+
+        A sink that joined before changes over.
+        """
         ...
 
     def leave(self, sink: Sink) -> None:
@@ -80,6 +87,7 @@ class Viewer:
 
     def __init__(
         self,
+        number: int,
         channel: Broadcaster,
         offer: Offer,
         address: str,
@@ -92,6 +100,7 @@ class Viewer:
         # Enough to tell viewers apart in the log, not enough to end their sessions.
         self._name = self.id[:6]
         self.etag = f'"{secrets.token_hex(8)}"'
+        self.number = number
         self.offer, self.address = offer, address
         self.channel = channel
         self._config, self._metrics = config, metrics
@@ -102,6 +111,7 @@ class Viewer:
         self._gathering: asyncio.Task[None] | None = None
         self._feed: Feed | None = None
         self._hooks: SenderHooks | None = None
+        self._adaptation: Adaptation | None = None
         self._opened_s = time.monotonic()
         self._connected_s: float | None = None
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -112,11 +122,34 @@ class Viewer:
         """Seconds that the session waits for its connection; None once it is connected."""
         return None if self._connected_s is not None else time.monotonic() - self._opened_s
 
+    def report(self) -> ViewerReport:
+        """What is known of the viewer's connection."""
+        hooks, adaptation, feed = self._hooks, self._adaptation, self._feed
+        return ViewerReport(
+            number=self.number,
+            channel=self.channel.id,
+            codec=self.offer.codec,
+            connected_s=None if self._connected_s is None else round(time.monotonic() - self._connected_s, 3),
+            rung=(adaptation.rung if adaptation else Rung.HIGH).value,
+            rung_changes=adaptation.changes if adaptation else 0,
+            loss=hooks.lost_share if hooks else None,
+            remb_bps=hooks.remb_bps if hooks else None,
+            round_trip_s=hooks.rtt_s if hooks else None,
+            retransmissions=hooks.resent if hooks else 0,
+            withheld=hooks.withheld if hooks else 0,
+            keyframes=feed.keyframes if feed else 0,
+            keyframe_requests=hooks.keyframe_requests if hooks else 0,
+        )
+
     async def gather(self, marked: bool) -> None:
         """Gathers this side's candidates, which may wait for STUN and TURN servers. Raises Unavailable."""
         codec = self.offer.codec
+
+        def join(feed: Feed, rung: Rung) -> Hub:
+            return self.channel.join(feed, codec, marked, rung=rung)
+
         self._transceiver = self._peer.addTransceiver("video", direction="sendonly")
-        self._feed = Feed(self._transceiver.sender, lambda feed: self.channel.join(feed, codec, marked), self._metrics)
+        self._feed = Feed(self._transceiver.sender, join, self._metrics)
         self._gathering = asyncio.create_task(self._ice.gather(self._transceiver.sender.transport))
         await asyncio.wait([self._gathering])
         if not self._gathering.cancelled():
@@ -135,9 +168,17 @@ class Viewer:
             async with asyncio.timeout(self._config.negotiate_s):
                 transceiver.setCodecPreferences(capabilities(offer.codec))
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
-                end_consent_with_connection(transceiver.sender.transport)
-                self._hooks = SenderHooks(
-                    transceiver.sender, feed.packets, feed.request_keyframe, self.channel.rate_bps
+                transport = transceiver.sender.transport
+                end_consent_with_connection(transport)
+                rates_bps = {rung: self.channel.rate_bps(rung) for rung in Rung}
+                controller = RateController(rates_bps, time.monotonic())
+                adaptation = self._adaptation = Adaptation(self._name, feed, controller)
+                adaptation.link = self._hooks = SenderHooks(
+                    transceiver.sender,
+                    feed.packets,
+                    feed.request_keyframe,
+                    rates_bps[Rung.HIGH],
+                    heard=adaptation.heard,
                 )
                 await self._peer.setLocalDescription(await self._peer.createAnswer())
         except TimeoutError as error:
@@ -188,8 +229,12 @@ class Viewer:
             overdue = self._overdue(time.monotonic())
             if overdue is not None:
                 self._ask_to_end(overdue)
+            elif self._adaptation is not None:
+                self._adaptation.tick()
         reason = self._reason.result()
         # First off the air, so that nothing is queued for a connection that is closing.
+        if self._adaptation is not None:
+            self._adaptation.close()
         if self._feed is not None:
             self.channel.leave(self._feed)
             self._feed.end()
@@ -210,88 +255,6 @@ class Viewer:
         # A receiver has nothing to report before it got something.
         heard_s = max(self._feed.first_sent_s, self._hooks.last_heard_s or 0.0)
         return "silent" if now_s - heard_s > self._config.silence_s else None
-
-
-class Viewers:
-    """All viewers of the server, within the limit of how many."""
-
-    def __init__(self, metrics: Metrics, config: ViewerConfig | None = None, ice: IceAgent | None = None) -> None:
-        self._config = config or ViewerConfig()
-        self._ice = ice or IceAgent()
-        self._metrics = metrics
-        self._viewers: dict[str, Viewer] = {}
-        self._gone: deque[str] = deque(maxlen=self._config.tombstones)
-        self._negotiating = asyncio.Semaphore(self._config.negotiations)
-
-    def __len__(self) -> int:
-        return len(self._viewers)
-
-    async def open(self, channel: Broadcaster, offer: Offer, address: str, marked: bool) -> tuple[Viewer, str]:
-        """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
-        while blocker := self._blocker(address):
-            await blocker.close("made room")
-        viewer = Viewer(channel, offer, address, self._config, self._metrics, self._ice, self._forget)
-        self._viewers[viewer.id] = viewer
-        try:
-            # Outside of the turns: who waits for a STUN or TURN server holds nobody up.
-            await viewer.gather(marked)
-            async with self._negotiating:
-                return viewer, await viewer.answer()
-        except BaseException:
-            await viewer.close("not negotiated")
-            raise
-
-    def _blocker(self, address: str) -> Viewer | None:
-        """The session to close before one from `address` opens: the one that waited longest for its connection.
-
-        None while every limit has room. Raises Unavailable where all sessions are connected or have not waited long.
-        """
-        config, viewers = self._config, list(self._viewers.values())
-        waiting = {viewer: waited_s for viewer in viewers if (waited_s := viewer.waiting_s()) is not None}
-        own = [viewer for viewer in viewers if viewer.address == address]
-        for those, full, words in (
-            (viewers, len(viewers) >= config.most, f"{config.most} viewers are connected"),
-            (
-                own,
-                len(own) >= config.most_an_address,
-                f"{config.most_an_address} viewers are connected from your address",
-            ),
-            (
-                list(waiting),
-                len(waiting) >= config.most_connecting,
-                f"{config.most_connecting} viewers are being connected",
-            ),
-            (viewers, not self._ice.has_port(), "every media port is in use"),
-        ):
-            if full:
-                oldest = max(waiting.keys() & those, key=waiting.__getitem__, default=None)
-                if oldest is None or waiting[oldest] < config.patience_s:
-                    raise Unavailable(f"{words[0].upper()}{words[1:]}, which is the limit; try again later.")
-                return oldest
-        return None
-
-    def find(self, viewer_id: str) -> Viewer | None:
-        """The viewer of a session that is open."""
-        return self._viewers.get(viewer_id)
-
-    def ended(self, viewer_id: str) -> bool:
-        """Whether a session of this id ended lately."""
-        return viewer_id in self._gone
-
-    async def end(self, channel: Broadcaster | None = None, reason: str = "channel ended") -> None:
-        """Ends the viewers of a channel, or all, and returns when everything is freed."""
-        chosen = [viewer.close(reason) for viewer in self._viewers.values() if channel in (None, viewer.channel)]
-        await asyncio.gather(*chosen)
-
-    async def close(self) -> None:
-        """Ends every viewer and returns when everything is freed."""
-        await self.end(reason="server stops")
-        await self._ice.aclose()
-
-    def _forget(self, viewer: Viewer, reason: str) -> None:
-        self._viewers.pop(viewer.id, None)
-        self._gone.append(viewer.id)
-        self._metrics.viewers_closed.labels(reason).inc()
 
 
 def capabilities(codec: str) -> list[Any]:

@@ -1,0 +1,111 @@
+"""Carries a viewer between the two rungs, as `rate.py` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+from streaming.media.rate import Decision, Feedback, Move, Probe, RateController, Rung
+
+log = logging.getLogger(__name__)
+
+TURN_S = 0.02  # between the parts of a probe
+
+
+class Stream(Protocol):
+    """The packets of one viewer."""
+
+    def pause(self) -> None:
+        """Sends nothing until the next `change`."""
+        ...
+
+    def change(self, rung: Rung) -> None:
+        """Goes on with a key frame of a rung."""
+        ...
+
+
+class Link(Protocol):
+    """The connection of one viewer."""
+
+    def limit(self, rate_bps: int) -> None:
+        """The video has another bit rate from now on; what was sent before is not sent again."""
+        ...
+
+    @property
+    def can_probe(self) -> bool:
+        """True if `probe` can be used."""
+        ...
+
+    def probe(self, size: int) -> None:
+        """Sends about that many bytes of what the receiver has already."""
+        ...
+
+    async def ask_report(self) -> None:
+        """Lets the receiver tell the round trip."""
+        ...
+
+
+class Adaptation:
+    """One viewer's. `link` must be set before anything is heard; `close` ends what runs."""
+
+    def __init__(self, name: str, stream: Stream, controller: RateController) -> None:
+        self.changes = 0
+        self.link: Link | None = None
+        self._name, self._stream, self._controller = name, stream, controller
+        self._timer: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def rung(self) -> Rung:
+        return self._controller.rung
+
+    def heard(self, feedback: Feedback) -> None:
+        """Takes what the receiver says."""
+        self._act(self._controller.take(feedback, time.monotonic()))
+        self.tick()
+
+    def tick(self) -> None:
+        """Does what is due; to be called some times a second."""
+        if self.link is not None and self._timer is None and self._probing is None:
+            self._act(self._controller.due(self.link.can_probe, time.monotonic()))
+
+    def close(self) -> None:
+        """Ends a pause or a probe; idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._probing is not None:
+            self._probing.cancel()
+
+    def _act(self, decision: Decision) -> None:
+        match decision:
+            case Move(rung, pause_s, reason):
+                log.info("viewer %s: to the %s rung, %s", self._name, rung, reason)
+                assert self.link is not None, "somebody was heard"
+                self.close()
+                self.changes += 1
+                self._stream.pause()
+                self.link.limit(self._controller.rates_bps[rung])
+                self._timer = asyncio.get_running_loop().call_later(pause_s, self._enter, rung)
+            case Probe():
+                self._probing = asyncio.create_task(self._probe(decision), name=f"probe {self._name}")
+
+    def _enter(self, rung: Rung) -> None:
+        self._timer = None
+        self._stream.change(rung)
+
+    async def _probe(self, probe: Probe) -> None:
+        """Sends a probe in small parts, as video comes."""
+        assert self.link is not None, "somebody was heard"
+        turns = round(probe.seconds / TURN_S)
+        try:
+            for _ in range(turns):
+                self.link.probe(round(probe.rate_bps / 8 * TURN_S))
+                await asyncio.sleep(TURN_S)
+            await self.link.ask_report()
+        except ConnectionError:
+            # The connection is closing.
+            return
+        finally:
+            self._probing = None
