@@ -213,30 +213,6 @@ async def test_killed_engine_resumes_for_the_viewer(running: Serving) -> None:
         assert "landiff_engine_restarts_total 1.0" in (await running.http.get("/metrics")).text
 
 
-RESTART = "a=ice-ufrag:new1\r\na=ice-pwd:0123456789abcdefghijkl\r\nm=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n"
-
-
-async def test_an_ice_restart_is_refused_and_the_video_goes_on(running: Serving) -> None:
-    """Alone, twice at once and with candidates it is 422, with a stale ETag 412, after the session's end 404."""
-    candidate = "a=candidate:1 1 udp 2130706431 127.0.0.1 5000 typ host\r\n"
-    async with watching(running) as watcher:
-        assert watcher.answer is not None
-        session, etag = watcher.location, watcher.answer.headers["etag"]
-        for text in (RESTART, RESTART + candidate, RESTART + candidate + "a=end-of-candidates\r\n"):
-            for headers in (TRICKLE, TRICKLE | {"if-match": "*"}, TRICKLE | {"if-match": etag}):
-                reply = await running.http.patch(session, content=text, headers=headers)
-                assert refused(reply, 422) and "post a new offer" in reply.json()["detail"]
-        stale = await running.http.patch(session, content=RESTART, headers=TRICKLE | {"if-match": '"old"'})
-        assert refused(stale, 412)
-        both = [running.http.patch(session, content=RESTART, headers=TRICKLE | {"if-match": "*"}) for _ in range(2)]
-        assert [reply.status_code for reply in await asyncio.gather(*both)] == [422, 422]
-        await watcher.received(3)
-        await running.http.delete(session)
-        for text in (RESTART, candidate):
-            reply = await running.http.patch(session, content=text, headers=TRICKLE)
-            assert refused(reply, 404) and "ended" in reply.json()["detail"]
-
-
 async def test_no_refusal_looks_like_a_counter_offer(running: Serving) -> None:
     """A 406 is a problem without Location: WHEP's counter-offer is SDP with one."""
     offer = (await sample_offer(running)).replace("VP8", "VP9").replace("H264", "AV1")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.http.answer import compose
-from streaming.http.whep import SENT_H264, Policy, WhepError, check_fragment, check_offer, matches
+from streaming.http.whep import SENT_H264, Policy, WhepError, check_fragment, check_offer, fragment_of, matches
 from streaming.media.offer import MOST_CANDIDATES
 
 PUBLIC, LOCAL = Policy(loopback=False), Policy(loopback=True)
@@ -243,14 +243,33 @@ def test_fragment_gives_its_candidates() -> None:
         (text(["a=mid:0"]), FRAGMENT_TYPE, 400),
         (text(["a=candidate:1"]), FRAGMENT_TYPE, 400),
         (text([HOST.replace("5000", "x")]), FRAGMENT_TYPE, 400),
-        (text(["a=ice-ufrag:other", HOST]), FRAGMENT_TYPE, 422),
+        (text(["a=ice-ufrag:other", HOST]), FRAGMENT_TYPE, 400),
+        (text(["a=ice-ufrag:x", "a=ice-pwd:" + "p" * 22, HOST]), FRAGMENT_TYPE, 400),
+        (text(["a=ice-ufrag:other", "a=ice-pwd:" + "p" * 21, HOST]), FRAGMENT_TYPE, 400),
+        (text(["a=ice-ufrag:other", "a=ice-pwd:" + "p" * 257, HOST]), FRAGMENT_TYPE, 400),
     ],
 )
 def test_bad_fragments_are_refused(body: bytes, content_type: str, status: int) -> None:
-    """Wrong type, garbage, malformed candidates and ICE restarts each have their status."""
+    """Wrong type, garbage, malformed candidates and half an ICE restart each have their status."""
     with pytest.raises(WhepError) as caught:
         check_fragment(body, content_type, check_offer(text(OFFER), "application/sdp", None, PUBLIC).offer, PUBLIC)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize("with_section", [True, False])
+def test_new_credentials_restart_ice(with_section: bool) -> None:
+    """They may stand for the session or for the video's section, which the answer repeats; old ones mean nothing."""
+    offer = check_offer(text(OFFER), "application/sdp", None, PUBLIC).offer
+    credentials = ["a=ice-ufrag:other", "a=ice-pwd:" + "p" * 22]
+    section = ["m=video 9 UDP/TLS/RTP/SAVPF 96", "a=mid:0"] if with_section else []
+    fragment = check_fragment(text([*section, *credentials, HOST]), FRAGMENT_TYPE, offer, PUBLIC)
+    assert fragment.restart is not None
+    assert (fragment.restart.ufrag, fragment.restart.password) == ("other", "p" * 22)
+    assert fragment.candidates == (HOST.removeprefix("a=candidate:"),)
+    answer = fragment_of(fragment.restart, ["ice-ufrag:mine"]).splitlines()
+    assert answer[0].startswith("m=video 9 UDP/TLS/RTP/SAVPF ") and answer[1:] == ["a=mid:0", "a=ice-ufrag:mine"]
+    same = check_fragment(text([f"a=ice-ufrag:{offer.ufrag}", HOST]), FRAGMENT_TYPE, offer, PUBLIC)
+    assert same.restart is None
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(lambda value: value.encode("utf-8", "replace")))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from streaming.http import sdp
 from streaming.http.sdp import SdpSection
-from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
+from streaming.media.offer import MOST_CANDIDATES, Fragment, IceSession, Offer, WhepError
 
 MOST_MEDIA = 16
 MOST_LINES = 1000
@@ -25,6 +25,7 @@ CANDIDATE = re.compile(r"(\S+) +([0-9]+) +(\S+) +([0-9]+) +(\S+) +([0-9]+) +typ 
 CANDIDATE_TYPES = ("host", "srflx", "prflx", "relay")
 HIGHEST_PRIORITY, HIGHEST_PORT = (1 << 32) - 1, (1 << 16) - 1  # of a candidate
 ICE_CHARS = r"[A-Za-z0-9+/]"
+NO_MEDIA = "video 9 UDP/TLS/RTP/SAVPF 0"  # of a fragment whose lines are those of the session
 # H.264 profiles by the first byte of profile-level-id, best first. What is sent is Constrained Baseline, which decoders
 # of all of them take.
 PROFILES = ("42", "4d", "58", "64")
@@ -92,21 +93,26 @@ def is_accepted(section: SdpSection, session: SdpSection) -> bool:
 
 
 def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy) -> Fragment:
-    """Checks a trickle fragment of the session of `offer`. What is not of the video's transport is passed over.
+    """Checks a fragment of the session of `offer`, which tells candidates or restarts ICE.
 
-    Raises WhepError: 415 for another content type, 422 for an ICE restart, 400 for anything wrong.
+    What is not of the video's transport is passed over. Raises WhepError: 415 for another content type, 400 for
+    anything wrong.
     """
     lines = _lines(body, content_type, "application/trickle-ice-sdpfrag")
     session, media = _sections(lines)
     ours = [session, *(one for one in media if one.mid is None or one.mid in offer.transport_mids)]
-    for section in ours:
-        if any(ufrag != offer.ufrag for ufrag in section.all("ice-ufrag")):
-            raise WhepError(422, "ICE restarts are not supported: delete the session and post a new offer.")
+    restarts = [one for section in ours if (one := _ice_session(section, session, offer)) is not None]
     if not any(one.has(name) for one in (session, *media) for name in ("candidate", "end-of-candidates", "ice-ufrag")):
         raise WhepError(400, "The fragment has neither a candidate nor a=end-of-candidates.")
     kept = tuple(candidate for section in ours for candidate in usable(section.all("candidate"), policy))
     complete = any(section.has("end-of-candidates") for section in ours)
-    return Fragment(kept[:MOST_CANDIDATES], complete)
+    return Fragment(kept[:MOST_CANDIDATES], complete, restarts[0] if restarts else None)
+
+
+def fragment_of(session: IceSession, attributes: Iterable[str]) -> str:
+    """The answer to an ICE restart, with this side's attributes."""
+    lines = [f"m={session.media}", f"a=mid:{session.mid}", *(f"a={attribute}" for attribute in attributes)]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 def matches(if_match: Iterable[str], etag: str) -> bool:
@@ -168,9 +174,7 @@ def _bundled(media: Sequence[SdpSection], bundle: Sequence[str]) -> list[SdpSect
 
 def _transport(section: SdpSection, session: SdpSection) -> tuple[str, list[str]]:
     """The section's ICE user fragment, and its transport's lines for aiortc. Raises WhepError 400."""
-    ufrag, password = (section.first(name) or session.first(name) or "" for name in ("ice-ufrag", "ice-pwd"))
-    if not re.fullmatch(ICE_CHARS + "{4,256}", ufrag) or not re.fullmatch(ICE_CHARS + "{22,256}", password):
-        raise WhepError(400, "The offer has no valid a=ice-ufrag and a=ice-pwd.")
+    ufrag, password = _credentials(section, session)
     fingerprint = next(filter(_is_fingerprint, (*section.all("fingerprint"), *session.all("fingerprint"))), None)
     if fingerprint is None:
         raise WhepError(400, "The offer has no valid a=fingerprint of sha-256, sha-384 or sha-512.")
@@ -179,6 +183,23 @@ def _transport(section: SdpSection, session: SdpSection) -> tuple[str, list[str]
     lines = [f"a=ice-ufrag:{ufrag}", f"a=ice-pwd:{password}", f"a=fingerprint:{fingerprint}"]
     # aiortc as DTLS client fails with RSA certificates; as server it works with everyone.
     return ufrag, [*lines, "a=setup:active"]
+
+
+def _ice_session(section: SdpSection, session: SdpSection, offer: Offer) -> IceSession | None:
+    """The ICE session that a section of a fragment begins, if it does. Raises WhepError 400 for half of one."""
+    if all(ufrag == offer.ufrag for ufrag in section.all("ice-ufrag")):
+        return None
+    ufrag, password = _credentials(section, session)
+    media = " ".join((section.kind, str(section.port), section.protocol, *section.formats))
+    return IceSession(ufrag, password, media if section.kind else NO_MEDIA, section.mid or offer.mid)
+
+
+def _credentials(section: SdpSection, session: SdpSection) -> tuple[str, str]:
+    """ICE user fragment and password. Raises WhepError 400."""
+    ufrag, password = (section.first(name) or session.first(name) or "" for name in ("ice-ufrag", "ice-pwd"))
+    if not re.fullmatch(ICE_CHARS + "{4,256}", ufrag) or not re.fullmatch(ICE_CHARS + "{22,256}", password):
+        raise WhepError(400, "There is no valid a=ice-ufrag and a=ice-pwd.")
+    return ufrag, password
 
 
 def _is_fingerprint(value: str) -> bool:

@@ -13,7 +13,7 @@ from streaming.http.access import Tokens, address_of
 from streaming.http.answer import compose
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
-from streaming.http.whep import Policy, check_fragment, check_offer, matches
+from streaming.http.whep import Policy, check_fragment, check_offer, fragment_of, matches
 from streaming.media import marker as markers
 from streaming.media.ice_server import IceServer
 from streaming.media.offer import WhepError
@@ -29,6 +29,9 @@ ENDPOINT_METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 SESSION_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH")
 SDP: dict[str, Any] = {"application/sdp": {"schema": {"type": "string"}}}
 FRAGMENT: dict[str, Any] = {TRICKLE: {"schema": {"type": "string"}}}
+RESTARTED: dict[int | str, dict[str, Any]] = {
+    200: {"content": FRAGMENT, "description": "ICE is restarted", "headers": {"ETag": ETAG}}
+}
 ANSWER: dict[int | str, dict[str, Any]] = {
     201: {"content": SDP, "description": "The answer", "headers": SESSION_HEADERS}
 }
@@ -99,20 +102,30 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
         "/whep/{channel_id}/{session}",
         status_code=204,
         response_class=Response,
-        responses=problems(400, 404, 412, 415, 422),
+        responses=RESTARTED | problems(400, 404, 409, 412, 415, 428, 503),
         openapi_extra={"requestBody": {"required": True, "content": FRAGMENT}},
     )
-    async def trickle(request: Request, channel_id: str, session: str) -> Response:
-        """Adds ICE candidates. `If-Match` may name the ICE session that they are of."""
+    async def patch(request: Request, channel_id: str, session: str) -> Response:
+        """Adds ICE candidates, or restarts ICE. `If-Match` may name the ICE session; a restart must have it, or `*`."""
         viewer = state.viewer(channel_id, session)
-        if not matches(request.headers.getlist("if-match"), viewer.etag):
-            raise HTTPException(412, "If-Match names another ICE session; this one's ETag came with the answer.")
-        content_type = request.headers.get("content-type", "")
+        tags = request.headers.getlist("if-match")
+        if not matches(tags, viewer.etag):
+            raise HTTPException(412, "If-Match names another ICE session; this one's ETag came with the last answer.")
         try:
-            await viewer.add(check_fragment(await request.body(), content_type, viewer.offer, policy))
+            content_type = request.headers.get("content-type", "")
+            fragment = check_fragment(await request.body(), content_type, viewer.offer, policy)
+            if fragment.restart is None:
+                await viewer.add(fragment)
+                return Response(status_code=204)
+            if not tags:
+                raise WhepError(428, "An ICE restart needs If-Match: *, or the ETag of the ICE session that it ends.")
+            attributes = await viewer.restart(fragment.restart, fragment)
         except WhepError as error:
             raise _refusal(error, {"Accept-Patch": TRICKLE}) from error
-        return Response(status_code=204)
+        except Unavailable as error:
+            raise HTTPException(503, str(error), RETRY) from error
+        answer = fragment_of(fragment.restart, attributes)
+        return Response(answer, 200, {"ETag": viewer.etag}, media_type=TRICKLE)
 
     @app.delete("/whep/{channel_id}/{session}", response_class=Response, responses=problems(404))
     async def leave(channel_id: str, session: str) -> Response:

@@ -62,8 +62,7 @@ class IceAgent:
         Raises Unavailable when there is no port or no address to send media from.
         """
         gatherer = transport.transport.iceGatherer
-        connection = gatherer._connection
-        connection.get_component_candidates = partial(self._candidates, connection)
+        self._prepare(gatherer._connection)
         await gatherer.gather()
 
     async def borrow(self, transport: Any, servers: Sequence[IceServer]) -> None:
@@ -78,6 +77,14 @@ class IceAgent:
                 log.info("a TURN server of the other side %s", reason)
             elif isinstance(reason, BaseException):
                 raise reason
+
+    async def gather_connection(self, connection: Any) -> None:
+        """The same for an aioice Connection."""
+        self._prepare(connection)
+        await connection.gather_candidates()
+
+    def _prepare(self, connection: Any) -> None:
+        connection.get_component_candidates = partial(self._candidates, connection)
 
     async def check(self) -> None:
         """Asks every server once. Raises IceServerError for one that can never work; tells of the others in the log."""

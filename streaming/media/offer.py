@@ -28,8 +28,19 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
+class IceSession:
+    """A new ICE session of the peer."""
+
+    ufrag: str
+    password: str
+    media: str  # the m= line of the section that it came with, without "m="
+    mid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fragment:
-    """The candidates of one trickle PATCH."""
+    """What one PATCH says."""
 
     candidates: tuple[str, ...]  # without the leading "a=candidate:"
     complete: bool  # no candidate follows
+    restart: IceSession | None = None  # the candidates are of this session, which begins

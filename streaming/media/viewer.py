@@ -7,6 +7,7 @@ all of them. No SDP and no token reaches the log.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import time
@@ -23,8 +24,9 @@ from streaming.media.adaptation import Adaptation
 from streaming.media.feed import Feed
 from streaming.media.hub import Hub, Sink
 from streaming.media.ice import IceAgent
+from streaming.media.ice_restart import IceRestarts
 from streaming.media.metrics import Metrics
-from streaming.media.offer import MOST_CANDIDATES, Fragment, Offer, WhepError
+from streaming.media.offer import MOST_CANDIDATES, Fragment, IceSession, Offer, WhepError
 from streaming.media.rate import RateController, Rung
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
 from streaming.media.viewer_report import ViewerReport
@@ -99,7 +101,7 @@ class Viewer:
         self.id = secrets.token_urlsafe(16)
         # Enough to tell viewers apart in the log, not enough to end their sessions.
         self._name = self.id[:6]
-        self.etag = f'"{secrets.token_hex(8)}"'
+        self.etag = _new_etag()
         self.number = number
         self.offer, self.address = offer, address
         self.channel = channel
@@ -112,6 +114,7 @@ class Viewer:
         self._feed: Feed | None = None
         self._hooks: SenderHooks | None = None
         self._adaptation: Adaptation | None = None
+        self._restarts: IceRestarts | None = None
         self._opened_s = time.monotonic()
         self._connected_s: float | None = None
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -170,6 +173,7 @@ class Viewer:
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
                 transport = transceiver.sender.transport
                 end_consent_with_connection(transport)
+                self._restarts = IceRestarts(self._name, transport, self._ice, self._config.connect_s)
                 rates_bps = {rung: self.channel.rate_bps(rung) for rung in Rung}
                 controller = RateController(rates_bps, time.monotonic())
                 adaptation = self._adaptation = Adaptation(self._name, feed, controller)
@@ -194,6 +198,9 @@ class Viewer:
 
     async def add(self, fragment: Fragment) -> None:
         """Adds trickled candidates, as many as a session may have; one that cannot be used is passed over."""
+        if self._restarts is not None and self._restarts.begun:
+            await self._restarts.add(fragment)
+            return
         for text in fragment.candidates[: MOST_CANDIDATES - self._candidates]:
             self._candidates += 1
             try:
@@ -205,6 +212,19 @@ class Viewer:
                 log.info("viewer %s: a candidate is passed over: %s", self._name, type(error).__name__)
         if fragment.complete:
             await self._peer.addIceCandidate(None)
+
+    async def restart(self, session: IceSession, fragment: Fragment) -> list[str]:
+        """Begins a new ICE session, and with it a new entity-tag; returns this side's attributes.
+
+        Raises WhepError 409 before the viewer is connected or while another is being answered, Unavailable where there
+        is no port for it. The old session goes on then.
+        """
+        if self._connected_s is None or self._restarts is None:
+            raise WhepError(409, "ICE can be restarted once the session is connected; add candidates, or try again.")
+        attributes = await self._restarts.begin(session, fragment)
+        self.offer = dataclasses.replace(self.offer, ufrag=session.ufrag)
+        self.etag = _new_etag()
+        return attributes
 
     async def close(self, reason: str) -> None:
         """Ends the viewer and returns when everything is freed; idempotent."""
@@ -241,6 +261,8 @@ class Viewer:
         if self._gathering is not None and not self._gathering.done():
             self._gathering.cancel()
             await asyncio.wait([self._gathering])
+        if self._restarts is not None:
+            await self._restarts.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.close_s):
                 await self._peer.close()
@@ -255,6 +277,10 @@ class Viewer:
         # A receiver has nothing to report before it got something.
         heard_s = max(self._feed.first_sent_s, self._hooks.last_heard_s or 0.0)
         return "silent" if now_s - heard_s > self._config.silence_s else None
+
+
+def _new_etag() -> str:
+    return f'"{secrets.token_hex(8)}"'
 
 
 def capabilities(codec: str) -> list[Any]:
