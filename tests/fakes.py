@@ -58,6 +58,7 @@ GRAIN = 5  # levels
 CHUNK_SLICES = (8, 8, 8)
 FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
+DARK = "night"  # a word of prompts under which pictures are darker
 CUT_AHEAD = 4  # frames from the one on air to a cut
 COMPUTE_S = 0.1  # that a chunk is said to take
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
@@ -119,6 +120,7 @@ class _FakeChannel:
     slots: set[int] = field(default_factory=set)
     slices: list[int] = field(default_factory=lambda: list(FIRST_CHUNK_SLICES))  # of the chunk, still to render
     chunk_frames: int = sum(FIRST_CHUNK_SLICES)
+    dark: bool = False
 
 
 class _FakeEngine:
@@ -172,6 +174,7 @@ class _FakeEngine:
             case SetPrompt():
                 unread = tuple(word for word in message.prompt.split() if word == UNREAD)
                 channel = self._channels[message.channel]
+                channel.dark = DARK in message.prompt
                 if message.mode == "cut":
                     channel.index = min(channel.shown + CUT_AHEAD, channel.index)
                     self._control.send(FramesDropped(channel.name, channel.index))
@@ -187,7 +190,8 @@ class _FakeEngine:
         slot, frames = self._ring.acquire(), channel.slices.pop(0)
         assert slot is not None, "the ring has room for every channel"
         channel.slots.add(slot)
-        self._ring.write(slot, np.stack([test_frame(channel.index + step) for step in range(frames)]))
+        batch = np.stack([test_frame(channel.index + step) for step in range(frames)])
+        self._ring.write(slot, batch // 2 if channel.dark else batch)
         self._control.send(FramesReady(channel.name, slot, channel.index, channel.chunk, frames))
         channel.index += frames
         if not channel.slices:

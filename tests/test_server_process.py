@@ -8,7 +8,7 @@ from fakes import serving
 
 from streaming.bench import server_process
 from streaming.bench.measure import BenchError
-from streaming.bench.server_process import find_server, launch_server, machine, memory_mb
+from streaming.bench.server_process import computing_s, find_endpoint, find_server, launch_server, machine, memory_mb
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 
@@ -24,6 +24,8 @@ async def test_launched_server_is_ready_and_stopped_afterwards() -> None:
         sizes = memory_mb(server.pid)
         assert set(sizes) == {"server", "engine"}
         assert min(sizes.values()) > 5
+        assert min(computing_s(server.pid).values()) > 0
+        assert server.endpoint("h264") == "/whep/main?marker=1&codec=h264"
     assert not psutil.wait_procs(family, timeout=10)[1]
     assert memory_mb(server.pid) == {}
 
@@ -50,6 +52,15 @@ async def test_found_server_is_on_this_machine(loopback: None) -> None:
             assert "127.0.0.1" in server.addresses
             assert (server.ready_s, server.pid) == (None, None)
         assert (await running.http.get("/healthz")).status_code == 200
+
+
+async def test_any_endpoint_is_taken_as_it_is() -> None:
+    """Nothing is asked before a viewer joins; one on another machine has no address here."""
+    async with find_endpoint("http://127.0.0.1:1/whep/film", "secret") as server:
+        assert (server.channel, server.endpoint("vp8"), server.http.token) == (None, "", "secret")
+        assert server.addresses
+    async with find_endpoint("https://elsewhere.example/whep") as server:
+        assert server.addresses == ()
 
 
 def test_machine_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Figures of a watched video: arrivals and samples in, numbers out, without I/O.
 
 Times are seconds of one monotonic clock unless a name says milliseconds. A frame is *fresh* when its number is higher
-than every number before; a repeated frame is a standing picture, so it ends no gap.
+than every number before; a repeated frame is a standing picture, so it ends no gap. Where frames carry no marker, their
+timestamps take the place of numbers.
 """
 
 from __future__ import annotations
@@ -14,36 +15,66 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from streaming.bench import timeline
+from streaming.bench.change import Sketch
+from streaming.bench.timeline import Figures, Frame, percentiles, spread
 from streaming.media.marker import CLOCK_WRAP_MS, Mark
 
-STALL_PERIODS = 1.5  # a longer gap between fresh frames is a stall
 GROWTH_SAMPLES = 5  # at either end, whose median counts
-
-Figures = dict[str, Any]  # ready for JSON
-Shown = Sequence[tuple[float, Mark]]  # fresh frames: arrival and mark
+STANDING = 0.05  # levels of 255 between two frames that show the same
 
 
 class BenchError(Exception):
     """The measurement cannot go on; the text says why, in one line."""
 
 
+class Packets(NamedTuple):
+    """Arrivals of the packets of one frame, retransmissions too."""
+
+    first_s: float
+    last_s: float
+    size: int  # bytes of payload
+
+
 class Arrival(NamedTuple):
-    """A decoded frame: its arrival, and its marker's content, None when it cannot be read."""
+    """A decoded frame."""
 
     at_s: float
-    mark: Mark | None
+    media_s: float  # its timestamp, of a clock that begins with the first frame
+    mark: Mark | None  # its marker's content, None when it cannot be read
+    sketch: Sketch
+    packets: Packets | None
+    size: tuple[int, int]  # width and height, pixels
 
 
-class Change(NamedTuple):
-    """An accepted prompt change: time of its request, first frame under the prompt."""
+@dataclass(slots=True)
+class Change:
+    """A prompt change that was asked for."""
 
+    prompt: str
     sent_s: float
-    frame: int
+    answered_s: float | None = None
+    frame: int | None = None  # the first under the prompt, as the server says; None where none says it
+    mode: str = "flow"
+
+
+class Rendered(NamedTuple):
+    """News of the engine: all frames below `end` are rendered."""
+
+    at_s: float
+    end: int
+
+
+class ChunkSeen(NamedTuple):
+    """A chunk that was reported: when, and milliseconds by stage."""
+
+    at_s: float
+    ms: dict[str, float]
 
 
 @dataclass(slots=True)
 class Recording:
-    """Notes while a viewer watches; times of samples and memory count from `begin_s`."""
+    """Notes while a viewer watches; times of samples, memory and computing count from `begin_s`."""
 
     begin_s: float
     end_s: float
@@ -52,80 +83,104 @@ class Recording:
     changes: list[Change] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)  # the channel's reports
-    chunks: dict[int, dict[str, float]] = field(default_factory=dict)  # milliseconds by stage
+    rendered: list[Rendered] = field(default_factory=list)
+    chunks: dict[int, ChunkSeen] = field(default_factory=dict)
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # MB by process
+    computing: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # seconds by process
+    encode_s: float | None = None  # mean of a frame
+    stats: dict[str, float] = field(default_factory=dict)  # the receiver's own, at the end
 
 
-def quantiles(values: Iterable[float], *shares: float) -> list[float | None]:
-    """Linear between neighbours, to a thousandth; None without values."""
-    listed = list(values)
-    return [round(float(value), 3) for value in np.quantile(listed, shares)] if listed else [None] * len(shares)
-
-
-def spread(values: Iterable[float]) -> Figures:
-    """Count, median, 95th percentile and largest of the values; None where there are none."""
-    listed = list(values)
-    median, p95, most = quantiles(listed, 0.5, 0.95, 1.0)
-    return {"count": len(listed), "median": median, "p95": p95, "most": most}
-
-
-def fresh(arrivals: Iterable[Arrival]) -> list[tuple[float, Mark]]:
-    """Arrivals that show a frame for the first time, with their marks."""
-    shown: list[tuple[float, Mark]] = []
-    for arrival in arrivals:
-        if arrival.mark is not None and (not shown or arrival.mark.index > shown[-1][1].index):
-            shown.append((arrival.at_s, arrival.mark))
+def fresh(arrivals: Iterable[Arrival]) -> list[Arrival]:
+    """Arrivals that show a frame for the first time."""
+    listed = list(arrivals)
+    marked = any(arrival.mark is not None for arrival in listed)
+    shown: list[Arrival] = []
+    for arrival in listed:
+        place = _place(arrival, marked)
+        if place is not None and (not shown or place > (_place(shown[-1], marked) or 0)):
+            shown.append(arrival)
     return shown
 
 
-def smoothness(times_s: Sequence[float], fps: float, begin_s: float, end_s: float) -> Figures:
-    """Intervals and stalls of fresh frames that came at `times_s`, rising, within a span.
+def _place(arrival: Arrival, marked: bool) -> float | None:
+    if marked:
+        return None if arrival.mark is None else arrival.mark.index
+    return arrival.media_s
 
-    The gap before the first frame of the span counts from the frame before it; a video that stands still at the end
-    is in a gap until `end_s`.
-    """
-    # The open ends are gaps too, but no intervals between two frames.
-    edges = [min([begin_s, *times_s[:1]]), *times_s, max([end_s, *times_s[-1:]])]
-    gaps = [(low, high) for low, high in pairwise(edges) if high > begin_s and low < end_s]
-    stalls = [(low, high) for low, high in gaps if high - low > STALL_PERIODS / fps]
-    stalled_s = sum(min(high, end_s) - max(low, begin_s) for low, high in stalls)
-    inside = [time_s for time_s in times_s if begin_s <= time_s < end_s]
-    p50, p95, p99 = quantiles(((high - low) * 1000 for low, high in pairwise(inside)), 0.5, 0.95, 0.99)
+
+def content(shown: Sequence[Arrival], fps: float) -> list[Frame]:
+    """Fresh frames with their place in the video by number: a picture that stood still meanwhile makes them late."""
+    return [Frame(one.at_s, one.media_s if one.mark is None else one.mark.index / fps) for one in shown]
+
+
+def sent(shown: Sequence[Arrival]) -> list[Frame]:
+    """Fresh frames with timestamp and the arrival of their last packet; what the decoder makes of them is left out."""
+    return [Frame(one.packets.last_s, one.media_s) for one in shown if one.packets is not None]
+
+
+def counts(arrivals: Sequence[Arrival], fps: float) -> Figures:
+    """What is wrong with the frames themselves: missing, doubled, misnumbered, unreadable, of another size."""
+    marks = [(arrival.media_s, arrival.mark) for arrival in arrivals if arrival.mark is not None]
+    steps = [
+        (later[1].index - earlier[1].index, round((later[0] - earlier[0]) * fps)) for earlier, later in pairwise(marks)
+    ]
+    jumps = [step for step, periods in steps if step < 0 or step > max(periods, 1)]
     return {
-        "fps": round(len(inside) / (end_s - begin_s), 3),
-        "interval_p50_ms": p50,
-        "interval_p95_ms": p95,
-        "interval_p99_ms": p99,
-        "longest_gap_ms": round(max(high - low for low, high in gaps) * 1000, 3),
-        "stalls": len(stalls),
-        "stall_ratio": round(stalled_s / (end_s - begin_s), 6),
+        "frames": len(arrivals),
+        "frames_missing": _missing(arrivals, fps),
+        "frames_doubled": sum(_same(*pair) for pair in pairwise(arrivals)),
+        "frames_misnumbered": len(jumps),
+        "frames_unreadable": sum(arrival.mark is None for arrival in arrivals) if marks else None,
+        "sizes": [list(size) for size in dict.fromkeys(arrival.size for arrival in arrivals)],
     }
 
 
+def _missing(arrivals: Sequence[Arrival], fps: float) -> int:
+    """Frames that never came: by number, or by timestamp where there is none."""
+    numbers = [arrival.mark.index for arrival in arrivals if arrival.mark is not None]
+    if numbers:
+        steps = (later - earlier for earlier, later in pairwise(numbers))
+        # A number that is wrong jumps there and back; what lies between is not missing.
+        return sum(step - 1 for step in steps if 1 < step) if numbers == sorted(numbers) else 0
+    gaps = (round((later.media_s - earlier.media_s) * fps) for earlier, later in pairwise(arrivals))
+    return sum(gap - 1 for gap in gaps if gap > 1)
+
+
+def _same(earlier: Arrival, later: Arrival) -> bool:
+    if earlier.mark is not None and later.mark is not None and earlier.mark.index == later.mark.index:
+        return True
+    return earlier.size == later.size and bool(np.abs(earlier.sketch - later.sketch).max() < STANDING)
+
+
 def delay_ms(at_s: float, mark: Mark) -> float:
-    """Milliseconds from a frame's clock mark, drawn just before encoding, to its arrival; one clock for both."""
+    """Milliseconds from a frame's clock mark, drawn just before encoding, to a time of the same clock."""
     apart_ms = (at_s * 1000 - mark.clock_ms) % CLOCK_WRAP_MS
     return apart_ms - CLOCK_WRAP_MS if apart_ms > CLOCK_WRAP_MS / 2 else apart_ms
 
 
-def delays_without_hold_ms(arrivals: Sequence[Arrival]) -> list[float]:
-    """Delays for a viewer that decodes each frame at once; frames before one that was lost or unread are left out.
+def delays(shown: Sequence[Arrival], rendered: Sequence[Rendered]) -> Figures:
+    """Ages of fresh frames, where the server's clock is the viewer's.
 
-    aiortc decodes a frame when the first packet of the next one comes, so the next frame's clock is taken instead.
+    `transport`: from just before encoding to the last packet. `hold`: from there until decoded. `frame_age`: from
+    rendered until decoded, the whole of what lies between engine and eye.
     """
-    return [
-        delay_ms(now.at_s, then.mark)
-        for now, then in pairwise(arrivals)
-        if now.mark is not None and then.mark is not None and 0 <= then.mark.index - now.mark.index <= 1
+    marked = [(one, one.mark) for one in shown if one.mark is not None]
+    ages = [
+        (one.at_s - then_s) * 1000 for one, mark in marked if (then_s := rendered_s(rendered, mark.index)) is not None
     ]
+    return {
+        "transport_ms": spread(delay_ms(one.packets.last_s, mark) for one, mark in marked if one.packets is not None),
+        "glass_to_glass_ms": spread(delay_ms(one.at_s, mark) for one, mark in marked),
+        "frame_age_ms": spread(ages),
+    }
 
 
-def prompt_to_pixel_s(changes: Iterable[Change], shown: Shown) -> list[float | None]:
-    """Seconds from each request to the arrival of the first frame under its prompt; None when it never came."""
-    return [
-        next((at_s - sent_s for at_s, mark in shown if at_s >= sent_s and mark.index >= frame), None)
-        for sent_s, frame in changes
-    ]
+def rendered_s(rendered: Sequence[Rendered], frame: int) -> float | None:
+    """When a frame was rendered; None if that was before the first news, or never."""
+    if not rendered or frame < rendered[0].end:
+        return None
+    return next((news.at_s for news in rendered if news.end > frame), None)
 
 
 def by_stage(chunks: Iterable[Mapping[str, float]]) -> dict[str, Figures]:
@@ -150,32 +205,63 @@ def memory(series: Sequence[tuple[float, float]], from_s: float) -> Figures:
     return {"end": series[-1][1], "most": most, "growth": growth, "growth_from_s": from_s}
 
 
+def share_of_core(
+    series: Sequence[tuple[float, float]], from_s: float = 0.0, to_s: float = float("inf")
+) -> float | None:
+    """Percent of one core that a process computed within a span, from samples of (time, seconds of computing)."""
+    inside = [sample for sample in series if from_s <= sample[0] <= to_s]
+    if len(inside) < 2 or inside[-1][0] <= inside[0][0]:
+        return None
+    return round(100 * (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]), 2)
+
+
 def figures(recording: Recording, settle_s: float, growth_from_s: float) -> Figures:
-    """All figures of a recording. Raises BenchError when none of its frames has a marker."""
+    """All figures of a recording. Raises BenchError when it has fewer than two frames."""
     shown = fresh(recording.arrivals)
-    if not shown:
-        raise BenchError(f"none of {len(recording.arrivals)} decoded frames has a readable marker")
-    last = recording.samples[-1][1]
-    even = smoothness([at_s for at_s, _ in shown], last["fps"], recording.begin_s + settle_s, recording.end_s)
-    settled = (report["realtime_factor"] for at_s, report in recording.samples if at_s >= settle_s)
-    factor, least = quantiles((value for value in settled if value is not None), 0.5, 0.0)
-    delays = spread(delay_ms(at_s, mark) for at_s, mark in shown if recording.same_clock)
-    without_hold = spread(delays_without_hold_ms(recording.arrivals) if recording.same_clock else [])
-    waits = prompt_to_pixel_s(recording.changes, shown)
-    unseen = [f"prompt change {place} was never seen" for place, wait in enumerate(waits, 1) if wait is None]
+    if len(shown) < 2:
+        raise BenchError(f"{len(recording.arrivals)} frames were decoded, {len(shown)} of them new; nothing to measure")
+    last = recording.samples[-1][1] if recording.samples else {}
+    fps = last.get("fps") or 1 / timeline.period_of(sent(shown) or content(shown, 1.0))
+    begin_s = recording.begin_s + settle_s
+    settled = [one for one in shown if begin_s <= one.at_s < recording.end_s]
     return {
-        **even,
+        **timeline.intervals([one.at_s for one in shown], fps, begin_s, recording.end_s),
+        **timeline.freezes([one.at_s for one in settled]),
+        **timeline.jitter_ms(sent(settled)),
+        "playback": timeline.playback(content(settled, fps), 1 / fps),
+        **counts(recording.arrivals, fps),
+        **(delays(settled, recording.rendered) if recording.same_clock else {}),
+        "hold_ms": spread((one.at_s - one.packets.last_s) * 1000 for one in settled if one.packets is not None),
+        **_network(recording, settled),
+        **_server(recording, settle_s, growth_from_s),
+    }
+
+
+def _network(recording: Recording, settled: Sequence[Arrival]) -> Figures:
+    """Bit rate and loss of the media."""
+    lasted_s = settled[-1].at_s - settled[0].at_s if len(settled) > 1 else 0.0
+    sizes = [one.packets.size for one in settled if one.packets is not None]
+    received, lost = (recording.stats.get(name) for name in ("packetsReceived", "packetsLost"))
+    return {
+        "bitrate_kbps": round(sum(sizes) * 8 / 1000 / lasted_s, 1) if lasted_s else None,
+        "frame_bytes": spread(sizes),
+        "packet_loss": round(lost / (received + lost), 6) if received and lost is not None else None,
+    }
+
+
+def _server(recording: Recording, settle_s: float, growth_from_s: float) -> Figures:
+    """What the server says of itself, and what its processes take; empty for one of another make."""
+    if not recording.samples:
+        return {}
+    last = recording.samples[-1][1]
+    factors = (report["realtime_factor"] for at_s, report in recording.samples if at_s >= settle_s)
+    factor, least = percentiles((value for value in factors if value is not None), 0.5, 0.0)
+    return {
         "realtime_factor": factor,
         "realtime_factor_least": least,
-        "frames": len(shown),
-        "frames_missing": shown[-1][1].index - shown[0][1].index + 1 - len(shown),
-        "frames_unreadable": sum(arrival.mark is None for arrival in recording.arrivals),
         "repeats": last["repeats"] - recording.samples[0][1]["repeats"],
-        "glass_to_glass_p50_ms": delays["median"],
-        "glass_to_glass_p95_ms": delays["p95"],
-        "glass_to_glass_without_hold_p95_ms": without_hold["p95"],
-        "prompt_to_pixel_s": spread(wait for wait in waits if wait is not None),
-        "chunk_ms": by_stage(recording.chunks.values()),
+        "chunk_ms": by_stage(chunk.ms for chunk in recording.chunks.values()),
+        "encode_ms": None if recording.encode_s is None else round(recording.encode_s * 1000, 3),
         "rss_mb": {name: memory(series, growth_from_s) for name, series in recording.memory.items()},
-        "failed": recording.refused + unseen,
+        "cpu_percent": {name: share_of_core(series, settle_s) for name, series in recording.computing.items()},
     }

@@ -32,7 +32,9 @@ ROOT = Path(__file__).parents[2]
 SERVER = (sys.executable, str(ROOT / "server.py"))
 READY_LIMIT_S = 600.0
 READY_EVERY_S = 0.1
+ANSWERS_LIMIT_S = 30.0
 STOP_LIMIT_S = 15.0
+CHANNEL = "/channels/main"
 PACKAGES = ("torch", "aiortc", "av", "numpy", "fastapi", "uvicorn")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TRACKER = "multiprocessing.resource_tracker"  # Python's own helper process, which holds nothing of ours
@@ -43,22 +45,32 @@ class MeasuredServer:
     """A server that is ready."""
 
     http: Http
+    channel: str | None  # path of its channel; None for a WHEP endpoint of any make, which `http` is then
     pid: int | None  # None for one that ran already
     addresses: tuple[str, ...]  # of this machine that can reach it, loopback included; empty when it is elsewhere
     ready_s: float | None  # from its start to ready; None for one that ran already
     ended: Callable[[], Any]  # coroutine function that raises BenchError when the server ends
 
+    def endpoint(self, codec: str | None) -> str:
+        """Path of the WHEP endpoint, with numbers and clocks in the pixels where the server can draw them."""
+        if self.channel is None:
+            return ""
+        return f"/whep/{self.channel.rpartition('/')[2]}?marker=1" + (f"&codec={codec}" if codec else "")
+
 
 @asynccontextmanager
-async def launch_server(command: Sequence[str]) -> AsyncIterator[MeasuredServer]:
-    """Starts the server on a free port with all media on loopback, and stops it afterwards.
+async def launch_server(
+    command: Sequence[str], prefix: Sequence[str] = (), address: str = "127.0.0.1", viewer: str = "127.0.0.1"
+) -> AsyncIterator[MeasuredServer]:
+    """Starts the server on a free port, with all media between two addresses, and stops it afterwards.
 
-    Raises BenchError when it ends by itself or is not ready in time.
+    `prefix` is what stands before its command line, such as words that enter a network. Raises BenchError when it ends
+    by itself or is not ready in time.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    http = Http(f"http://127.0.0.1:{port}")
-    argv = (*command, "--port", str(port), "--ice-address", "127.0.0.1")
+    http = Http(f"http://{address}:{port}")
+    argv = (*prefix, *command, "--host", address, "--port", str(port), "--ice-address", address)
     # A file, since a pipe that nobody reads would hold the server.
     with tempfile.TemporaryFile() as log:
         began_s = time.monotonic()
@@ -70,24 +82,39 @@ async def launch_server(command: Sequence[str]) -> AsyncIterator[MeasuredServer]
 
         try:
             await _ready(http, ended)
-            yield MeasuredServer(http, process.pid, ("127.0.0.1",), round(time.monotonic() - began_s, 3), ended)
+            ready_s = round(time.monotonic() - began_s, 3)
+            yield MeasuredServer(http, CHANNEL, process.pid, (viewer,), ready_s, ended)
         finally:
-            await _stop(process)
+            await stop(process)
 
 
 @asynccontextmanager
-async def find_server(url: str) -> AsyncIterator[MeasuredServer]:
+async def find_server(url: str, token: str | None = None) -> AsyncIterator[MeasuredServer]:
     """A server that runs already. Raises BenchError when there is none, or it is not ready in time."""
-    http = Http(url)
+    http = Http(url, token)
     await http.request("GET", "/healthz")
-    addresses: tuple[str, ...] = ()
-    if urlsplit(url).hostname in LOOPBACK:
-        # It may send media from any of this machine's addresses.
-        interfaces = psutil.net_if_addrs().values()
-        addresses = tuple(entry.address for many in interfaces for entry in many if entry.family == socket.AF_INET)
     # The samples that are taken all the time notice its end.
     await _ready(http, asyncio.Event().wait)
-    yield MeasuredServer(http, None, addresses, None, asyncio.Event().wait)
+    yield MeasuredServer(http, CHANNEL, None, _addresses(url), None, asyncio.Event().wait)
+
+
+@asynccontextmanager
+async def find_endpoint(url: str, token: str | None = None) -> AsyncIterator[MeasuredServer]:
+    """A WHEP endpoint of any make; what it is turns out when a viewer joins."""
+    yield MeasuredServer(Http(url, token), None, None, _addresses(url), None, asyncio.Event().wait)
+
+
+def _addresses(url: str) -> tuple[str, ...]:
+    if urlsplit(url).hostname not in LOOPBACK:
+        return ()
+    # It may send media from any of this machine's addresses.
+    return own_addresses()
+
+
+def own_addresses() -> tuple[str, ...]:
+    """This machine's IPv4 addresses, loopback included."""
+    interfaces = psutil.net_if_addrs().values()
+    return tuple(entry.address for many in interfaces for entry in many if entry.family == socket.AF_INET)
 
 
 async def _ready(http: Http, ended: Callable[[], Any]) -> None:
@@ -105,7 +132,27 @@ async def _ready(http: Http, ended: Callable[[], Any]) -> None:
     raise BenchError(f"the server was not ready within {READY_LIMIT_S:.0f} s")
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def answers(url: str, process: asyncio.subprocess.Process) -> None:
+    """Asks until a server that was started answers, whatever it says but 503. Raises BenchError."""
+    ended = asyncio.create_task(process.wait())
+    try:
+        for _ in range(round(ANSWERS_LIMIT_S / READY_EVERY_S)):
+            try:
+                await Http(url).request("GET", "")
+                return
+            except RequestError as error:
+                if error.status not in (None, 503):
+                    return
+            await asyncio.wait([ended], timeout=READY_EVERY_S)
+            if ended.done():
+                raise BenchError(f"it ended with status {ended.result()}")
+    finally:
+        ended.cancel()
+    raise BenchError(f"it did not answer within {ANSWERS_LIMIT_S:.0f} s")
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Ends a process, at once if it does not end in time."""
     with suppress(ProcessLookupError):
         process.terminate()
     try:
@@ -123,14 +170,23 @@ def _last_line(log: IO[bytes]) -> str:
 
 def memory_mb(pid: int) -> dict[str, float]:
     """Memory of the server's process and, together, of its engine's processes; empty when they are gone."""
+    return _of_processes(pid, lambda process: process.memory_info().rss / 1e6)
+
+
+def computing_s(pid: int) -> dict[str, float]:
+    """Seconds of computing so far, as `memory_mb` has memory."""
+    return _of_processes(pid, lambda process: sum(process.cpu_times()[:2]))
+
+
+def _of_processes(pid: int, value: Callable[[psutil.Process], float]) -> dict[str, float]:
     with suppress(psutil.NoSuchProcess):
         server = psutil.Process(pid)
-        sizes = {"server": server.memory_info().rss / 1e6, "engine": 0.0}
+        values = {"server": value(server), "engine": 0.0}
         for child in server.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if not any(TRACKER in word for word in child.cmdline()):
-                    sizes["engine"] += child.memory_info().rss / 1e6
-        return sizes
+                    values["engine"] += value(child)
+        return values
     return {}
 
 

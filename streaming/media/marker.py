@@ -38,6 +38,11 @@ def fits(height: int, width: int) -> bool:
     return columns > 0 and -(-BITS // columns) * CELL_PX <= height // 2 and width % 2 == 0 and height % 4 == 0
 
 
+def lines(width: int) -> int:
+    """How many lines a marker takes of a picture of this width."""
+    return _grid(width)[1] * CELL_PX
+
+
 def draw(i420: npt.NDArray[np.uint8], mark: Mark) -> None:
     """Draws `mark` into a frame [3H/2, W] in place. Raises ValueError when the picture is too small."""
     height, width = i420.shape[0] * 2 // 3, i420.shape[1]

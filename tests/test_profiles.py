@@ -1,0 +1,115 @@
+import asyncio
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from streaming.bench import profiles
+from streaming.bench.measure import BenchError
+from streaming.bench.profiles import SERVER_ADDRESS, VIEWER_ADDRESS, Profile, Wire, wire
+
+PACKETS = 2000
+
+
+def why_not() -> str | None:
+    try:
+        with wire(Profile(loss=0.5)):
+            return None
+    except BenchError as error:
+        return str(error)
+
+
+needs_namespaces = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture
+def made(request: pytest.FixtureRequest) -> Iterator[Wire]:
+    with wire(request.param) as one:
+        yield one
+
+
+def arrived(made: Wire, packets: int = PACKETS, pause_s: float = 0.0) -> int:
+    """How many packets of 1,000 bytes come from the server's end to the viewer's."""
+    program = (
+        "import socket, time\n"
+        "out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        f"for _ in range({packets}):\n"
+        f"    out.sendto(bytes(1000), ('{VIEWER_ADDRESS}', 5000)); time.sleep({pause_s})\n"
+    )
+    with made.at_viewer(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        receiver.bind((VIEWER_ADDRESS, 5000))
+        receiver.settimeout(10.0)
+        sending = subprocess.Popen([*made.prefix, "python3", "-c", program])
+        count = 0
+        try:
+            while True:
+                receiver.recv(2000)
+                receiver.settimeout(0.5)
+                count += 1
+        except TimeoutError:
+            if sending.poll() is None:
+                sending.wait()
+        return count
+
+
+def rules(made: Wire) -> str:
+    """Of nftables at the viewer's end."""
+    with made.at_viewer():
+        return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+
+@needs_namespaces
+@pytest.mark.parametrize("made", [Profile()], indirect=True)
+def test_a_clean_wire_loses_nothing_and_is_taken_away(made: Wire) -> None:
+    """Every packet comes; behind the block there is no namespace, and this thread is where it was."""
+    home = os.readlink("/proc/thread-self/ns/net")
+    assert arrived(made, 200, 0.0005) == 200
+    assert os.readlink("/proc/thread-self/ns/net") == home
+    made.close()
+    made.close()
+    assert "bench" not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+
+
+@needs_namespaces
+@pytest.mark.parametrize("made", [Profile(loss=0.05)], indirect=True)
+def test_a_share_is_lost(made: Wire) -> None:
+    """Five percent, as far as 2,000 packets tell."""
+    assert 0.90 * PACKETS < arrived(made) < 0.99 * PACKETS
+
+
+@needs_namespaces
+@pytest.mark.parametrize("made", [Profile(rate_kbps=300)], indirect=True)
+def test_a_rate_is_kept(made: Wire) -> None:
+    """In about a second 300 kbit and the burst come, of ten times as much."""
+    began_s = time.monotonic()
+    count = arrived(made, 400, 0.002)
+    lasted_s = time.monotonic() - began_s
+    assert 16 < count < (lasted_s * 300_000 / 8 + profiles.BURST_BYTES) / 1000 * 1.2
+
+
+@needs_namespaces
+@pytest.mark.parametrize("made", [Profile(blackhole_s=0.2)], indirect=True)
+async def test_a_network_is_gone_for_a_while(made: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes meanwhile, everything before and after."""
+    monkeypatch.setattr(profiles, "BLACKHOLE_AFTER_S", 0.0)
+    gone = asyncio.create_task(made.play(Profile(blackhole_s=0.2)))
+    await asyncio.sleep(0.1)
+    assert "drop" in rules(made)
+    await gone
+    assert "drop" not in rules(made)
+    assert arrived(made, 50, 0.001) == 50
+    await made.play(Profile())
+
+
+def test_what_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tool, and with one that fails."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BenchError, match="ip is missing: apt-get install iproute2"), wire(Profile()):
+        pytest.fail("it must not get here")
+    with pytest.raises(BenchError, match=r"^/bin/sh -c .*: first$"):
+        profiles._run("/bin/sh", "-c", "echo first >&2; echo no >&2; exit 1")
+    assert SERVER_ADDRESS != VIEWER_ADDRESS
