@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from streaming.media.adaptation import Adaptation
-from streaming.media.rate import STAY, Decision, Feedback, Move, Probe, RateController, Rung
+from streaming.media.rate import STAY, Decision, Feedback, Move, Probe, RateController, Refresh, Rung
 
 RATES = {Rung.HIGH: 800_000, Rung.LOW: 200_000}
 
@@ -37,6 +37,9 @@ class Ends:
     def change(self, rung: Rung) -> None:
         self.asked.append(rung)
 
+    def request_keyframe(self) -> None:
+        self.asked.append("key frame")
+
     def limit(self, rate_bps: int) -> None:
         self.asked.append(rate_bps)
 
@@ -62,6 +65,13 @@ async def test_change_of_rung_pauses_first() -> None:
     await asyncio.sleep(0.05)
     assert ends.asked == ["pause", 200_000, Rung.LOW]
     assert one.changes == 1
+
+
+async def test_broken_picture_gets_a_key_frame() -> None:
+    """It is asked for at the rung that there is."""
+    one, ends = adaptation(Refresh())
+    one.heard(Feedback(0, 0))
+    assert ends.asked == ["key frame"]
 
 
 async def test_probe_is_spread_and_ends_with_a_question() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from streaming.media.rate import STAY, Decision, Feedback, Move, Probe, RateConfig, RateController, Rung
+from streaming.media.rate import STAY, Decision, Feedback, Move, Probe, RateConfig, RateController, Refresh, Rung
 
 HIGH_BPS, LOW_BPS = 2_400_000, 200_000
 CONFIG = RateConfig()
@@ -70,6 +70,16 @@ def test_burst_of_losses_moves_down_at_once() -> None:
     assert isinstance(move, Move)
     assert (move.rung, move.pause_s) == (Rung.LOW, CONFIG.drain_s)
     assert "30 packets lost" in move.reason
+
+
+def test_what_is_not_repaired_needs_a_key_frame() -> None:
+    """Where lost packets are not sent again the viewer moves down; at the low rung it gets a key frame at once."""
+    network = Network()
+    network.watch(2.0, lost_share=0.0)
+    move = network.say(requested=5, withheld=2)
+    assert isinstance(move, Move) and "2 lost packets not repaired" in move.reason
+    assert network.say(requested=5, withheld=2) == Refresh()
+    assert network.say(requested=5) == STAY
 
 
 def test_few_packets_say_nothing() -> None:

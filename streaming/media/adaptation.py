@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Protocol
 
-from streaming.media.rate import Decision, Feedback, Move, Probe, RateController, Rung
+from streaming.media.rate import Decision, Feedback, Move, Probe, RateController, Refresh, Rung
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,10 @@ class Stream(Protocol):
 
     def change(self, rung: Rung) -> None:
         """Goes on with a key frame of a rung."""
+        ...
+
+    def request_keyframe(self) -> None:
+        """Asks for a key frame of the rung."""
         ...
 
 
@@ -88,6 +92,8 @@ class Adaptation:
                 self._stream.pause()
                 self.link.limit(self._controller.rates_bps[rung])
                 self._timer = asyncio.get_running_loop().call_later(pause_s, self._enter, rung)
+            case Refresh():
+                self._stream.request_keyframe()
             case Probe():
                 self._probing = asyncio.create_task(self._probe(decision), name=f"probe {self._name}")
 

@@ -31,7 +31,7 @@ class RateConfig:
     report_share: float = 0.25  # lost, of one receiver report
     delay_s: float = 0.5  # over the shortest round trip of the last one or two of
     memory_s: float = 60.0
-    estimate_share: float = 0.7  # of the bit rate sent: a receiver that estimated more before and less now is overrun
+    estimate_share: float = 0.5  # of the bit rate sent: a receiver that estimated more before and less now is overrun
     silence_s: float = 2.0  # without RTCP: the network was dead
     keyframes: int = 3  # requests in `keyframes_s`: what is lost is not repaired
     keyframes_s: float = 5.0
@@ -71,7 +71,12 @@ class Probe:
     seconds: float
 
 
-Decision = Stay | Move | Probe
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """Send a key frame: the picture cannot be repaired, and the receiver may wait for seconds before it says so."""
+
+
+Decision = Stay | Move | Probe | Refresh
 STAY = Stay()
 
 
@@ -82,6 +87,7 @@ class Feedback:
     packets: int  # of video, sent since the beginning
     octets: int
     requested: int = 0  # packets to send again that were not asked for before
+    withheld: int = 0  # packets that are not sent again, since the budget is spent
     keyframe: bool = False  # one is asked for
     lost_share: float | None = None  # of the video's packets since the last report
     resent_lost_share: float | None = None  # of the retransmissions, probes among them
@@ -126,7 +132,8 @@ class RateController:
                 return self._down(f"no word for {silence_s:.1f} s", 0.0, now_s)
             reason = self._overrun(feedback, now_s)
             return self._down(reason, self._config.drain_s, now_s) if reason else STAY
-        return STAY if self._probed_s is None else self._judge(feedback, self._probed_s, now_s)
+        decision = STAY if self._probed_s is None else self._judge(feedback, self._probed_s, now_s)
+        return Refresh() if feedback.withheld and decision == STAY else decision
 
     def due(self, can_probe: bool, now_s: float) -> Decision:
         """What is to be done without a word of the receiver; to be asked some times a second.
@@ -171,6 +178,8 @@ class RateController:
         (_, packets, octets), seconds = self._sent[0], now_s - self._sent[0][0]
         lost, packets_sent = sum(count for _, count in self._lost), feedback.packets - packets
         share = config.lost_share * packets_sent * config.window_s / seconds if seconds else 0.0
+        if feedback.withheld:
+            return f"{feedback.withheld} lost packets not repaired"
         if lost >= max(config.lost_least, share):
             return f"{lost} packets lost in {config.window_s} s"
         if feedback.lost_share is not None and feedback.lost_share > config.report_share:

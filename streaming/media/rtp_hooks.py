@@ -45,7 +45,7 @@ CERTIFICATE = "_RTCDtlsTransport__local_certificate"
 CERTIFICATE_NAME = "_create_ssl_context"
 # aiortc lists those for ECDSA certificates alone; as DTLS client it then fails with servers that have an RSA one.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
-RESEND_SHARE = 0.25  # of the video's bit rate
+RESEND_SHARE, RESEND_LEAST_BPS = 0.25, 100_000  # of the video's bit rate, and at least
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
 REPORTS_KEPT = 8  # sender reports that a receiver may still answer
@@ -94,7 +94,7 @@ class SenderHooks:
 
     def limit(self, rate_bps: int) -> None:
         """The video has another bit rate from now on; what was sent before is not sent again."""
-        self._budget = _Budget(RESEND_SHARE * rate_bps / 8, self._now())
+        self._budget = _Budget(max(RESEND_SHARE * rate_bps, RESEND_LEAST_BPS) / 8, self._now())
         self._packets.forget()
 
     def probe(self, size: int) -> None:
@@ -135,7 +135,10 @@ class SenderHooks:
                 # Some other application's feedback, which is of no use here.
                 return
         self._heard(Feedback(packets, octets, **said))
+        spent = self._budget.refused
         await self._handle_rtcp(packet)
+        if withheld := self._budget.refused - spent:
+            self._heard(Feedback(packets, octets, withheld=withheld))
 
     def _read_report(self, packet: Any) -> dict[str, Any]:
         """What a receiver report says of this sender."""
@@ -208,6 +211,7 @@ class _Budget:
     """Bytes that may be sent again, and when each packet was sent again last; arithmetic only."""
 
     def __init__(self, rate_bytes_s: float, now_s: float) -> None:
+        self.refused = 0  # packets for which there was nothing left
         self._rate, self._left, self._then_s = rate_bytes_s, rate_bytes_s * BUDGET_S, now_s
         # One entry for each place in the sender's history, so that it cannot grow.
         self._resent: dict[int, tuple[int, float]] = {}
@@ -217,7 +221,10 @@ class _Budget:
         self._then_s = now_s
         place = sequence_number % HISTORY
         last_number, last_s = self._resent.get(place, (-1, 0.0))
-        if size > self._left or (last_number == sequence_number and now_s - last_s < RESEND_GAP_S):
+        if last_number == sequence_number and now_s - last_s < RESEND_GAP_S:
+            return False
+        if size > self._left:
+            self.refused += 1
             return False
         self._left -= size
         self._resent[place] = (sequence_number, now_s)
