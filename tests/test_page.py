@@ -256,6 +256,26 @@ async def test_the_picture_gets_a_window_of_its_own(browser: Any) -> None:
         assert await page.locator("#pip").is_hidden()
 
 
+UNDERSTOOD = {
+    "subject": "airplane", "colour": "green", "scene": "sunset", "direction": "left", "speed": "normal",
+    "camera": "none", "second_subject": "ball", "second_colour": "pink", "relation": "above",
+    "open": ["speed", "scene", "camera"], "no_effect": ["quickly"],
+}  # fmt: skip
+
+
+async def test_words_that_were_understood_are_told_from_others(browser: Any) -> None:
+    """In the order of a sentence: what is shown, what the prompt leaves open, and what has no effect."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        show = "answer => import('/page/words.js').then((module) => module.showWords(answer))"
+        await page.evaluate(show, {"unread": ["zebra", "quickly"], "understood": UNDERSTOOD})
+        chips = await page.evaluate("[...document.querySelectorAll('#words li')].map((one) => [one.dataset.kind, one.innerText])")
+        read = [["read", "green airplane"], ["read", "above a pink ball"], ["read", "to the left"]]
+        assert chips == [*read, ["open", "sunset"], ["left", "zebra"], ["left", "quickly"]]
+        await page.evaluate(show, None)
+        assert await page.locator("#words").is_hidden() and errors == []
+
+
 async def test_the_menu_lists_channels(browser: Any) -> None:
     """Each with its picture, its prompt and who watches; the one on screen is marked."""
     async with serving("--token", "s3cret") as running:

@@ -5,6 +5,8 @@ import { $, make } from "./dom.js";
 const NONE = ["none", "still", "normal"]; // of fields that nobody asked for
 const MOVES = { left: "to the left", right: "to the right", up: "up", down: "down", still: "at rest", bouncing: "bouncing" };
 
+const article = (word) => (/^[aeiou]/.test(word) ? "an" : "a");
+
 /** Shows what an answer to a prompt tells of its words; null takes it away. */
 export function showWords(answer) {
   const chips = answer ? [...understood(answer.understood), ...left(answer)] : [];
@@ -25,7 +27,7 @@ function understood(record) {
     return { kind: isOpen ? "open" : "read", label, title };
   };
   const chips = [chip(`${colour} ${subject}`, "colour", "subject")];
-  if (other) chips.push(chip(`${relation === "left" ? "left of" : relation} ${second_colour} ${other}`, "second_subject"));
+  if (other) chips.push(chip(`${relation === "left" ? "left of" : relation} ${article(second_colour)} ${second_colour} ${other}`, "second_subject"));
   if (!(NONE.includes(direction) && open.includes("direction"))) chips.push(chip(MOVES[direction] ?? direction, "direction"));
   if (!(NONE.includes(speed) && open.includes("speed"))) chips.push(chip(speed, "speed"));
   chips.push(chip(scene, "scene"));
