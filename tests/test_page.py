@@ -269,7 +269,9 @@ async def test_words_that_were_understood_are_told_from_others(browser: Any) -> 
         page, errors = await opened(browser, running.url)
         show = "answer => import('/page/words.js').then((module) => module.showWords(answer))"
         await page.evaluate(show, {"unread": ["zebra", "quickly"], "understood": UNDERSTOOD})
-        chips = await page.evaluate("[...document.querySelectorAll('#words li')].map((one) => [one.dataset.kind, one.innerText])")
+        chips = await page.evaluate(
+            "[...document.querySelectorAll('#words li')].map((one) => [one.dataset.kind, one.innerText])"
+        )
         read = [["read", "green airplane"], ["read", "above a pink ball"], ["read", "to the left"]]
         assert chips == [*read, ["open", "sunset"], ["left", "zebra"], ["left", "quickly"]]
         await page.evaluate(show, None)
@@ -287,6 +289,44 @@ async def test_the_menu_lists_channels(browser: Any) -> None:
         assert await row.locator("span").inner_text() == (await running.report())["prompt"]
         assert await row.locator("small").inner_text() == "1 viewer"
         await page.wait_for_function("document.querySelector('#channel-list img').naturalWidth === 192")
+        assert errors == []
+
+
+async def test_a_channel_is_made_and_shown(browser: Any) -> None:
+    """The menu's form makes it with the control token, its video plays, and a refusal is told beside the form."""
+    async with serving("--control-token", "c0ntrol") as running:
+        page, errors = await opened(browser, running.url)
+        await page.click("#channel")
+        await page.fill("#new-prompt", "a red fish")
+        await page.fill("#new-name", "sea")
+        await page.press("#new-name", "Enter")
+        await page.wait_for_selector("#lock[open]", timeout=LIMIT_MS)
+        await page.fill("#token", "c0ntrol")
+        await page.press("#token", "Enter")
+        await page.click("#channel")
+        await page.fill("#new-name", "main")
+        await page.press("#new-name", "Enter")
+        await page.locator("#new-channel output", has_text="main").wait_for(timeout=LIMIT_MS)
+        await page.fill("#new-name", "sea")
+        await page.press("#new-name", "Enter")
+        await page.wait_for_function(
+            "document.getElementById('caption').textContent === 'a red fish'", timeout=LIMIT_MS
+        )
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        assert await page.evaluate("location.hash") == "#sea"
+        assert await page.inner_text("#channel") == "sea"
+        assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main", "sea"]
+        assert errors == []
+
+
+async def test_a_prompt_can_cut(browser: Any) -> None:
+    """With the toggle it is on screen long before what is buffered was shown."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        await running.until(lambda report: report["buffered_s"] > 1)
+        await page.click("#cut")
+        await outcome(page, "a red fish", "shown")
+        assert float(await page.inner_text("#reaction")) < 1
         assert errors == []
 
 

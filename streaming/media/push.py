@@ -160,8 +160,9 @@ class _Uplink:
         self._peer.on("connectionstatechange", self._on_state)
 
     async def connect(self) -> None:
-        """Returns when media flows. Raises WhipError, or Unavailable before the channel has video."""
+        """Returns when media flows. Raises WhipError, or Unavailable where the channel cannot be joined."""
         push, sender = self._push, self._transceiver.sender
+        push.channel.check()
         self._hooks = SenderHooks(sender, self._feed.packets, self._feed.request_keyframe, push.channel.rate_bps())
         self._transceiver.setCodecPreferences(capabilities(push.codec))
         end_consent_with_connection(sender.transport)
