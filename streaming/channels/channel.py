@@ -185,15 +185,16 @@ class Channel:
             eta_s = round(max(0, report.frame - self._playout.frames.start) / self._geometry().fps, 3)
         return ChangeAnswer(report.prompt, report.seed, report.frame, eta_s, report.replaced_by, report.unread)
 
-    def pause(self, paused: bool) -> ChangeAnswer:
-        """Stops the video at the frame on air for all who receive it, or lets it go on.
+    def pause(self, paused: bool | None) -> ChangeAnswer:
+        """Stops the video at the frame on air for all who receive it, or lets it go on; None leaves it as it is.
 
         Raises Unavailable where the machine cannot make one more video.
         """
-        if self._playout.held and not paused and self._playout.receivers:
-            self._admit()
-        self._playout.hold(paused)
-        self._changed()
+        if paused is not None and paused != self._playout.held:
+            if not paused and self._playout.receivers:
+                self._admit()
+            self._playout.hold(paused)
+            self._changed()
         newest, picture = self._prompts.newest, self._playout.on_air
         return ChangeAnswer(newest.prompt, newest.seed, picture.index if picture else None, 0.0, None, newest.unread)
 

@@ -116,7 +116,7 @@ class Channels(Mapping[str, Channel]):
         shared = 1 / (sum(load or one for load in running) + one)
         if shared < LEAST_FACTOR:
             raise Unavailable(
-                f"This machine renders {1 / one:.2f} s of video a second, and {len(running)} running channels share "
-                f"that: with one more each would have {shared:.2f} of real time, at least {LEAST_FACTOR} is needed. "
-                "Try again when fewer run."
+                f"Channels that run: {len(running)}. This machine renders {1 / one:.2f} s of video a second; with one "
+                f"more each of them would have {shared:.2f}, and at least {LEAST_FACTOR} is needed. Try again when "
+                "fewer run."
             )

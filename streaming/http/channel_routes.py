@@ -20,7 +20,6 @@ from pydantic import (
     StrictBool,
     StrictInt,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -96,7 +95,7 @@ class NewChannel(BaseModel):
 
 
 class ChannelChange(BaseModel):
-    """Body of PATCH /channels/{id}."""
+    """Body of PATCH /channels/{id}; what is left out or null stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -104,12 +103,6 @@ class ChannelChange(BaseModel):
     seed: Seed | None = None
     mode: Literal["flow", "cut"] = "flow"
     paused: StrictBool | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> ChannelChange:
-        if (self.prompt, self.seed, self.paused) == (None, None, None):
-            raise PydanticCustomError("change", "Give a prompt, a seed or paused.")
-        return self
 
 
 def add(app: FastAPI, state: ServerState) -> None:
@@ -163,8 +156,7 @@ def add(app: FastAPI, state: ServerState) -> None:
         """Changes prompt and seed, which the answer names the first frame of, or pauses the video for all."""
         channel = state.channel(channel_id)
         async with _answered():
-            if body.paused is not None:
-                answer = channel.pause(body.paused)
+            answer = channel.pause(body.paused)
             if body.prompt is not None or body.seed is not None:
                 answer = await channel.change(body.prompt, body.mode, body.seed)
         return answer
