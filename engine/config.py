@@ -19,6 +19,7 @@ from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
 from engine.text.published import PublishedTextConfig
+from engine.text.reader import PromptReaderConfig
 from engine.text.small_t5 import SmallT5Config
 
 
@@ -59,6 +60,7 @@ class EngineConfig:
     renderer: RendererConfig
     schedule: FlowSchedule | DiffusionSchedule
     vae: TinyVAEConfig | VAEConfig
+    reader: PromptReaderConfig | None = None  # of prompts in whatever words, before a small text encoder
     motion_score: float | None = None
     plan_frames: int | None = None
     shared_noise: bool = False
@@ -186,6 +188,7 @@ def _mini() -> EngineConfig:
         renderer=RendererConfig(dit=dit, condition=condition, control_layers=3, prediction="x0"),
         schedule=FlowSchedule(),
         vae=vae,
+        reader=PromptReaderConfig(),
         shared_noise=True,
         context_mix=(0.1, 0.2, 0.3, 0.4, 0.5, 0.5),
     )

@@ -32,7 +32,15 @@ async def test_channel_report_is_complete(running: Serving) -> None:
     assert (report["frame"], report["viewers"], report["repeats"], report["steps"]) == (None, 0, 0, 4)
     assert set(report["chunk"]["ms"]) == {"plan", "render", "vae"}
     assert report["prompts"] == [
-        {"prompt": report["prompt"], "frame": 0, "shown": False, "replaced_by": None, "unread": [], "seed": 0}
+        {
+            "prompt": report["prompt"],
+            "frame": 0,
+            "shown": False,
+            "replaced_by": None,
+            "unread": [],
+            "seed": 0,
+            "understood": None,
+        }
     ]
     channels = (await running.http.get("/channels")).json()
     assert [entry["id"] for entry in channels] == ["main"]
@@ -92,6 +100,7 @@ async def test_prompt_change_reaches_the_picture(running: Serving) -> None:
         "replaced_by": None,
         "unread": [],
         "seed": 0,
+        "understood": None,
     }
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.text.asked import CAMERAS, SCENES
 from engine.training.world import backdrop, drawing, landmarks, scenery, teacher
-from engine.training.world.captions import CAMERAS, SCENES, Label
+from engine.training.world.captions import Label
 from engine.training.world.spec import PAN_PX, Spec
 
 

@@ -6,19 +6,8 @@ from itertools import product
 
 import pytest
 
-from engine.training.world.captions import (
-    COLOURS,
-    DIRECTIONS,
-    MOST_WORDS,
-    PAIR_SHARE,
-    PAN_SHARE,
-    SCENES,
-    SPEEDS,
-    SUBJECTS,
-    Label,
-    caption,
-    random_label,
-)
+from engine.text.asked import COLOURS, DIRECTIONS, SCENES, SPEEDS, SUBJECTS
+from engine.training.world.captions import MOST_WORDS, PAIR_SHARE, PAN_SHARE, Label, caption, random_label
 
 
 def test_a_tenth_of_the_combinations_is_held_out() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fakes import FPS, HEIGHT, WIDTH, test_frame
 
+from engine.text.asked import Asked
 from engine.wire.messages import (
     ChunkDone,
     FramesDropped,
@@ -31,6 +32,7 @@ from streaming.media.metrics import Metrics
 
 SETTINGS = ChannelSettings("first", 7)
 READY = Ready(WIDTH, HEIGHT, FPS, 1.0, "mini", 4)
+RED_BALL = Asked("ball", "red").understood(0, ())
 RING = RingConfig(slots=4, slot_bytes=9 * WIDTH * HEIGHT * 3 // 2)
 
 
@@ -202,9 +204,10 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
         await asyncio.sleep(0)
         request = studio.asked
         assert (request.prompt, request.mode, request.channel) == ("second", "flow", "main")
-        studio.engine.receive(PromptSet(request.request, "main", "second", 2, ("second",)))
+        studio.engine.receive(PromptSet(request.request, "main", "second", 2, ("second",), RED_BALL))
         answer = await asking
         assert (answer.prompt, answer.frame, answer.eta_s, answer.unread) == ("second", 2, 2 / FPS, ("second",))
+        assert answer.understood == studio.channel.report().prompts[-1].understood == RED_BALL
         await studio.pass_periods(4)
         assert [await queue.get() for _ in range(3)] == [
             PromptShown("first", 0),

@@ -42,7 +42,7 @@ def test_generate_writes_the_video(tmp_path: Path, weights: Path, capsys: pytest
     assert _generate(seeded, weights, "--seed", "1") == 0
     capsys.readouterr()
     assert _generate(changed, weights, "--change", "2.5:the blue sea: calm") == 0
-    assert "not understood and left out of 'the blue sea: calm': calm" in capsys.readouterr().err
+    assert "without effect in 'the blue sea: calm': calm" in capsys.readouterr().err
     videos = [_read(path) for path in (plain, seeded, changed)]
     assert {video.shape for video in videos} == {(40, 48, 48)}
     distance = [abs(video - videos[0]).mean(axis=(1, 2)) for video in videos[1:]]

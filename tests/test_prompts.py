@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from engine.wire.messages import PromptReplaced, PromptSet, Refused
+from engine.text.asked import Asked
+from engine.wire.messages import ChannelOpened, PromptReplaced, PromptSet, Refused
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import PROMPTS_KEPT, PromptBook, RequestRefused
 from streaming.channels.report import PromptReport
@@ -25,6 +26,14 @@ async def test_one_change_is_with_the_engine_and_the_newest_waits() -> None:
     assert (await futures[0]).frame == 48
     following = book.next()
     assert following is not None and following.prompt == "d" and not futures[3].done()
+
+
+async def test_the_first_prompt_is_read_too() -> None:
+    """What the engine read of the prompt that it was opened with is in its report."""
+    book = PromptBook("first", 0)
+    understood = Asked("ball").understood(1, ("shiny",))
+    book.read(ChannelOpened("main", ("shiny",), understood))
+    assert book.report() == [PromptReport("first", 0, unread=("shiny",), understood=understood)]
 
 
 async def test_refusal_reaches_who_asked() -> None:

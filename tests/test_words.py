@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from engine.loading.weights import SHIPPED
+from engine.text.asked import WORDINGS
 from engine.text.small_t5 import load_tokenizer
 from engine.text.words import FILLERS, WORD_START, Reading, read_words
-from engine.training.world.captions import WORDINGS
 
 MOST = 23  # words that `mini` reads
 

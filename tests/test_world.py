@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from engine.config import preset
+from engine.text.asked import SPEEDS, SUBJECTS
 from engine.training.world import drawing, teacher
-from engine.training.world.captions import SPEEDS, SUBJECTS, Label, random_label
+from engine.training.world.captions import Label, random_label
 from engine.training.world.spec import BOUNCE_FRAMES, BOUNCE_PX, Spec
 
 PAIR = {"relation": "above", "subject2": "car", "colour2": "blue"}

@@ -23,6 +23,7 @@ from engine.arguments import add_model, checked, seed, steps
 from engine.bench.report import conditions
 from engine.config import preset
 from engine.evaluation import drift
+from engine.evaluation.prompt_set import judge_prompts, prompts_markdown, read_prompts
 from engine.evaluation.report import SHEET_FRAMES, SHEET_ROWS, SheetRow, contact_sheet, markdown
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
@@ -160,6 +161,29 @@ def tokenizer(model: Model, labels: list[Label], rng: random.Random) -> dict[str
     return judge.shares(rows) | {"all": judge.share([right for row in rows for right in row.values()])}
 
 
+def load_judged(arguments: argparse.Namespace) -> tuple[Model, Theia]:
+    """The model, and the judge beside it."""
+    config = preset(arguments.preset)
+    config = replace(config, steps=arguments.steps or config.steps)
+    folder, device, dtype = place(config, arguments.weights, arguments.device)
+    model, theia = load(config, folder, device, dtype), Theia(config.theia).eval()
+    load_component(folder, "theia", theia)
+    return model, theia
+
+
+def judge_file(arguments: argparse.Namespace, command: str) -> int:
+    """Judges the prompts of a file."""
+    check_target(arguments.json, ".json")
+    prompts = read_prompts(arguments.prompts)
+    model, theia = load_judged(arguments)
+    judged = None if arguments.plans else theia
+    figures = judge_prompts(Generator(model), judged, prompts, arguments.seed, arguments.after_change)
+    figures = {"conditions": conditions(command, arguments.weights or "shipped", model), **figures}
+    sys.stdout.write(prompts_markdown(figures))
+    write_atomically(arguments.json, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command. Raises ValueError for a mistake of the caller."""
     told = "Judges videos of held-out captions."
@@ -169,19 +193,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--drift-minutes", type=float, default=10.0, help="length of each long video")
     parser.add_argument("--drift-videos", type=int, default=2, help="number of long videos")
     parser.add_argument("--seed", type=checked(seed), default=0, help="of captions and videos (default: 0)")
+    told = "JSON lines of prompts with labels (docs/TRAINING.md), to be judged in place of held-out captions"
+    parser.add_argument("--prompts", type=Path, metavar="F.jsonl", help=told)
+    parser.add_argument("--plans", action="store_true", help="of --prompts: judge plans, not pictures; fast")
+    told = "of --prompts: each prompt comes in the video of the one before, and its second chunk is judged"
+    parser.add_argument("--after-change", action="store_true", help=told)
     add_model(parser)
     parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (default: the preset's own)")
     arguments = parser.parse_args(argv)
+    if arguments.prompts is not None:
+        return judge_file(arguments, " ".join(["python -m engine evaluate", *argv]))
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
         parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
     sheet_path = arguments.json.with_suffix(".png")
     check_target(arguments.json, ".json")
     check_target(sheet_path)
-    config = preset(arguments.preset)
-    config = replace(config, steps=arguments.steps or config.steps)
-    folder, device, dtype = place(config, arguments.weights, arguments.device)
-    model, theia = load(config, folder, device, dtype), Theia(config.theia).eval()
-    load_component(folder, "theia", theia)
+    model, theia = load_judged(arguments)
     amounts = arguments.captions, arguments.drift_minutes, arguments.drift_videos, arguments.seed
     figures, sheet = evaluate(model, theia, *amounts)
     command = " ".join(["python -m engine evaluate", *argv])

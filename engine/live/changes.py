@@ -76,7 +76,7 @@ class Changes:
         else:
             earlier, channel.waiting = channel.waiting, request
             first = self._generator.after(channel.state, first)
-        self._answer(request, max(first.frame, channel.wanted_from))
+        self._answer(channel, request, max(first.frame, channel.wanted_from))
         self._replace(earlier, request)
 
     def _cut(self, channel: LiveChannel, cut: Cut) -> None:
@@ -85,7 +85,7 @@ class Changes:
         # Before anything else: the frames that are dropped must not go on air.
         if cut.frame < channel.delivered:
             self._send(FramesDropped(channel.name, cut.frame))
-        self._answer(request, cut.frame)
+        self._answer(channel, request, cut.frame)
         for earlier in (channel.planned_under, channel.waiting):
             self._replace(earlier, request)
         channel.abandon_chunk()
@@ -98,9 +98,10 @@ class Changes:
         self._generator.change(channel.state, request.prompt, channel.next, request.seed)
         channel.planned_under = request
 
-    def _answer(self, request: SetPrompt, frame: int) -> None:
-        unread = self._generator.model.text.unread(request.prompt)
-        self._send(PromptSet(request.request, request.channel, request.prompt, frame, unread))
+    def _answer(self, channel: LiveChannel, request: SetPrompt, frame: int) -> None:
+        text, seed = self._generator.model.text, channel.state.seed if request.seed is None else request.seed
+        told = text.unread(request.prompt), text.understood(request.prompt, seed)
+        self._send(PromptSet(request.request, request.channel, request.prompt, frame, *told))
 
     def _replace(self, earlier: SetPrompt | None, request: SetPrompt) -> None:
         if earlier is not None:

@@ -77,7 +77,7 @@ class Generator:
             ValueError: the solver has no such number of steps.
         """
         with self.model.computing(), self._streams.stream(_PLAN):
-            text = self.model.text.embed(prompt)
+            text = self.model.text.embed(prompt, seed)
             plan = self._writer.begin(text.planner, seed, first_chunk * self.model.config.chunk_length)
         state = self.start(text, seed, steps)
         place = Place(first_chunk, first_frame, first_chunk * self.model.config.chunk_length)
@@ -101,7 +101,7 @@ class Generator:
         That is the running chunk's end, or `state.next` between chunks.
         """
         with self.model.computing(), self._streams.stream(_PLAN):
-            state.prompt, state.text = prompt, self.model.text.embed(prompt)
+            state.prompt, state.text = prompt, self.model.text.embed(prompt, state.seed if seed is None else seed)
             self._writer.cut(state.plan, at.latent, state.text.planner)
         if seed is not None:
             state.seed = state.plan.seed = seed
@@ -161,6 +161,11 @@ class Generator:
             for _ in range(TOKENS_PER_UNIT):
                 self._writer.write(state.plan)
         return Unit("plan")
+
+    def planned_features(self, state: ChannelState, start: int, end: int) -> FeatureFrames:
+        """Features of frames `start` to `end` - 1, which must be planned."""
+        with self.model.computing(), self._streams.stream(_PLAN):
+            return self._writer.features(state.plan, start, end)
 
     def chunk(self, state: ChannelState, steps: int | None = None) -> Chunk:
         """The next chunk, whose frames must be planned; in `state.steps` if not given. One of a state at a time."""

@@ -195,9 +195,9 @@ class Interleaver:
     def _open(self, message: OpenChannel) -> None:
         """Makes a channel. Raises ValueError when one cannot be made that the engine was started with."""
         settings, start = message.settings, message.settings.start
-        unread = self._generator.model.text.unread(settings.prompt)
-        if unread:
-            log.warning("not understood and left out of %r: %s", settings.prompt, ", ".join(unread))
+        text = self._generator.model.text
+        if unread := text.unread(settings.prompt):
+            log.warning("without effect in %r: %s", settings.prompt, ", ".join(unread))
         try:
             state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
         except ValueError as error:
@@ -210,7 +210,7 @@ class Interleaver:
         self._channels[message.channel] = LiveChannel(
             message.channel, state, start.frame, start.frame, self._meter, min(least_steps, state.steps)
         )
-        self._send(ChannelOpened(message.channel, unread))
+        self._send(ChannelOpened(message.channel, unread, text.understood(settings.prompt, settings.seed)))
 
     def _close(self, name: str) -> None:
         channel = self._channels.pop(name, None)  # None for one that was refused

@@ -26,6 +26,8 @@ from engine.runtime.packed_weights import pack
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.embedding import TextEncoder
+from engine.text.reader import PromptReader
+from engine.text.reading_text import ReadingText
 from engine.text.small_t5 import SmallT5
 
 logger = logging.getLogger(__name__)
@@ -85,10 +87,13 @@ def load(
     if fp8_products:
         for name in ("planner", "renderer"):
             logger.info("%s: %d layers multiply in 8 bits", name, len(multiply_fp8(modules[name])))
-    own = modules.get("text")
+    own: object = modules.get("text")
+    reader = modules.get("reader")
+    if isinstance(own, SmallT5) and isinstance(reader, PromptReader):
+        own = ReadingText(reader, own)
     text = (
         own
-        if isinstance(own, SmallT5)
+        if isinstance(own, (SmallT5, ReadingText))
         else read_text_encoders(config, encoders, device, placement, lambda done: progress(share + (1 - share) * done))
     )
     choose_attention(device, dtype, config.attention_shape)

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from engine.config import EngineConfig
+from engine.loading.weights import has_component
 from engine.perceptual.cogvideox.vae import VAE
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
 from engine.perceptual.renderer import DiTRenderer
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
+from engine.text.reader import make_reader
 from engine.text.small_t5 import SmallT5, SmallT5Config, load_tokenizer
 
 COMPONENTS = ("tokenizer", "planner", "renderer", "vae")  # of every preset; the text encoder comes beside
@@ -23,7 +25,8 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
     """The modules of `COMPONENTS`; on the meta device they have shapes and take no memory.
 
     Args:
-        vocabulary: a weights folder; with it a preset's own text encoder is built too, as "text".
+        vocabulary: a weights folder; with it a preset's own text encoder is built too, as "text", and "reader" if it
+            has one.
     """
     with torch.device(device):
         modules: dict[str, nn.Module] = {
@@ -34,6 +37,9 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
         }
         if vocabulary is not None and isinstance(config.text, SmallT5Config):
             modules["text"] = SmallT5(config.text, load_tokenizer(vocabulary))
+            # Weights that were trained on other videos than the drawn world have none.
+            if config.reader is not None and has_component(vocabulary, "reader"):
+                modules["reader"] = make_reader(config.reader, vocabulary)
     return {name: module.requires_grad_(False).eval() for name, module in modules.items()}
 
 

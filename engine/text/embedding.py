@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.wire.understood import Understood
+
 
 @dataclass(frozen=True, slots=True)
 class TextEmbedding:
@@ -17,14 +19,18 @@ class TextEmbedding:
 
 
 class TextEncoder(Protocol):
-    """`SmallT5`, `PublishedText` or `FixedText`."""
+    """`ReadingText`, `SmallT5`, `PublishedText` or `FixedText`."""
 
-    def embed(self, prompt: str) -> TextEmbedding:
-        """A prompt as planner and renderer read it."""
+    def embed(self, prompt: str, seed: int = 0) -> TextEmbedding:
+        """A prompt as planner and renderer read it; `seed` draws what it leaves open."""
         ...
 
     def unread(self, prompt: str) -> tuple[str, ...]:
         """Words of the prompt that neither of them reads."""
+        ...
+
+    def understood(self, prompt: str, seed: int = 0) -> Understood | None:
+        """What is shown of the prompt, in words; None for an encoder that cannot say."""
         ...
 
 
@@ -34,10 +40,13 @@ class FixedText:
 
     embedding: TextEmbedding
 
-    def embed(self, prompt: str) -> TextEmbedding:
+    def embed(self, prompt: str, seed: int = 0) -> TextEmbedding:
         """The embedding, whatever the prompt."""
         return self.embedding
 
     def unread(self, prompt: str) -> tuple[str, ...]:
         """None of the prompt is read."""
         return tuple(prompt.split())
+
+    def understood(self, prompt: str, seed: int = 0) -> None:
+        """It cannot say."""

@@ -76,7 +76,7 @@ class PublishedText:
         self._free_bytes = free_bytes
         self._cache: OrderedDict[str, TextEmbedding] = OrderedDict()
 
-    def embed(self, prompt: str) -> TextEmbedding:
+    def embed(self, prompt: str, seed: int = 0) -> TextEmbedding:
         """A prompt as planner [1, L, K], without padding, and renderer [1, N, K] read it, float32; cached."""
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
@@ -92,6 +92,9 @@ class PublishedText:
         most = max(self.config.planner_tokens, self.config.renderer_tokens) - 1
         tokenizer = self.planner.tokenizer
         return tuple(tokenizer.decode(tokenizer.encode(prompt)[most:]).split())
+
+    def understood(self, prompt: str, seed: int = 0) -> None:
+        """It cannot say."""
 
     def _for_planner(self, prompt: str) -> Tensor:
         return self._run(self.planner, self.planner.ids(prompt, self.config.planner_tokens))

@@ -83,7 +83,7 @@ class SmallT5(nn.Module):
         masked: Tensor = hidden * mask.unsqueeze(-1).to(hidden.dtype)
         return masked
 
-    def embed(self, prompt: str) -> TextEmbedding:
+    def embed(self, prompt: str, seed: int = 0) -> TextEmbedding:
         """A prompt as planner and renderer read it: the same [1, max_length, K] float32 for both."""
         encoded = self.encode([prompt]).float()
         return TextEmbedding(planner=encoded, renderer=encoded)
@@ -91,6 +91,9 @@ class SmallT5(nn.Module):
     def unread(self, prompt: str) -> tuple[str, ...]:
         """Words of the prompt that are left out: unknown ones, and those that are too many."""
         return self._read(prompt).unread
+
+    def understood(self, prompt: str, seed: int = 0) -> None:
+        """It cannot say."""
 
     def _read(self, prompt: str) -> Reading:
         return read_words(prompt, self._numbers, self.config.max_length - 1)

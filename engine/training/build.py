@@ -13,6 +13,7 @@ from engine.training.stages.decoder import DecoderStage
 from engine.training.stages.distill import DistillStage
 from engine.training.stages.extractor import ExtractorStage
 from engine.training.stages.planner import PlannerStage
+from engine.training.stages.reader import ReaderStage
 from engine.training.stages.renderer import RendererStage
 from engine.training.stages.sketch import SketchStage
 from engine.training.stages.text import TextStage
@@ -36,6 +37,7 @@ STAGES = {
     "tokenizer": StageDefaults(TokenizerStage, 40, 24, 2e-3, cold="it starts without quantisation"),
     "extractor": StageDefaults(ExtractorStage, 30, 32, 1e-3),
     "text": StageDefaults(TextStage, 12, 128, 2e-3),
+    "reader": StageDefaults(ReaderStage, 60, 64, 1.5e-3, 8e-3),
     "planner": StageDefaults(PlannerStage, 60, 16, 1.5e-3, 8e-3),
     "renderer": StageDefaults(RendererStage, 240, 8, 1e-3, 3e-3),
     "sketch": StageDefaults(SketchStage, 60, 24, 1.5e-3, 4e-3),

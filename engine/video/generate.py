@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         model = load(config, folder, device, dtype, memory_gb=arguments.memory)
         for prompt in (arguments.prompt, *(prompt for _, prompt in arguments.change)):
             if unread := model.text.unread(prompt):
-                sys.stderr.write(f"not understood and left out of {prompt!r}: {', '.join(unread)}\n")
+                sys.stderr.write(f"without effect in {prompt!r}: {', '.join(unread)}\n")
         if arguments.reference:
             with tqdm(total=release_units(config, steps), unit="step", desc=arguments.out.name) as bar:
                 for batch in generate_release(model, arguments.prompt, arguments.seed, steps, bar.update):

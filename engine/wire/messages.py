@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.wire.settings import ChannelSettings
+from engine.wire.understood import Understood
 
 HEARTBEAT_S = 1.0
 
@@ -94,7 +95,8 @@ class ChannelOpened:
     """The channel's video begins."""
 
     channel: str
-    unread: tuple[str, ...] = ()  # words of its prompt that the model does not know, or that are too many
+    unread: tuple[str, ...] = ()  # words of its prompt that have no effect
+    understood: Understood | None = None  # what is shown of it; None from a model that cannot say
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,8 @@ class PromptSet:
     channel: str
     prompt: str
     frame: int
-    unread: tuple[str, ...] = ()  # words of the prompt that the model does not know, or that are too many
+    unread: tuple[str, ...] = ()  # words of the prompt that have no effect
+    understood: Understood | None = None  # what is shown of it; None from a model that cannot say
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class Channel:
         """Takes one message of the engine. Raises ValueError when it breaks the protocol."""
         match message:
             case ChannelOpened():
+                self._prompts.read(message)
                 self._settle(None)
             case ChannelRefused():
                 self._settle(RequestRefused(message.reason))
@@ -183,7 +184,8 @@ class Channel:
         eta_s = None
         if report.frame is not None and report.replaced_by is None:
             eta_s = round(max(0, report.frame - self._playout.frames.start) / self._geometry().fps, 3)
-        return ChangeAnswer(report.prompt, report.seed, report.frame, eta_s, report.replaced_by, report.unread)
+        told = report.unread, report.understood
+        return ChangeAnswer(report.prompt, report.seed, report.frame, eta_s, report.replaced_by, *told)
 
     def pause(self, paused: bool | None) -> ChangeAnswer:
         """Stops the video at the frame on air for all who receive it, or lets it go on; None leaves it as it is.
@@ -196,7 +198,8 @@ class Channel:
             self._playout.hold(paused)
             self._changed()
         newest, picture = self._prompts.newest, self._playout.on_air
-        return ChangeAnswer(newest.prompt, newest.seed, picture.index if picture else None, 0.0, None, newest.unread)
+        frame, told = picture.index if picture else None, (newest.unread, newest.understood)
+        return ChangeAnswer(newest.prompt, newest.seed, frame, 0.0, None, *told)
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import count
 
-from engine.wire.messages import PromptReplaced, PromptSet, Refused
+from engine.wire.messages import ChannelOpened, PromptReplaced, PromptSet, Refused
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.report import PromptReport
 from streaming.errors import Unavailable
@@ -78,7 +78,9 @@ class PromptBook:
         """The engine took a prompt; whoever asked gets its report. Prompts that it leaves no frame are never shown."""
         asked = self._asked if self._asked is not None and self._asked.number == answer.request else None
         seed = self.newest.seed if asked is None or asked.seed is None else asked.seed
-        report = PromptReport(answer.prompt, answer.frame, unread=answer.unread, seed=seed)
+        report = PromptReport(
+            answer.prompt, answer.frame, unread=answer.unread, seed=seed, understood=answer.understood
+        )
         dropped = [
             _drop(one, answer.prompt)
             for one in self._current
@@ -93,6 +95,10 @@ class PromptBook:
             _set(asked.report, report)
             self._asked = None
         return dropped
+
+    def read(self, answer: ChannelOpened) -> None:
+        """The engine read the prompt that it was opened with, which is the newest."""
+        self.newest.unread, self.newest.understood = answer.unread, answer.understood
 
     def replace(self, answer: PromptReplaced) -> list[PromptDropped]:
         """The engine took another prompt for the chunk of an earlier one, which is never shown."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from engine.wire.messages import ChunkDone
+from engine.wire.understood import Understood
 
 CHUNKS_KEPT = 8  # over which the real-time factor is taken
 
@@ -19,8 +20,9 @@ class PromptReport:
     frame: int | None  # None for one that was replaced before it had a place
     shown: bool = False
     replaced_by: str | None = None  # the prompt that came in its place: it is never shown
-    unread: tuple[str, ...] = ()  # words of it that the model does not read
+    unread: tuple[str, ...] = ()  # words of it that have no effect
     seed: int = 0
+    understood: Understood | None = None  # what is shown of it; None before the engine said, or if it cannot
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class ChangeAnswer:
     frame: int | None  # first frame under the prompt; None if another replaced it before it had one
     eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
     replaced_by: str | None  # the prompt that came in its place: this one is never shown
-    unread: tuple[str, ...]  # words of it that the model does not read
+    unread: tuple[str, ...]  # words of it that have no effect
+    understood: Understood | None  # what is shown of it; None if it was replaced, or from a model that cannot say
 
 
 @dataclass(frozen=True, slots=True)

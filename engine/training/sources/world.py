@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.perceptual.frames import to_host
+from engine.text.world_tables import TABLES
 from engine.training.sources.source import CaptionedGops, Segment, pixels
 from engine.training.world import drawing as world
 from engine.training.world import teacher
 from engine.training.world.captions import Label, caption, hardest_label, random_label
 from engine.training.world.spec import Spec
-from engine.training.world.tables import TABLES
 from engine.video.video_file import VideoFile
 
 FPS = 8.0  # of a dataset

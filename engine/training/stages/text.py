@@ -15,9 +15,10 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from engine.loading.options import autocast
+from engine.text.asked import PAIR_WORDS, WORDS
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import StageSetup
-from engine.training.world.captions import PAIR_WORDS, WORDS, Label, caption, random_label
+from engine.training.world.captions import Label, caption, random_label
 
 ANSWERS = {name: (*words, None) if name in PAIR_WORDS else words for name, words in WORDS.items()}
 

@@ -17,20 +17,20 @@ from pathlib import Path
 
 from transformers import T5Tokenizer
 
+from engine.text.asked import (
+    CAMERAS,
+    COLOURS,
+    DIRECTIONS,
+    PAIR_WORDS,
+    RELATIONS,
+    SCENES,
+    SPEEDS,
+    SUBJECTS,
+    WORDINGS,
+    WORDS,
+)
 from engine.text.small_t5 import TOKENIZER_FOLDER
 from engine.text.words import WORD_START
-from engine.training.world.tables import TABLES
-
-WORDINGS = TABLES["captions"]
-SUBJECTS, COLOURS, SCENES = tuple(WORDINGS["subjects"]), tuple(TABLES["colours"]), tuple(WORDINGS["scenes"])
-DIRECTIONS = ("still", *WORDINGS["directions"], "bounce")
-SPEEDS, CAMERAS, RELATIONS = (tuple(WORDINGS[name]) for name in ("speeds", "cameras", "relations"))
-# Allowed words of each field of a `Label`; the last three fields are None without a second subject.
-WORDS = {
-    "subject": SUBJECTS, "colour": COLOURS, "scene": SCENES, "direction": DIRECTIONS, "speed": SPEEDS,
-    "camera": CAMERAS, "relation": RELATIONS, "subject2": SUBJECTS, "colour2": COLOURS,
-}  # fmt: skip
-PAIR_WORDS = ("relation", "subject2", "colour2")
 
 HELD_OUT_SHARE = 0.1
 PAIR_SHARE = 0.15  # of labels have a second subject

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
+from engine.text.asked import SPEEDS
+from engine.text.world_tables import TABLES
 from engine.training.world import backdrop, scenery, subjects
-from engine.training.world.captions import SPEEDS, Label
+from engine.training.world.captions import Label
 from engine.training.world.spec import GAP_PX, PAN_PX, STAY, STEP, Spec
-from engine.training.world.tables import TABLES
 
 HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
 MARGIN_PX = 20.0  # a subject that leaves comes back on the other side, this far outside the picture

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
+from engine.text.asked import COLOURS, SCENES, SPEEDS, SUBJECTS, WORDS
 from engine.training.world import drawing, teacher
-from engine.training.world.captions import COLOURS, SCENES, SPEEDS, SUBJECTS, WORDS, Label
+from engine.training.world.captions import Label
 from engine.training.world.landmarks import PERIOD_PX
 from engine.training.world.spec import BOUNCE_FRAMES, BOUNCE_PX, PAN_PX, SPEED_PX
 

@@ -14,10 +14,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from engine.text.world_tables import TABLES
 from engine.training.world import landmarks
 from engine.training.world.landmarks import chance
 from engine.training.world.subjects import Layer, coverage
-from engine.training.world.tables import TABLES
 
 Rgb = tuple[float, float, float]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from engine.text.asked import SPEEDS
 from engine.training.world import scenery
-from engine.training.world.captions import SPEEDS, Label
+from engine.training.world.captions import Label
 from engine.training.world.scenery import Layouts
 
 # Movements and starts are whole fractions of the autoencoder's cells of 8 px and 4 frames, so that a subject lies in

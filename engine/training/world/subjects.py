@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from engine.training.world.tables import TABLES
+from engine.text.world_tables import TABLES
 
 EDGE_PX = 1.5  # width of the anti-aliased edge
 HALF_WIDTH_PX = 23.0  # no subject of size 1 reaches farther from its middle

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.text.asked import COLOURS, SCENES, SUBJECTS
+from engine.text.world_tables import TABLES
 from engine.training.world import backdrop, drawing
-from engine.training.world.captions import COLOURS, SCENES, SUBJECTS
 from engine.training.world.spec import Spec
-from engine.training.world.tables import TABLES
 
 CELL_PX = 16
 FINE_PX = 4  # from one point of a cell to the next

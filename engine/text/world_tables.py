@@ -6,4 +6,4 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-TABLES: dict[str, Any] = tomllib.loads((Path(__file__).parents[2] / "data/world.toml").read_text(encoding="utf-8"))
+TABLES: dict[str, Any] = tomllib.loads((Path(__file__).parents[1] / "data/world.toml").read_text(encoding="utf-8"))

@@ -1,0 +1,255 @@
+"""Prompts as people may type them: a grammar far wider than the captions', with typos and words that have no effect.
+
+Words stand in `engine/data/lexicon.toml`. Phrases are strings in which ASIDE and END enclose what has no effect.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.text.asked import Asked
+
+LEXICON: dict[str, Any] = tomllib.loads((Path(__file__).parents[2] / "data/lexicon.toml").read_text(encoding="utf-8"))
+ASIDE, END = "\x02", "\x03"
+HELD_OUT = re.compile(rf"\b(?:{'|'.join(LEXICON['held_out']['words'])})")
+_COUNTS = (
+    "two",
+    "three",
+    "some",
+    "many",
+    "several",
+    "lots of",
+    "a flock of",
+    "four",
+    "a couple of",
+    "five",
+    "2",
+    "a few",
+)
+_DETERMINERS = ("a", "a", "a", "the", "one", "this", "my", "")
+_TONES = ("bright", "dark", "light", "deep", "pale", "vivid", "very", "all")
+FILLERS = (
+    ", of course,",
+    ", i'd say,",
+    ", you know,",
+    ", maybe,",
+    ", let's say,",
+    " just",
+    " really",
+    ", well,",
+    " simply",
+)
+_COLOURED = (
+    "{0} that is {1}", "{0} which is {1}", "{0} whose colour is {1}", "{0} in {1}", "{0}, {1},", "{0} coloured {1}",
+    "{0} painted {1}", "{0} of {1} colour", "{0} ({1})", "{0} with {1} paint", "{0}, {1} in colour,", "{0}, it is {1},",
+)  # fmt: skip
+
+
+@cache
+def is_held_out(phrase: str) -> bool:
+    """Whether training never says a phrase."""
+    return bool(HELD_OUT.search(phrase))
+
+
+def aside(text: str) -> str:
+    """Text that has no effect."""
+    return f"{ASIDE}{text}{END}"
+
+
+def plural(noun: str) -> str:
+    """Of the last word of a noun."""
+    *first, last = noun.split(" ")
+    if last in LEXICON["plurals"]:
+        last = LEXICON["plurals"][last]
+    elif re.search(r"[^aeiou]y$", last):
+        last = last[:-1] + "ies"
+    else:
+        last += "es" if re.search(r"(?:s|x|ch|sh)$", last) else "s"
+    return " ".join([*first, last])
+
+
+def present(verb: str, many: bool = False) -> str:
+    """ "glide by" -> "glides by"."""
+    first, *rest = verb.split(" ")
+    if not many:
+        first = first[:-1] + "ies" if re.search(r"[^aeiou]y$", first) else first
+        first += "" if first.endswith("ies") else "es" if re.search(r"(?:s|x|ch|sh|[^o]o|zz)$", first) else "s"
+    return " ".join([first, *rest])
+
+
+def participle(verb: str) -> str:
+    """ "glide by" -> "gliding by"."""
+    first, *rest = verb.split(" ")
+    if re.search(r"[^e]e$", first):
+        first = first[:-1]
+    elif re.fullmatch(r"[^aeiou]*[aeiou][bdgmnpt]", first):
+        first += first[-1]
+    return " ".join([first + "ing", *rest])
+
+
+@dataclass(slots=True)
+class Phraser:
+    """Says parts of a prompt in one of many ways, drawn with `rng`; `held_out` says whether it may use the words that
+    training never sees, which it then prefers."""
+
+    rng: random.Random
+    held_out: bool = False
+    spare: Sequence[str] = ()  # more words without effect
+    swapped: bool = False  # whether the second subject was said first
+
+    def one(self, words: Sequence[str]) -> str:
+        """Any of the words that may be used."""
+        rare = [word for word in words if is_held_out(word)]
+        if rare and self.held_out and self.rng.random() < 0.7:
+            return self.rng.choice(rare)
+        return self.rng.choice([word for word in words if word not in rare] or list(words))
+
+    def often(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def asides(self, kind: str) -> str:
+        words = self.spare if self.spare and self.often(0.3) else LEXICON["asides"][kind]
+        return aside(self.rng.choice(words))
+
+    def words(self, table: str, key: str | None) -> list[str]:
+        """Of a table of the lexicon, with those that training never sees."""
+        return [*LEXICON[table][key], *LEXICON["held_out"].get(f"{table}_{key}", ())]
+
+    def thing(self, subject: str | None, colour: str | None) -> tuple[str, bool]:
+        """A noun phrase, and whether it is plural."""
+        many = subject is not None and self.often(0.1)
+        if subject:
+            noun = self.one(self.words("nouns", subject))
+        else:
+            noun = self.one(("something", "a thing", "thing", "an object", "anything", self.asides("nouns")))
+        noun = plural(noun) if many else noun
+        if subject and self.often(0.03):
+            noun += f", not {self.one(('a', 'the'))} {self.rng.choice(LEXICON['asides']['nouns'])},"
+        before = [self.asides("adjectives") for _ in range(self.rng.choice((0, 0, 0, 1, 1, 2)))]
+        named = self.coloured(colour) if colour else self.asides("colours") if self.often(0.08) else ""
+        first = self.one(_COUNTS) if many else self.one(_DETERMINERS)
+        if colour and self.often(0.22):
+            shape = self.rng.choice(_COLOURED)
+            text = shape.format(" ".join(filter(None, [first, *before, noun])), named)
+        else:
+            if colour and self.often(0.06):
+                named += self.rng.choice(("-coloured", " coloured", "-colored", ", "))
+            adjectives = [*before, named] if self.often(0.8) else [named, *before]
+            text = " ".join(filter(None, [first, *adjectives, noun]))
+        if self.often(0.04):
+            text += self.rng.choice(FILLERS)
+        return re.sub(r"\ba (\x02?)(?=[aeiou])", r"an \1", text), many
+
+    def coloured(self, colour: str) -> str:
+        """A colour, or what it is not."""
+        named = self.one(self.words("colours", colour))
+        if self.often(0.06):
+            named = f"{self.rng.choice(_TONES)} {named}"
+        if self.often(0.08):
+            other = self.rng.choice([one for one in LEXICON["colours"] if one != colour])
+            named = self.rejecting(named, self.one(LEXICON["colours"][other]))
+        return named
+
+    def rejecting(self, meant: str, other: str) -> str:
+        """Says something, and that another thing is not meant."""
+        shapes = (
+            "not {1} but {0}",
+            "{0}, not {1}",
+            "{0} instead of {1}",
+            "{0} (not {1})",
+            "{0} and not {1}",
+            "not {1}: {0}",
+        )
+        return self.rng.choice(shapes).format(meant, other)
+
+    def action(self, asked: Asked, form: str, many: bool = False) -> str:
+        """A verb phrase: form "present" (moves left), "participle" (moving left) or "bare" (left). May be empty."""
+        speed = self.one(self.words("speeds", asked.speed)) if asked.speed else ""
+        if asked.direction == "still":
+            return self.one(LEXICON["still"]["finite" if form == "present" else "ing"])
+        if asked.direction == "bounce":
+            verb, where = self.one(LEXICON["bounce"]["base"]), ""
+        elif asked.direction in LEXICON["direction_verbs"] and self.often(0.55):
+            verb, where = self.one(self.words("direction_verbs", asked.direction)), ""
+        else:
+            verb, speed = self.verb(asked, speed)
+            where = self.one(self.words("directions", asked.direction)) if asked.direction else ""
+            if asked.direction and self.often(0.08):
+                other = self.rng.choice([one for one in LEXICON["directions"] if one != asked.direction])
+                where = self.rejecting(where, other)
+        bare = form == "bare" and not (asked.direction == "bounce" or (asked.direction and not where))
+        if form == "present":
+            verb = f"{'are' if many else 'is'} {participle(verb)}" if self.often(0.25) else present(verb, many)
+        else:
+            verb = "" if bare else participle(verb)
+        where = f"{self.asides('moods')} {where}" if self.often(0.05) else where
+        parts = [verb, speed, where] if self.often(0.5) else [verb, where, speed]
+        return " ".join([speed, verb, where] if self.often(0.1) else filter(None, parts)).strip()
+
+    def verb(self, asked: Asked, speed: str) -> tuple[str, str]:
+        """A verb, and what remains to be said of the speed."""
+        kinds = {"fast": "fast_verbs", "slow": "slow_verbs"}
+        if asked.speed in kinds and self.often(0.3):
+            return self.one(LEXICON[kinds[asked.speed]]["any"]), speed if self.often(0.2) else ""
+        own = LEXICON["verbs"].get(asked.subject or "any", [])
+        return self.one([*own, *own, *LEXICON["verbs"]["any"]]), speed
+
+    def scene(self, scene: str | None, form: str = "in") -> str:
+        """Where it is: form "in" (in the desert) or "is" (desert). For an open scene empty, or elsewhere."""
+        if not scene:
+            return self.asides("scenes") if self.often(0.12) else ""
+        rare = LEXICON["held_out"][f"scenes_{scene}"]
+        text = self.one([*LEXICON["scenes"][scene][form], *(f"at the {one}" if form == "in" else one for one in rare)])
+        if self.often(0.08):
+            other = self.rng.choice([one for one in LEXICON["scenes"] if one != scene])
+            text = self.rejecting(text, self.one(LEXICON["scenes"][other][form]))
+        return f"{text} {self.asides('weather')}" if self.often(0.06) else text
+
+    def camera(self, camera: str | None) -> str:
+        return self.one(self.words("cameras", camera)) if camera else ""
+
+    def pair(self, asked: Asked) -> tuple[str, bool]:
+        """Two things, and whether the verb is plural."""
+        first, second = self.thing(asked.subject, asked.colour)[0], self.thing(asked.subject2, asked.colour2)[0]
+        relations = LEXICON["relations"]
+        if asked.relation is None:
+            joint = self.one(relations["open"]["forth"])
+            shapes = (
+                f"{first} {joint} {second}",
+                f"{first} and {second} side by side",
+                f"{first} and {second} together",
+                f"both {first} and {second}",
+                f"{first} with {second} beside it",
+            )
+            return (shapes[0] if self.often(0.7) else self.one(shapes)), joint == "and"
+        forth, back = (self.one(relations[asked.relation][way]) for way in ("forth", "back"))
+        sides = ("left", "right") if asked.relation == "left of" else ("top", "bottom")
+        one, other = self.noun(asked.subject), self.noun(asked.subject2)
+        forwards = (
+            f"{first} {forth} {second}", f"{first} {forth} {second}", f"{first} with {second} {back} it",
+            f"{first} and {back} it {second}", f"{first} that is {forth} {second}",
+            f"{first} on the {sides[0]} and {second} on the {sides[1]}",
+            f"on the {sides[0]} {first}, on the {sides[1]} {second}", f"{first} {sides[0]}, {second} {sides[1]}",
+            f"{first} and {second}, the {one} is {forth} the {other}", f"{back} {first} there is {second}",
+            f"{first} next to {second}, the {one} on the {sides[0]}",
+            f"{first} beside {second}, the {other} on the {sides[1]}", f"{first} is {forth} {second}",
+        )  # fmt: skip
+        backwards = (
+            f"{second} {back} {first}", f"{second} {back} {first}", f"{second} with {first} {forth} it",
+            f"{second} and {forth} it {first}", f"{forth} {second}, {first}", f"{forth} {second} is {first}",
+            f"{second} which is {back} {first}", f"on the {sides[1]} {second} and on the {sides[0]} {first}",
+            f"{second} and {first}, the {one} {forth} the other", f"{second} and {first}, the {one} on the {sides[0]}",
+            f"{second} beside {first}, the {other} on the {sides[1]}", f"{second} with {first} flying {forth} it",
+        )  # fmt: skip
+        self.swapped = self.often(0.5)
+        return self.rng.choice(backwards if self.swapped else forwards), False
+
+    def noun(self, subject: str | None) -> str:
+        return self.one(LEXICON["nouns"][subject]) if subject else "other"
