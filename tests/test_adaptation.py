@@ -74,16 +74,17 @@ async def test_broken_picture_gets_a_key_frame() -> None:
     assert ends.asked == ["key frame"]
 
 
-async def test_probe_is_spread_and_ends_with_a_question() -> None:
-    """Its bytes go out in small parts, and then the receiver is asked for a report."""
-    one, ends = adaptation(Probe(400_000, 0.1))
+@pytest.mark.parametrize(("seconds", "parts"), [(0.1, [1000] * 5), (0.0, [5000])])
+async def test_probe_is_spread_and_ends_with_a_question(seconds: float, parts: list[int]) -> None:
+    """Its bytes go out in small parts or at once, and then the receiver is asked for a report."""
+    one, ends = adaptation(Probe(5000, seconds))
     one.heard(Feedback(0, 0))
     async with asyncio.timeout(5):
         await ends.asked_report.wait()
-    assert ends.asked == [1000] * 5
+    assert ends.asked == parts
 
 
-@pytest.mark.parametrize("decision", [Move(Rung.LOW, 0.01, "slow"), Probe(400_000, 0.02)])
+@pytest.mark.parametrize("decision", [Move(Rung.LOW, 0.01, "slow"), Probe(5000, 0.04)])
 async def test_closed_adaptation_does_nothing_more(decision: Decision) -> None:
     """A pause or a probe that runs when the viewer ends has no further effect; closing twice does no harm."""
     one, ends = adaptation(decision)

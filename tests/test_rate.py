@@ -150,14 +150,13 @@ def test_viewer_that_needs_key_frames_gets_its_own() -> None:
         assert calm.say(0.1, keyframe=True) == STAY
 
 
-def test_probes_double_until_the_high_rung_is_near() -> None:
-    """Three probes that come through bring a viewer from 200 to 2,400 kbit/s."""
+def test_probes_grow_until_the_high_rung_is_near() -> None:
+    """Two bursts and a third of a second at 1,560 kbit/s bring a viewer from 200 to 2,400 kbit/s."""
     network = Network()
     network.fall()
     assert network.wait() == pytest.approx(CONFIG.wait_s, abs=0.2)
-    decided = network.probes(rtt_s=0.03)
-    assert [one.rate_bps + LOW_BPS for one in decided if isinstance(one, Probe)] == [400_000, 800_000, 1_600_000]
-    assert decided[-1] == Move(Rung.HIGH, 0.0, "probes came through")
+    probes = [Probe(5_000, 0.0), Probe(13_650, 0.0), Probe(51_000, 0.3)]
+    assert network.probes(rtt_s=0.03) == [*probes, Move(Rung.HIGH, 0.0, "probes came through")]
     assert network.controller.rung is Rung.HIGH
 
 
@@ -181,7 +180,7 @@ def test_report_from_before_the_end_of_a_probe_does_not_judge_it() -> None:
     network.fall()
     network.wait()
     began_s = network.now_s
-    assert network.say(0.1, LOW_BPS, lost_share=0.0, rtt_s=0.02, asked_s=began_s) == STAY
+    assert network.say(0.1, LOW_BPS, lost_share=0.0, rtt_s=0.02, asked_s=began_s - 0.1) == STAY
     assert network.controller.due(True, network.now_s) == STAY
 
 
@@ -228,12 +227,14 @@ def test_connection_without_probes_tries() -> None:
     assert network.controller.due(False, network.now_s) == Move(Rung.HIGH, 0.0, "to try")
 
 
-def test_small_picture_needs_one_probe() -> None:
-    """From 200 to 590 kbit/s the first probe is the last."""
+def test_small_picture_needs_one_burst() -> None:
+    """From 200 to 590 kbit/s a burst that is smaller than the first one is enough."""
     network = Network(590_000)
     network.fall()
     network.wait()
-    assert [type(one) for one in network.probes(rtt_s=0.02)] == [Probe, Move]
+    burst, last, move = network.probes(rtt_s=0.02)
+    assert isinstance(burst, Probe) and isinstance(last, Probe) and isinstance(move, Move)
+    assert burst.octets < CONFIG.burst_octets and last.seconds == CONFIG.probe_s
 
 
 @pytest.mark.parametrize("rates", [(200_000, 200_000), (200_000, 0), (100_000, 200_000)])

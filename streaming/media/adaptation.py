@@ -102,13 +102,14 @@ class Adaptation:
         self._stream.change(rung)
 
     async def _probe(self, probe: Probe) -> None:
-        """Sends a probe in small parts, as video comes."""
+        """Sends a probe, in small parts where it has time."""
         assert self.link is not None, "somebody was heard"
-        turns = round(probe.seconds / TURN_S)
+        turns = max(1, round(probe.seconds / TURN_S))
         try:
-            for _ in range(turns):
-                self.link.probe(round(probe.rate_bps / 8 * TURN_S))
-                await asyncio.sleep(TURN_S)
+            for turn in range(turns):
+                if turn:
+                    await asyncio.sleep(TURN_S)
+                self.link.probe(round(probe.octets / turns))
             await self.link.ask_report()
         except ConnectionError:
             # The connection is closing.

@@ -44,6 +44,12 @@ class IceRestarts:
         if self._answering:
             raise WhepError(409, "Another ICE restart of this session is being answered; try again.")
         self._answering = True
+        try:
+            return await self._begin(session, fragment)
+        finally:
+            self._answering = False
+
+    async def _begin(self, session: IceSession, fragment: Fragment) -> list[str]:
         connection = aioice.Connection(ice_controlling=self._ice._connection.ice_controlling)
         try:
             await self._agent.gather_connection(connection)
@@ -53,20 +59,14 @@ class IceRestarts:
         except BaseException:
             await connection.close()
             raise
-        finally:
-            self._answering = False
         end_consent(connection)
         connection.remote_username, connection.remote_password = session.ufrag, session.password
         self._connection, self._candidates = connection, 0
         candidates = [f"candidate:{candidate.to_sdp()}" for candidate in connection.local_candidates]
         await self.add(fragment)
         self._connecting = asyncio.create_task(self._connect(connection), name=f"ICE restart {self._name}")
-        return [
-            f"ice-ufrag:{connection.local_username}",
-            f"ice-pwd:{connection.local_password}",
-            *candidates,
-            "end-of-candidates",
-        ]
+        credentials = f"ice-ufrag:{connection.local_username}", f"ice-pwd:{connection.local_password}"
+        return [*credentials, *candidates, "end-of-candidates"]
 
     async def add(self, fragment: Fragment) -> None:
         """Adds the peer's candidates to the last restart; one that cannot be used is passed over."""
@@ -111,7 +111,8 @@ class IceRestarts:
             log.info("viewer %s: ICE was restarted", self._name)
             self._ice._connection = self._ice.iceGatherer._connection = new
             self._ice._send = new.send
-            await old.close()
+            # Also where the viewer leaves in this moment.
+            await asyncio.shield(asyncio.ensure_future(old.close()))
 
     def _share(self, old: Any, new: Any) -> None:
         """Lets both connections fill the queue that DTLS reads, and keeps the end of the old one from ending it."""

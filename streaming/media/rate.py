@@ -2,8 +2,9 @@
 
 A viewer begins at the high rung. It goes down as soon as its network loses a large share of the packets, holds them
 back ever longer, or was dead for a while; a few losses are repaired by retransmissions and are no reason. It goes up
-again after probes: packets that it has already are sent once more beside the video, at rates that double until they
-come near the high rung's. A probe that is lost or delayed ends the attempt, and the picture hardly suffers.
+again after probes: packets that it has already are sent once more beside the video. First come bursts, which grow, and
+behind each the receiver is asked for the round trip: a burst delays it by its size over the bit rate that there is.
+Then comes a third of a second near the high rung's bit rate. A probe that is lost or delayed ends the attempt.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class RateConfig:
     wait_s: float = 4.0  # at the low rung, before the first probe
     wait_share: float = 0.15  # of the time at the low rung, before each further one
     longest_wait_s: float = 60.0
-    first_probe_s: float = 0.5  # length of the first probe of an attempt, which tells whether there is room at all
-    probe_s: float = 0.2  # length of the others
-    probe_factor: int = 2  # by which a probe's bit rate exceeds the last one's
-    probe_delay_s: float = 0.12  # over the shortest round trip, which a probe may cause
+    burst_octets: int = 5_000  # of the first probe, sent at once: at 300 kbit/s it delays what follows by 0.13 s
+    burst_factor: int = 3  # by which each further one is larger
+    probe_delay_s: float = 0.07  # over the shortest round trip, which a probe may cause
+    probe_s: float = 0.3  # length of the last probe, which is no burst
     probe_share: float = 0.1  # that a probe may lose
     answer_s: float = 2.5  # for the report on a probe
-    enough: float = 0.65  # of the high rung's bit rate: a probe that brings so much through is the last
+    enough: float = 0.65  # of the high rung's bit rate: what probes must find room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +66,9 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Send that much beside the video, for `seconds`; then let the receiver report."""
+    """Send that much beside the video, at once or spread over `seconds`; then let the receiver report."""
 
-    rate_bps: int
+    octets: int
     seconds: float
 
 
@@ -117,7 +118,7 @@ class RateController:
         # True once the receiver estimated as much as is sent: after a low rung estimates take half a minute to grow.
         self._estimates = False
         self._keyframes: deque[float] = deque(maxlen=self._config.keyframes)
-        self._probe_bps = low_bps  # what came through
+        self._probe: Probe | None = None  # the last one of this attempt
         self._probed_s: float | None = None  # when the last probe ends, until it is judged
         self._probe_at_s = float("inf")  # when the next one may
 
@@ -153,10 +154,19 @@ class RateController:
         if not can_probe:
             self._change(Rung.HIGH, now_s)
             return Move(Rung.HIGH, 0.0, "to try")
-        first = self._probe_bps == self._low_bps
-        seconds = self._config.first_probe_s if first else self._config.probe_s
-        self._probed_s = now_s + seconds
-        return Probe(self._probe_bps * self._config.probe_factor - self._low_bps, seconds)
+        self._probe = self._next_probe(self._probe)
+        self._probed_s = now_s + self._probe.seconds
+        return self._probe
+
+    def _next_probe(self, last: Probe | None) -> Probe:
+        """What follows a probe that came through; None began nothing yet."""
+        config, enough_bps = self._config, self._config.enough * self._high_bps
+        largest = round(enough_bps * config.probe_delay_s / 8)  # is delayed as much as allowed where there is enough
+        if last is None:
+            return Probe(min(config.burst_octets, largest), 0.0)
+        if last.octets < largest:
+            return Probe(min(last.octets * config.burst_factor, largest), 0.0)
+        return Probe(round((enough_bps - self._low_bps) / 8 * config.probe_s), config.probe_s)
 
     def _note(self, feedback: Feedback, now_s: float) -> None:
         self._heard_s = now_s
@@ -207,8 +217,7 @@ class RateController:
         if feedback.asked_s is None or feedback.asked_s < probed_s:
             return STAY
         self._probed_s, self._probe_at_s = None, now_s
-        self._probe_bps *= config.probe_factor
-        if self._probe_bps < config.enough * self._high_bps:
+        if self._probe is not None and not self._probe.seconds:
             return STAY
         self._change(Rung.HIGH, now_s)
         return Move(Rung.HIGH, 0.0, "probes came through")
@@ -221,7 +230,7 @@ class RateController:
         return Move(Rung.LOW, pause_s, reason)
 
     def _change(self, rung: Rung, now_s: float) -> None:
-        self.rung, self._since_s, self._tried = rung, now_s, rung is Rung.HIGH
+        self.rung, self._since_s, self._tried, self._probe = rung, now_s, rung is Rung.HIGH, None
         self._estimates = False
         for history in (self._sent, self._lost, self._keyframes):
             history.clear()
@@ -229,7 +238,7 @@ class RateController:
     def _rest(self, now_s: float) -> None:
         """Begins to wait for the next attempt, the longer the longer the network has been slow."""
         config = self._config
-        self._probed_s, self._probe_bps = None, self._low_bps
+        self._probed_s, self._probe = None, None
         wait_s = max(config.wait_s, config.wait_share * (now_s - self._since_s)) * self._penalty
         self._probe_at_s = now_s + min(wait_s, config.longest_wait_s)
 
