@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -68,7 +69,13 @@ def _prompt(text: str) -> str:
         raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
 
 
-Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT)]
+def _whole(value: object) -> object:
+    """5.0 is an integer in JSON's schemas."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_whole)]
+Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS), BeforeValidator(_whole)]
 Prompt = Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
 
 
@@ -87,7 +94,7 @@ class NewChannel(BaseModel):
     id: Annotated[str, Field(pattern=ID)] | None = None
     prompt: Prompt
     seed: Seed = 0
-    steps: Annotated[StrictInt, Field(ge=1, le=MOST_STEPS)] | Literal["auto"] = "auto"
+    steps: Steps | Literal["auto"] = "auto"
 
     def settings(self) -> ChannelSettings:
         """What the engine is asked for."""
