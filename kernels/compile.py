@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from kernels.tools.cases import CASES
@@ -57,7 +58,6 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
     Raises:
         RuntimeError: the assembler's log does not say what was used.
     """
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -132,7 +132,7 @@ def test_a_device_that_should_have_kernels_warns_once(
 def test_an_old_device_is_named() -> None:
     """Below the lowest capability the reason says both numbers."""
     code = """
-import sys, torch
+import sys, torch, triton
 from kernels.tools import launch
 torch.cuda.get_device_capability = lambda device: (7, 5)
 sys.stdout.write(launch.unsupported_reason(torch.device("cuda", 0)))
@@ -195,3 +195,13 @@ def test_the_package_imports_nothing() -> None:
     """`import kernels`, which transformers may do, loads neither torch nor Triton."""
     code = "import sys, kernels; sys.stdout.write(str({'torch', 'triton'} & set(sys.modules)))"
     assert run_python(code) == "set()"
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are for CUDA")
+def test_triton_is_loaded_where_something_can_use_it() -> None:
+    """Not on a CPU, where it takes a third of the engine's memory; but where it is ordered, or loaded before."""
+    code = "import sys; {}from kernels.tools import launch; sys.stdout.write(str(launch.triton is not None))"
+    assert run_python(code.format("")) == "False"
+    assert run_python(code.format(""), LANDIFF_KERNELS="triton") == "True"
+    assert run_python(code.format(""), TRITON_INTERPRET="1") == "True"
+    assert run_python(code.format("import triton; ")) == "True"

@@ -93,7 +93,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 @torch.no_grad()
 def test_a_prompt_is_embedded_as_its_caption() -> None:
     """The embedding is the small encoder's of the caption that says what is understood, by seed."""
-    encoder = SmallT5(tiny_config().text, tiny_tokenizer()).eval()
+    encoder = SmallT5(tiny_config().text, tiny_tokenizer().get_vocab()).eval()
     text = ReadingText(tiny_reader(), encoder)
     asked = text.reader.read("red ball")[0]
     for seed in range(4):

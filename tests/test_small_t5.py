@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Attention as TheirAttention
 
 from engine.config import preset
-from engine.text.small_t5 import SmallT5, load_tokenizer
+from engine.text.small_t5 import TOKENIZER_FOLDER, SmallT5, load_vocabulary
+from engine.text.t5 import relative_buckets
 from engine.training.world.captions import caption, make_tokenizer, random_label
 
 
@@ -16,7 +19,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SmallT5:
     folder = tmp_path_factory.mktemp("weights")
     make_tokenizer(folder)
     torch.manual_seed(0)
-    return SmallT5(preset("mini").text, load_tokenizer(folder)).eval()
+    return SmallT5(preset("mini").text, load_vocabulary(folder)).eval()
 
 
 def test_every_caption_fits_and_every_word_is_known(encoder: SmallT5) -> None:
@@ -27,12 +30,25 @@ def test_every_caption_fits_and_every_word_is_known(encoder: SmallT5) -> None:
 
 @torch.no_grad()
 def test_captions_are_encoded_as_transformers_does(encoder: SmallT5, tmp_path: Path) -> None:
-    """For words that are known, embeddings are those of the tokenizer's own pieces, bit for bit."""
+    """For words that are known, embeddings are those of transformers' encoder and tokenizer, bit for bit."""
     tokenizer = make_tokenizer(tmp_path)
     rng = random.Random(1)
     captions = [caption(random_label(rng), rng) for _ in range(50)]
     pieces = tokenizer(captions, max_length=24, padding="max_length", truncation=True, return_tensors="pt")
-    hidden = encoder.encoder(input_ids=pieces["input_ids"], attention_mask=pieces["attention_mask"]).last_hidden_state
+    config = encoder.config
+    peer = T5EncoderModel(
+        T5Config(
+            vocab_size=config.vocabulary,
+            d_model=config.hidden,
+            d_kv=config.hidden // config.heads,
+            d_ff=config.mlp,
+            num_layers=config.layers,
+            num_heads=config.heads,
+            feed_forward_proj="gated-gelu",
+        )
+    ).eval()
+    peer.load_state_dict(encoder.encoder.state_dict())
+    hidden = peer(input_ids=pieces["input_ids"], attention_mask=pieces["attention_mask"]).last_hidden_state
     assert torch.equal(encoder.encode(captions), hidden * pieces["attention_mask"].unsqueeze(-1))
 
 
@@ -71,11 +87,27 @@ def test_case_does_not_matter(encoder: SmallT5) -> None:
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     """The error names the file."""
     with pytest.raises(ValueError, match=r"holds no tokenizer.json"):
-        load_tokenizer(tmp_path)
+        load_vocabulary(tmp_path)
 
 
 def test_a_tokenizer_too_large_is_refused(tmp_path: Path) -> None:
     """Both numbers are named."""
     config = preset("mini").text
     with pytest.raises(ValueError, match="pieces, the encoder only 10"):
-        SmallT5(type(config)(config.hidden, 1, 4, 16, 10, 24), make_tokenizer(tmp_path))
+        SmallT5(type(config)(config.hidden, 1, 4, 16, 10, 24), make_tokenizer(tmp_path).get_vocab())
+
+
+def test_a_damaged_vocabulary_is_refused(tmp_path: Path) -> None:
+    """The error names the file."""
+    path = tmp_path / TOKENIZER_FOLDER / "tokenizer.json"
+    path.parent.mkdir()
+    path.write_text('{"model": {"vocab": 3}}')
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+        load_vocabulary(tmp_path)
+
+
+def test_far_positions_share_a_bucket() -> None:
+    """Buckets are those of transformers' T5, on both sides of the query."""
+    places = torch.arange(300)
+    theirs = TheirAttention._relative_position_bucket(places[None, :] - places[:, None])
+    assert torch.equal(relative_buckets(300, torch.device("cpu")), theirs)

@@ -18,7 +18,7 @@ from engine.loading.weights import SHIPPED, load_component, save_component, writ
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
-from engine.text.small_t5 import SmallT5, load_tokenizer
+from engine.text.small_t5 import SmallT5, load_vocabulary
 from engine.training import __main__ as command
 from engine.training.build import build
 from engine.training.run import Run, RunConfig, TrainingStage, optimisers
@@ -107,7 +107,11 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vae = TinyVAE(config.vae)
     fit_linear_map(vae, WorldSource(config, "cpu"), random.Random(0), clips=6)
     modules = build_modules(config, "cpu")
-    modules |= {"vae": vae, "theia": Theia(config.theia), "text": SmallT5(config.text, make_tokenizer(folder))}
+    modules |= {
+        "vae": vae,
+        "theia": Theia(config.theia),
+        "text": SmallT5(config.text, make_tokenizer(folder).get_vocab()),
+    }
     for name, module in modules.items():
         save_component(folder, name, module)
     write_description(folder, "mini", "a test")
@@ -183,7 +187,7 @@ def test_a_run_trains_a_stage_and_leaves_its_weights(setup: StageSetup, tmp_path
     first = Run(TextStage(setup), config).train()
     second = Run(TextStage(setup), dataclasses.replace(config, minutes=0.08)).train()
     assert second["loss"] < first["loss"]
-    load_component(setup.weights, "text", SmallT5(narrow().text, load_tokenizer(setup.weights)))
+    load_component(setup.weights, "text", SmallT5(narrow().text, load_vocabulary(setup.weights)))
 
 
 def test_contexts_are_partly_rewritten_by_the_planner(setup: StageSetup, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,16 +292,16 @@ def test_muon_updates_hidden_matrices(name: str, least: int, tmp_path: Path) -> 
 def test_a_warm_start_begins_with_what_the_weights_folder_has(setup: StageSetup) -> None:
     """Planner, renderer, text encoder and its words' numbers go on from their files; without the flag they are new."""
     make_tokenizer(setup.weights, captions=["words of another order than the world's"])
-    words = load_tokenizer(setup.weights).get_vocab()
+    words = load_vocabulary(setup.weights)
     for name in ("renderer", "planner", "text"):
         warm = build(name, dataclasses.replace(setup, warm_start=True, seed=3))
-        assert load_tokenizer(setup.weights).get_vocab() == words
+        assert load_vocabulary(setup.weights) == words
         new = build(name, dataclasses.replace(setup, seed=3))
         own = dict(warm.components[name].named_parameters())
         load_component(setup.weights, name, new.components[name])
         assert all(torch.equal(own[key], value) for key, value in new.components[name].named_parameters())
         assert any(p.requires_grad for p in own.values())
-    assert load_tokenizer(setup.weights).get_vocab() != words
+    assert load_vocabulary(setup.weights) != words
     starts = [RendererStage(dataclasses.replace(setup, warm_start=warm)).rendered_from for warm in (True, False)]
     assert starts == [0, rendering.RENDERED_FROM]
 
@@ -335,12 +339,12 @@ def test_a_run_of_another_kind_is_left_alone(setup: StageSetup, tmp_path: Path) 
     """A run says what its weights are of, and resumes as what it was: else words change their numbers."""
     config = RunConfig(tmp_path / "run", 0.002, 2, 1e-3, signature="text of mini, from weights")
     make_tokenizer(setup.weights, captions=["words of another order than the world's"])
-    save_component(setup.weights, "text", SmallT5(narrow().text, load_tokenizer(setup.weights)))
-    words = load_tokenizer(setup.weights).get_vocab()
+    save_component(setup.weights, "text", SmallT5(narrow().text, load_vocabulary(setup.weights)))
+    words = load_vocabulary(setup.weights)
     (setup.weights / "config.json").unlink()
     command.train_stage("text", dataclasses.replace(setup, warm_start=True), config)
     facts = json.loads((setup.weights / "config.json").read_text())
     assert facts == {"format": 1, "preset": "mini", "made_by": "python -m engine.training"}
     with pytest.raises(ValueError, match="of another run, 'text of mini, from weights' and not 'text of mini'"):
         command.train_stage("text", setup, dataclasses.replace(config, signature=command.signature("text", setup)))
-    assert load_tokenizer(setup.weights).get_vocab() == words
+    assert load_vocabulary(setup.weights) == words

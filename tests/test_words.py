@@ -6,14 +6,14 @@ import pytest
 
 from engine.loading.weights import SHIPPED
 from engine.text.asked import WORDINGS
-from engine.text.small_t5 import load_tokenizer
+from engine.text.small_t5 import load_vocabulary
 from engine.text.words import FILLERS, WORD_START, Reading, read_words
 
 MOST = 23  # words that `mini` reads
 
 
 def _read(prompt: str, most: int = MOST) -> Reading:
-    return read_words(prompt, load_tokenizer(SHIPPED / "mini").get_vocab(), most)
+    return read_words(prompt, load_vocabulary(SHIPPED / "mini"), most)
 
 
 def _words(reading: Reading) -> str:

@@ -102,7 +102,7 @@ def tiny_model(context_gops: int = 1) -> Model:
     # Modules draw what `randomize` leaves alone, such as biases and the codebook.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        text = SmallT5(config.text, tiny_tokenizer()).requires_grad_(False).eval()
+        text = SmallT5(config.text, tiny_tokenizer().get_vocab()).requires_grad_(False).eval()
         modules = build(config, "cpu")
     for name, module in {"text": text, **modules}.items():
         randomize(name, module)

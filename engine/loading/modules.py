@@ -16,7 +16,7 @@ from engine.perceptual.renderer import DiTRenderer
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.reader import make_reader
-from engine.text.small_t5 import SmallT5, SmallT5Config, load_tokenizer
+from engine.text.small_t5 import SmallT5, SmallT5Config, load_vocabulary
 
 COMPONENTS = ("tokenizer", "planner", "renderer", "vae")  # of every preset; the text encoder comes beside
 
@@ -36,7 +36,7 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
             "vae": TinyVAE(config.vae) if isinstance(config.vae, TinyVAEConfig) else VAE(config.vae),
         }
         if vocabulary is not None and isinstance(config.text, SmallT5Config):
-            modules["text"] = SmallT5(config.text, load_tokenizer(vocabulary))
+            modules["text"] = SmallT5(config.text, load_vocabulary(vocabulary))
             # Weights that were trained on other videos than the drawn world have none.
             if config.reader is not None and has_component(vocabulary, "reader"):
                 modules["reader"] = make_reader(config.reader, vocabulary)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from sentencepiece import SentencePieceProcessor
-from transformers import T5Config, T5EncoderModel
 
 from engine.config import EngineConfig
 from engine.loading.download import HUB_ID
@@ -57,6 +55,9 @@ def text_bytes(folder: Path, width: int) -> int:
     Raises:
         ValueError: if there is no such file, or it is of an encoder of another width.
     """
+    # Takes as long to load as all that preset `mini` needs.
+    from transformers import T5Config, T5EncoderModel
+
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder / 'config.json'} is missing: download the text encoder's folder anew")
     try:
@@ -115,6 +116,9 @@ def read_text_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> TextMo
     Raises:
         ValueError: naming what the folder lacks, or which tensors are not finite.
     """
+    from sentencepiece import SentencePieceProcessor
+    from transformers import T5EncoderModel
+
     vocabulary = folder / "spiece.model"
     if not vocabulary.is_file():
         raise ValueError(f"{vocabulary} is missing: download the text encoder's folder anew")

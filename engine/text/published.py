@@ -12,11 +12,15 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor
-from transformers import T5EncoderModel
+
+if TYPE_CHECKING:
+    # They take as long to load as all that preset `mini` needs.
+    from sentencepiece import SentencePieceProcessor
+    from transformers import T5EncoderModel
 
 from engine.text.embedding import TextEmbedding
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
+from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
-from transformers import BertTokenizer
 
 from engine.text.asked import REVERSED, WORDS, Asked, swapped
 from engine.text.spelling import Speller
@@ -112,7 +112,9 @@ class PromptReader(nn.Module):
             raise ValueError(f"the reader has {len(pieces)} pieces, its configuration room for {config.vocabulary}")
         self.config, self.pieces, self.known = config, pieces, known
         numbers = {piece: number for number, piece in enumerate(pieces)}
-        self._tokenizer = BertTokenizer(vocab=numbers, do_lower_case=True)
+        self._tokenizer = BertWordPieceTokenizer(numbers, lowercase=True)
+        self._tokenizer.enable_truncation(config.max_length)
+        self._tokenizer.enable_padding()
         self._speller = Speller(known, numbers)
         width = config.hidden
         self.table = ByteMatrix(config.vocabulary, config.embedding)
@@ -128,13 +130,14 @@ class PromptReader(nn.Module):
         """Pieces of prompts; those behind `max_length` are cut."""
         parts = [list(_PART.finditer(prompt)) or list(_PART.finditer(".")) for prompt in prompts]
         words = [[self._speller(part[0]) for part in row] for row in parts]
-        most = self.config.max_length
-        read = self._tokenizer(words, is_split_into_words=True, max_length=most, truncation=True, padding=True)
+        read = self._tokenizer.encode_batch(words, is_pretokenized=True)
         device = self.positions.device
-        ids, mask = (torch.tensor(read[name], device=device) for name in ("input_ids", "attention_mask"))
+        ids, mask = (
+            torch.tensor([getattr(row, name) for row in read], device=device) for name in ("ids", "attention_mask")
+        )
         spans = [
-            [(0, 0) if place is None else row[place].span() for place in read.word_ids(number)]
-            for number, row in enumerate(parts)
+            [(0, 0) if place is None else row[place].span() for place in one.word_ids]
+            for one, row in zip(read, parts, strict=True)
         ]
         return PieceBatch(ids, mask.bool(), spans)
 

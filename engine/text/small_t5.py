@@ -1,21 +1,24 @@
-"""Prompts to text embeddings, by T5 encoders of transformers.
+"""Prompts to text embeddings, by a small T5 encoder.
 
 Shapes: `B` prompts, `L` tokens, `K` width.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from engine.text.embedding import TextEmbedding
+from engine.text.t5 import T5Encoder
 from engine.text.words import Reading, read_words
 
 TOKENIZER_FOLDER = "text_tokenizer"  # beside the weights
+END, PADDING = "</s>", "<pad>"  # pieces of every vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,47 +42,34 @@ class SmallT5Config:
         return self.max_length
 
 
-def text_encoder(config: SmallT5Config) -> T5EncoderModel:
-    """The encoder without its tokenizer, weights at random."""
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=config.vocabulary,
-            d_model=config.hidden,
-            d_kv=config.hidden // config.heads,
-            d_ff=config.mlp,
-            num_layers=config.layers,
-            num_heads=config.heads,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+def text_encoder(config: SmallT5Config) -> T5Encoder:
+    """The encoder without its vocabulary, weights at random."""
+    return T5Encoder(config.vocabulary, config.hidden, config.layers, config.heads, config.mlp)
 
 
 class SmallT5(nn.Module):
     """A T5 encoder trained with the planner, and its vocabulary of words. Case and unknown words do not matter."""
 
-    def __init__(self, config: SmallT5Config, tokenizer: T5Tokenizer) -> None:
-        """Raises ValueError if the tokenizer has more pieces than the encoder's vocabulary."""
+    def __init__(self, config: SmallT5Config, vocabulary: Mapping[str, int]) -> None:
+        """`vocabulary`: number of each piece. Raises ValueError if there are more than the encoder has room for."""
         super().__init__()
-        if len(tokenizer) > config.vocabulary:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} pieces, the encoder only {config.vocabulary}")
+        if len(vocabulary) > config.vocabulary:
+            raise ValueError(f"the tokenizer has {len(vocabulary)} pieces, the encoder only {config.vocabulary}")
         self.config = config
         self.encoder = text_encoder(config)
-        self._numbers: dict[str, int] = tokenizer.get_vocab()
-        self._end: int = tokenizer.eos_token_id
-        self._padding: int = tokenizer.pad_token_id
+        self._numbers = dict(vocabulary)
 
     def encode(self, prompts: list[str]) -> Tensor:
         """Prompts -> [B, max_length, K] of the weights' dtype; rows behind a prompt's end are zero."""
         shape = len(prompts), self.config.max_length
-        ids, mask = torch.full(shape, self._padding), torch.zeros(shape, dtype=torch.int64)
+        ids, mask = torch.full(shape, self._numbers[PADDING]), torch.zeros(shape, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
-            numbers = [*(self._numbers[piece] for piece in self._read(prompt).pieces), self._end]
+            numbers = [*(self._numbers[piece] for piece in self._read(prompt).pieces), self._numbers[END]]
             ids[row, : len(numbers)] = torch.tensor(numbers)
             mask[row, : len(numbers)] = 1
         device = self.encoder.shared.weight.device
         ids, mask = ids.to(device), mask.to(device)
-        hidden: Tensor = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden: Tensor = self.encoder(ids, mask)
         masked: Tensor = hidden * mask.unsqueeze(-1).to(hidden.dtype)
         return masked
 
@@ -99,16 +89,21 @@ class SmallT5(nn.Module):
         return read_words(prompt, self._numbers, self.config.max_length - 1)
 
 
-def load_tokenizer(folder: Path) -> T5Tokenizer:
-    """The tokenizer saved in a weights folder.
+def load_vocabulary(folder: Path) -> dict[str, int]:
+    """The number of each piece of the text tokenizer in a weights folder.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if it is not there, or damaged.
     """
-    path = folder / TOKENIZER_FOLDER
-    if not (path / "tokenizer.json").exists():
-        raise ValueError(f"{path} holds no tokenizer.json: give a folder with complete weights")
-    return T5Tokenizer.from_pretrained(str(path))
+    path = folder / TOKENIZER_FOLDER / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no tokenizer.json: give a folder with complete weights")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        pieces = {str(piece): number for number, (piece, _) in enumerate(facts["model"]["vocab"])}
+        return pieces | {str(added["content"]): int(added["id"]) for added in facts["added_tokens"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): give a folder with complete weights") from error
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from engine.loading.text_files import find_text_encoders, read_text_encoders
 from engine.loading.weights import has_component, load_component
 from engine.semantic.theia import Theia
 from engine.text.published import PublishedText, PublishedTextConfig
-from engine.text.small_t5 import SmallT5, SmallT5Config, load_tokenizer, scaled_embeddings
+from engine.text.small_t5 import SmallT5, SmallT5Config, load_vocabulary, scaled_embeddings
 from engine.training.sources import FolderSource, VideoSource, WorldSource
 from engine.training.world.captions import make_tokenizer
 
@@ -92,7 +92,7 @@ class StageSetup:
         config = self.config.text
         assert isinstance(config, SmallT5Config), "published text encoders are not trained"
         if self.warm_start:
-            return SmallT5(config, load_tokenizer(self.weights)).to(self.device)
-        text = SmallT5(config, make_tokenizer(self.weights, config.vocabulary, captions))
+            return SmallT5(config, load_vocabulary(self.weights)).to(self.device)
+        text = SmallT5(config, make_tokenizer(self.weights, config.vocabulary, captions).get_vocab())
         scaled_embeddings(text, TEXT_STD)
         return text.to(self.device)

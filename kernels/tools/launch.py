@@ -1,12 +1,15 @@
 """Dispatch between a Triton kernel and its reference in torch, and the start of kernels.
 
-Imports without Triton: `jit` then leaves functions as they are and every operation runs its reference.
+Imports without Triton: `jit` then leaves functions as they are and every operation runs its reference. So it does where
+nothing can use Triton, which takes 80 MB of memory: it is loaded for a CUDA device, for its interpreter, where it is
+ordered, and for a program that loads it first.
 """
 
 import contextlib
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar, c
 import torch
 from torch import Tensor
 
+PREFERENCE = "LANDIFF_KERNELS"  # environment variable: one of `BACKENDS`, for every operation that is not told
+USED = (
+    torch.cuda.is_available()
+    or "triton" in sys.modules
+    or os.environ.get(PREFERENCE) == "triton"
+    or os.environ.get("TRITON_INTERPRET") == "1"
+)
+
 try:
+    if not USED:
+        raise ImportError
     import triton
     import triton.language as tl
     from triton.compiler.errors import CompilationError
@@ -56,7 +69,6 @@ T = TypeVar("T")
 BACKENDS = ("auto", "triton", "reference")
 EVERY = "every operation"  # in warnings
 LOWEST_CAPABILITY = (8, 0)  # bf16 arithmetic begins here
-PREFERENCE = "LANDIFF_KERNELS"  # environment variable: one of `BACKENDS`, for every operation that is not told
 # Kernels are bound to the interpreter or the compiler when they are decorated, so this never changes later.
 INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -137,7 +149,7 @@ def interpreting() -> bool:
 @functools.cache
 def unsupported_reason(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on tensors of `device`; None where they can."""
-    if triton is None:
+    if triton is None and USED:
         return "Triton is not installed"
     if device.type == "cpu":
         return None if INTERPRETED else "the tensors are on the CPU and TRITON_INTERPRET=1 was not set at import"

@@ -14,8 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from transformers import T5Tokenizer
+from typing import TYPE_CHECKING
 
 from engine.text.asked import (
     CAMERAS,
@@ -31,6 +30,9 @@ from engine.text.asked import (
 )
 from engine.text.small_t5 import TOKENIZER_FOLDER
 from engine.text.words import WORD_START
+
+if TYPE_CHECKING:
+    from transformers import T5Tokenizer
 
 HELD_OUT_SHARE = 0.1
 PAIR_SHARE = 0.15  # of labels have a second subject
@@ -170,6 +172,8 @@ def make_tokenizer(folder: Path, vocabulary: int = VOCABULARY, captions: Sequenc
         vocabulary: number of pieces at most: letters, and the most frequent words.
         captions: texts whose words become pieces; those of the grammar if None.
     """
+    from transformers import T5Tokenizer
+
     if captions is None:
         rng = random.Random("words")
         captions = [caption(random_label(rng), rng) for _ in range(VOCABULARY_CAPTIONS)]
