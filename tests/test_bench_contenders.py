@@ -1,13 +1,11 @@
 """Contenders and their race."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_model
-from torch import Tensor
 from transformers import StaticCache
 
 from engine.bench import contenders, peers
@@ -17,16 +15,15 @@ from engine.bench.contenders import (
     WARM_UPS,
     guided_rows,
     our_chunks,
+    our_tokens,
     race,
     summary,
     their_chunks,
     their_tokens,
-    units_per_turn,
 )
 from engine.config import preset
-from engine.live.generator import TOKENS_PER_UNIT, Generator
+from engine.live.generator import Generator
 from engine.perceptual.solver import solver_of
-from engine.runtime.graphs import Graphs
 from engine.semantic.sampling import SamplingConfig
 
 CPU = torch.device("cpu")
@@ -95,38 +92,29 @@ def test_rows_are_those_that_the_engine_computes() -> None:
     assert guided_rows(solver_of(preset("landiff").schedule, 50)) == 2
 
 
-@pytest.mark.parametrize("turns", [1, 3])
 @torch.inference_mode()
-def test_both_plan_the_same_places_in_the_same_calls(turns: int) -> None:
-    """Rows and lengths of all calls of the first layer are equal from the second GOP on, as is the place at the end."""
+def test_both_plan_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is a GOP's frames; the peer reads one token a call, prefix and context anew where a GOP begins."""
     model = tiny_model()
     model = replace(model, config=replace(model.config, sampling=SamplingConfig(guidance=1.5, temperature=0.8)))
     length = model.config.planner.max_len(model.config.text.planner_tokens)
     peer = peers.placed(lambda: peers.llama(model.config.planner, length), CPU, torch.float32)
-    cache = StaticCache(peer.config, max_cache_len=length)
-    tokens = their_tokens(model, peer, cache)
-    seen: dict[str, list[tuple[int, ...]]] = {"ours": [], "theirs": []}
-
-    def note(whose: str) -> Any:
-        def hook(module: Any, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-            seen[whose].append(tuple((args[0] if args else kwargs["hidden_states"]).shape))
-
-        return hook
-
-    # Calls of modules are seen where nothing is captured.
-    generator = Generator(model, graphs=lambda device: Graphs(None))
-    channel = generator.open("a prompt", 0)
-    model.planner.blocks[0].register_forward_pre_hook(note("ours"), with_kwargs=True)
-    peer.model.layers[0].register_forward_pre_hook(note("theirs"), with_kwargs=True)
-    for length in (1, turns):
-        # The first GOP has no context to read; warm-ups plan it.
-        seen |= {"ours": [], "theirs": []}
-        for _ in range(length * units_per_turn(model) * TOKENS_PER_UNIT):
-            next(tokens)
-        for _ in range(length * units_per_turn(model)):
-            generator.plan(channel)
-    # 42 tokens of a tiny GOP are five units.
-    assert len(seen["ours"]) == turns * 5 * TOKENS_PER_UNIT
-    assert seen["ours"] == seen["theirs"]
-    assert seen["ours"][0][0] == 2
-    assert channel.plan.position == int(cache.get_seq_length())
+    seen: list[int] = []
+    peer.model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+        with_kwargs=True,
+    )
+    tokens = their_tokens(model, peer, StaticCache(peer.config, max_cache_len=length))
+    for _ in range(2 * model.config.tokenizer.gop_tokens):
+        next(tokens)
+    gop = [1] * 5 + 12 * [3, 1, 1]
+    prefix, context = model.config.planner.prefix_len(6), model.config.planner.plan_len(13)
+    assert seen == [prefix + context + 1, *gop] * 2
+    generator, channels = Generator(model), []
+    monkeypatch.setattr(
+        generator, "open", lambda *given: channels.append(Generator.open(generator, *given)) or channels[0]
+    )
+    turn = our_tokens(generator)
+    before = generator.planned(channels[0])
+    turn()
+    assert generator.planned(channels[0]) >= before + model.config.tokenizer.frames

@@ -49,8 +49,9 @@ def test_a_cut_is_not_the_frame_that_may_be_on_air_already() -> None:
 
 def test_costs_are_means_of_what_was_measured() -> None:
     """Of the last chunks, each part apart; there are none before the first chunk."""
-    meter = CostMeter(plan_units=10)
-    meter.planned(0.02)
+    meter = CostMeter(chunk_tokens=80)
+    meter.planned(0.02, 9)
+    meter.planned(0.03, 11)
     assert meter.costs(1.0) is None
     for number in range(100):
         meter.rendered(0.1, 0.2 if number < 50 else 0.4, 0.05)

@@ -8,28 +8,34 @@ from tolerances import DEVICE, DTYPES, assert_close, fused, normal, widened
 from kernels.decode_attention import FilledLength, decode_attention, decode_attention_reference
 
 CASES = {
-    "one row": (1, 1, 1, 16, 1),
-    "short": (2, 3, 431, 24, 1),
-    "odd": (2, 3, 431, 24, 300),
-    "full": (1, 2, 100, 128, 100),
-    "part border": (1, 2, 512, 64, 64),
+    "one row": (1, 1, 1, 1, 16, 1),
+    "short": (2, 3, 1, 431, 24, 1),
+    "odd": (2, 3, 1, 431, 24, 300),
+    "full": (1, 2, 1, 100, 128, 100),
+    "part border": (1, 2, 1, 512, 64, 64),
+    "a few queries from the start on": (2, 3, 7, 431, 24, 1),
+    "queries over a part border": (1, 2, 16, 512, 64, 57),
+    "queries to the end": (1, 2, 31, 130, 40, 100),
+    "more than a program takes": (1, 1, 70, 90, 16, 20),
 }
 
 
-def filled(capacity: int, *lengths: int) -> FilledLength:
-    return FilledLength(torch.tensor(lengths, device=DEVICE), capacity)
+def filled(capacity: int, *lengths: int, queries: int = 1) -> FilledLength:
+    return FilledLength(torch.tensor(lengths, device=DEVICE), capacity, queries)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CASES.values(), ids=CASES.keys())
-def test_decode_attention(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
-    """decode_attention equals its reference, and rows past the length may hold NaN."""
-    batch, heads, capacity, width, length = shape
-    q = normal(batch, heads, 1, width, dtype=dtype) * 3
+def test_decode_attention(shape: tuple[int, int, int, int, int, int], dtype: torch.dtype) -> None:
+    """decode_attention equals its reference, and rows past the last query's may hold NaN."""
+    batch, heads, queries, capacity, width, length = shape
+    q = normal(batch, heads, queries, width, dtype=dtype) * 3
     keys, values = (normal(batch, capacity, heads, width, dtype=dtype, seed=seed).transpose(1, 2) for seed in (1, 2))
-    expected = decode_attention_reference(*widened(q, keys, values), filled(capacity, length))
-    keys[:, :, length:], values[:, :, length:] = torch.nan, torch.nan
-    assert_close(fused(decode_attention, q, keys, values, filled(capacity, length)), expected, dtype)
+    length_of = filled(capacity, length, queries=queries)
+    expected = decode_attention_reference(*widened(q, keys, values), length_of)
+    seen = length + queries - 1
+    keys[:, :, seen:], values[:, :, seen:] = torch.nan, torch.nan
+    assert_close(fused(decode_attention, q, keys, values, length_of), expected, dtype)
 
 
 def test_reference() -> None:
@@ -37,18 +43,21 @@ def test_reference() -> None:
     q, keys, values = normal(2, 3, 1, 16), normal(2, 3, 20, 16, seed=1), normal(2, 3, 20, 16, seed=2)
     expected = F.scaled_dot_product_attention(q, keys[:, :, :13], values[:, :, :13])
     assert_close(decode_attention_reference(q, keys, values, filled(20, 13)), expected, torch.float32)
+    q = normal(2, 3, 13, 16, seed=3)
+    expected = F.scaled_dot_product_attention(q, keys[:, :, :13], values[:, :, :13], is_causal=True)
+    assert_close(decode_attention_reference(q, keys, values, filled(20, 1, queries=13)), expected, torch.float32)
 
 
 def test_rows_may_differ_in_length() -> None:
     """With a length for each row every row sees its own positions only."""
-    q, keys, values = normal(3, 2, 1, 16), normal(3, 2, 50, 16, seed=1), normal(3, 2, 50, 16, seed=2)
-    lengths = [1, 50, 33]
-    expected = decode_attention_reference(q, keys, values, filled(50, *lengths))
+    q, keys, values = normal(3, 2, 4, 16), normal(3, 2, 50, 16, seed=1), normal(3, 2, 50, 16, seed=2)
+    lengths = [1, 47, 33]
+    expected = decode_attention_reference(q, keys, values, filled(50, *lengths, queries=4))
     for row, length in enumerate(lengths):
-        keys[row, :, length:], values[row, :, length:] = torch.nan, torch.nan
-    result = fused(decode_attention, q, keys, values, filled(50, *lengths))
+        keys[row, :, length + 3 :], values[row, :, length + 3 :] = torch.nan, torch.nan
+    result = fused(decode_attention, q, keys, values, filled(50, *lengths, queries=4))
     assert_close(result, expected, torch.float32)
-    alone = fused(decode_attention, q[2:], keys[2:], values[2:], filled(50, 33))
+    alone = fused(decode_attention, q[2:], keys[2:], values[2:], filled(50, 33, queries=4))
     assert torch.equal(result[2:], alone)
 
 

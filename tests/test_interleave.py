@@ -374,7 +374,7 @@ async def test_prompts_that_come_fast_leave_the_video_going() -> None:
 
 async def test_a_prompt_after_every_unit_costs_no_unit_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that has begun is kept, so that a chunk takes as many units as under a single change."""
-    monkeypatch.setattr("engine.live.generator.TOKENS_PER_UNIT", 1)
+    monkeypatch.setattr("engine.live.generator.PASSES_PER_UNIT", 1)
 
     async def units(prompts: int) -> int:
         async with _running() as (server, interleaver):

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_cut_begins_a_gop_at_the_frame() -> None:
     writer.cut(changed, 7, _text("the blue sea"))
     for plan in (plain, changed):
         _write_to(writer, plan, 13)
-    assert [(gop.start, gop.count) for gop in changed.gops] == [(0, I_TOKENS + 6 * P_TOKENS), (7, 21)]
+    assert [gop.start for gop in changed.gops] == [0, 7] and changed.gops[0].count == I_TOKENS + 6 * P_TOKENS
     assert torch.equal(writer.features(changed, 0, 7).features, writer.features(plain, 0, 7).features)
     assert not torch.equal(writer.features(changed, 7, 13).features, writer.features(plain, 7, 13).features)
 
@@ -185,10 +186,45 @@ def test_guidance_changes_the_plan() -> None:
     assert not torch.equal(*tokens)
 
 
-def test_generator_plans_whole_units() -> None:
-    """A unit of planning decides a fixed number of tokens, whatever frame or GOP they fall into."""
+def test_every_unit_of_planning_decides_tokens() -> None:
+    """Whatever frame or GOP the passes of a unit fall into."""
     generator = Generator(_model())
-    channel = generator.open("a red ball", 0)
+    channel, counts = generator.open("a red ball", 0), [0]
     for _ in range(20):
         assert generator.plan(channel).stage == "plan"
-    assert sum(gop.count for gop in channel.plan.gops) == 20 * 8
+        counts.append(sum(gop.count for gop in channel.plan.gops))
+    assert all(before < after for before, after in pairwise(counts))
+
+
+@pytest.mark.parametrize("places", [1, 3, 7, 64])
+def test_the_number_of_places_of_a_pass_does_not_change_the_plan(places: int) -> None:
+    """Tokens and what they are decoded to are those of one token a pass, also behind prompts that change."""
+    plans = []
+    for writer in (PlanWriter(_model(), SAMPLING, Graphs(None), n) for n in (1, places)):
+        plan = writer.begin(_text("a red ball"), 5, 0)
+        _write_to(writer, plan, 18)
+        writer.cut(plan, 16, _text("the blue sea"))
+        _write_to(writer, plan, 16 + FRAMES)
+        plans.append([gop.tokens[:, : gop.count] for gop in plan.gops[:3]])
+    assert all(torch.equal(one, other) for one, other in zip(*plans, strict=True))
+
+
+def test_guesses_do_not_change_the_plan() -> None:
+    """Whatever stands where tokens are not decided yet, the same are decided, in fewer passes than there are tokens."""
+    writer, tokens = _writer(), []
+    for shift in range(3):
+        plan, passes = writer.begin(_text("a red ball"), 5, 0), 0
+        while not plan.gops[-1].closed:
+            gop = plan.gops[-1]
+            gop.tokens[:, gop.count :] = (gop.tokens[:, gop.count :] + shift) % 32
+            writer.write(plan)
+            passes += 1
+        tokens.append(plan.gops[0].tokens)
+        assert shift or passes < tokens[0].shape[1] / 2
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
+
+
+def test_a_pass_longer_than_the_room_is_refused() -> None:
+    """With both numbers."""
+    with pytest.raises(ValueError, match="65 places is not between 1 and 64"):
+        PlanWriter(_model(), SAMPLING, Graphs(None), 65)

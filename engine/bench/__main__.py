@@ -19,13 +19,14 @@ import numpy.typing as npt
 import torch
 
 from engine.arguments import checked, steps
-from engine.bench.contenders import MS, STAGES, TOTAL, contenders, race, summary, units_per_turn
+from engine.bench.against import against
+from engine.bench.contenders import MS, STAGES, TOTAL, contenders, race, summary
 from engine.bench.neighbour import neighbour
 from engine.bench.peers import prove
 from engine.bench.rates import PROMPT_TOKENS, rates
-from engine.bench.report import conditions, tables
+from engine.bench.report import commit_of_this_tree, conditions, processor, tables
 from engine.config import FRAMES_PER_LATENT, EngineConfig, preset
-from engine.live.generator import TOKENS_PER_UNIT, Generator
+from engine.live.generator import Generator
 from engine.live.noise import normal
 from engine.loading.model import Model, assemble, load
 from engine.loading.modules import autocast_dtypes, build
@@ -44,7 +45,7 @@ def bench(model: Model, rounds: int) -> dict[str, Any]:
     Raises:
         ArithmeticError: something is wrong, so that its speed would mean nothing; it names all that is.
     """
-    config, proofs, tokens = model.config, prove(model), units_per_turn(model) * TOKENS_PER_UNIT
+    config, proofs, tokens = model.config, prove(model), model.config.tokenizer.gop_tokens
     timings = race(contenders(Generator(model)), rounds, model.device)
     ours, peers = timings["our_chunks"], {name: timings[name][TOTAL] for name in ("transformer", "decoder", "llama")}
     first_frames = 1 + (config.context_length - 1) * FRAMES_PER_LATENT
@@ -90,6 +91,18 @@ def _compare(ours_ms: npt.NDArray[np.float64], theirs_ms: npt.NDArray[np.float64
     return {"ours_ms": summary(ours_ms), "theirs_ms": summary(theirs_ms), "times_better": summary(theirs_ms / ours_ms)}
 
 
+def _against(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """This tree beside an older commit; raises as `against` does."""
+    report = against(arguments.against, arguments.preset, arguments.steps or 0, arguments.rounds)
+    command = " ".join(["python -m engine.bench", *words])
+    report = {"command": command, "commit": commit_of_this_tree(), "device": processor()} | report
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    sys.stdout.write(text)
+    if arguments.json:
+        write_atomically(arguments.json, lambda part: part.write_text(text, encoding="utf-8"))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and writes; returns the exit status: 1 something is wrong, 2 bad arguments."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -99,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     parser.add_argument(
         "--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (default: the preset's own)"
+    )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="instead of libraries: planning, whole chunks, start and memory beside it"
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each (default: {ROUNDS})")
     arguments = parser.parse_args(words)
@@ -110,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = preset(arguments.preset)
         # One window a chunk is compared; the second one, without context, has no peer.
         config = replace(config, steps=arguments.steps or config.steps, context_mix=())
+        if arguments.against:
+            return _against(arguments, words)
         use_cores()
         device, folder = pick_device(arguments.device), SHIPPED / config.name
         shipped, dtype = folder.is_dir(), pick_dtype(device)

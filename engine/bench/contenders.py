@@ -4,8 +4,8 @@ What is compared takes turns in one process, so that a slow moment of the machin
 
 Rendering: the transformer's work for six new latents. Ours reads the context once and then denoises the new latents,
 with the head; theirs computes whole windows at every step, since it has no cache for the context. Turning the plan into
-features and features into the condition has no counterpart there and is timed apart. Planning: the same places of an
-endless video in calls of the same lengths, with the same noise and sampler, by a LLaMA with a static cache.
+features and features into the condition has no counterpart there and is timed apart. Planning: as many tokens of an
+endless video with the same noise and sampler, ours several a pass, by a LLaMA with a static cache one by one.
 Shapes: `B` guided rows, `T` latent frames, `C` latent channels, `H` x `W` latent size.
 """
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import StaticCache
 
 from engine.bench import peers
-from engine.live.generator import TOKENS_PER_UNIT, Generator
+from engine.live.generator import Generator
 from engine.live.noise import normal, uniform
 from engine.loading.model import Model
 from engine.perceptual.solver import Solver, SolverState, guide, solver_of
@@ -89,13 +89,12 @@ def contenders(generator: Generator) -> dict[str, Turn]:
     length = config.planner.max_len(config.text.planner_tokens)
     llama = peers.placed(lambda: peers.llama(config.planner, length), model.device, model.dtype)
     tokens = their_tokens(model, llama, StaticCache(llama.config, max_cache_len=length))
-    channel, units = generator.open(CAPTION, SEED), units_per_turn(model)
     return {
         "our_chunks": our_chunks(generator),
         "transformer": their_chunks(model, transformer, solver_of(config.schedule, config.steps)),
         "decoder": partial(decoder.decode, latents.to(model.device, model.dtype), return_dict=False),
-        "our_tokens": lambda: [generator.plan(channel) for _ in range(units)],
-        "llama": lambda: [next(tokens) for _ in range(units * TOKENS_PER_UNIT)],
+        "our_tokens": our_tokens(generator),
+        "llama": lambda: [next(tokens) for _ in range(config.tokenizer.gop_tokens)],
     }
 
 
@@ -163,9 +162,17 @@ def their_chunks(model: Model, peer: Any, solver: Solver) -> Turn:
     return denoise
 
 
-def units_per_turn(model: Model) -> int:
-    """Units of planning in a turn: about a GOP."""
-    return max(1, model.config.tokenizer.gop_tokens // TOKENS_PER_UNIT)
+def our_tokens(generator: Generator) -> Turn:
+    """Plans as many frames of an endless video as a GOP has, from the second GOP on."""
+    channel, frames = generator.open(CAPTION, SEED), generator.model.config.tokenizer.frames
+
+    def plan() -> None:
+        end = generator.planned(channel) + frames
+        while generator.planned(channel) < end:
+            generator.plan(channel)
+
+    plan()
+    return plan
 
 
 def their_tokens(model: Model, peer: Any, cache: StaticCache) -> Iterator[Tensor]:

@@ -32,27 +32,27 @@ def conditions(command: str, weights: str, model: Model) -> dict[str, Any]:
     versions = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     return {
         "command": command,
-        "device": torch.cuda.get_device_name(model.device) if on_cuda else _processor(),
+        "device": torch.cuda.get_device_name(model.device) if on_cuda else processor(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "preset": model.config.name,
         "weights": weights,
         "steps": model.config.steps,
-        "commit": _commit(),
+        "commit": commit_of_this_tree(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": round(os.getloadavg()[0], 1),
         "versions": {"python": platform.python_version()} | versions,
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's name; Python knows no more than its architecture."""
     found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else platform.machine()
 
 
-def _commit() -> str | None:
+def commit_of_this_tree() -> str | None:
     """The commit of the running code, with `-dirty` where files differ from it; None outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     with suppress(OSError, subprocess.CalledProcessError):

@@ -75,15 +75,15 @@ def choose_cut(
 class CostMeter:
     """Collects costs from the units of chunks, whosever they are."""
 
-    def __init__(self, plan_units: int) -> None:
-        """`plan_units` plan a whole chunk."""
-        self._plan_units = plan_units
-        self._plan_s: deque[float] = deque(maxlen=KEPT)
+    def __init__(self, chunk_tokens: int) -> None:
+        """`chunk_tokens`: of the plan of a whole chunk."""
+        self._chunk_tokens = chunk_tokens
+        self._plans: deque[tuple[float, int]] = deque(maxlen=KEPT)
         self._chunks: deque[tuple[float, float, float]] = deque(maxlen=KEPT)
 
-    def planned(self, seconds: float) -> None:
-        """A unit of planning took so long."""
-        self._plan_s.append(seconds)
+    def planned(self, seconds: float, tokens: int) -> None:
+        """A unit of planning took so long and decided so many tokens, which differs from unit to unit."""
+        self._plans.append((seconds, tokens))
 
     def rendered(self, open_s: float, step_s: float, slice_s: float) -> None:
         """The rendering of a chunk, as in `Costs`."""
@@ -94,4 +94,5 @@ class CostMeter:
         if not self._chunks:
             return None
         open_s, step_s, slice_s = map(fmean, zip(*self._chunks, strict=True))
-        return Costs(self._plan_units * fmean(self._plan_s), open_s, step_s, slice_s, stretch)
+        plan_s, tokens = map(sum, zip(*self._plans, strict=True))
+        return Costs(self._chunk_tokens * plan_s / tokens, open_s, step_s, slice_s, stretch)

@@ -28,7 +28,7 @@ from engine.semantic.tokenizer import FeatureFrames
 from engine.text.embedding import TextEmbedding
 from engine.wire.frames import FrameBatch
 
-TOKENS_PER_UNIT = 8
+PASSES_PER_UNIT = 2  # of the planner; each decides some tokens
 _PLAN, _RENDER = "plan", "render"  # CUDA streams
 
 
@@ -40,6 +40,7 @@ class Unit:
     batch: FrameBatch | None = None  # frames it finished
     mark: StreamEvent = StreamEvent()  # the next unit of the chunk finds its work done when this is done
     step: bool = False  # whether it is a denoising step
+    tokens: int = 0  # that it decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,8 @@ class Generator:
     def plan(self, state: ChannelState) -> Unit:
         """Plans some tokens further."""
         with self.model.computing(), self._streams.stream(_PLAN):
-            for _ in range(TOKENS_PER_UNIT):
-                self._writer.write(state.plan)
-        return Unit("plan")
+            tokens = sum(self._writer.write(state.plan) for _ in range(PASSES_PER_UNIT))
+        return Unit("plan", tokens=tokens)
 
     def planned_features(self, state: ChannelState, start: int, end: int) -> FeatureFrames:
         """Features of frames `start` to `end` - 1, which must be planned."""

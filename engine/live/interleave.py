@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from engine.config import FRAMES_PER_LATENT
 from engine.live.changes import Changes
 from engine.live.control_pipe import ControlPipe
 from engine.live.controller import CostMeter
-from engine.live.generator import TOKENS_PER_UNIT, Generator
+from engine.live.generator import Generator
 from engine.live.live_channel import LiveChannel
 from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.messages import (
@@ -61,7 +60,7 @@ class Interleaver:
         self._threads = threads
         self._channels: dict[str, LiveChannel] = {}
         self._changes = Changes(generator, self._send)
-        self._meter = CostMeter(math.ceil(config.chunk_tokens / TOKENS_PER_UNIT))
+        self._meter = CostMeter(config.chunk_tokens)
         self._running = self._stopped = False
         self._heard = asyncio.Event()
         self._low_mark = round(low_mark_s * config.fps)  # frames

@@ -85,7 +85,7 @@ class LiveChannel:
         if spent.threads[-1:] != [torch.get_num_threads()]:
             spent.threads.append(torch.get_num_threads())
         if unit.stage == "plan":
-            self.meter.planned(seconds)
+            self.meter.planned(seconds, unit.tokens)
         elif unit.step:
             spent.steps_s += seconds
         if unit.batch is not None:

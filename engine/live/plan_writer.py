@@ -1,15 +1,17 @@
-"""Planning without end: GOPs of semantic tokens, written token by token, each GOP with the last few as context.
+"""Planning without end: GOPs of semantic tokens, several a pass of the planner, each GOP with the last few as context.
 
 Frames are semantic frames, numbered since the video began. Every call of the planner has a shape that depends on the
 place in the plan only, and its noise too, so a plan does not depend on when it was made.
-Shapes: `L` text tokens, `K` text width, `N` tokens of a GOP, `D` feature channels, `h` x `w` feature grid.
+Shapes: `L` text tokens, `K` text width, `N` tokens of a GOP, `P` places of a pass, `V` codebook size, `D` feature
+channels, `h` x `w` feature grid.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from engine.live.noise import uniform
@@ -17,6 +19,7 @@ from engine.loading.model import Model
 from engine.runtime.cuda_streams import upload
 from engine.runtime.graphs import Graphs
 from engine.runtime.kv_cache import KVCache
+from engine.semantic.passes import LONGEST_PASS, PASS_PLACES, GOPPlaces
 from engine.semantic.planner import Prefix
 from engine.semantic.sampling import SamplingConfig, gumbel, sample_token
 from engine.semantic.tokenizer import FeatureFrames
@@ -27,7 +30,8 @@ class GOP:
     """An I frame and the P frames after it."""
 
     start: int  # number of the first frame
-    tokens: Tensor  # [1, N] int64 of a full GOP; the first `count` are decided
+    tokens: Tensor  # [1, N] int64 of a full GOP; the first `count` are decided, the rest are guesses
+    first: int = 0  # position of its START_OF_IFRAME in the cache, once a token is decided
     count: int = 0
     closed: bool = False  # full, or cut short: the next GOP begins behind it
     changed: bool = False  # whether it is the first under another text
@@ -41,23 +45,32 @@ class Plan:
     prefix: Prefix  # of the prompt that the last GOP is written under
     gops: list[GOP]  # oldest first; all but the last are closed
     cache: KVCache  # of the last GOP and its context
-    position: int = 0  # of the next token in the cache
-    noise: Tensor | None = None  # [tokens, codebook size] of the frame being written
+    position: int = 0  # in the cache, of what stands before the next token
+    noise: dict[int, Tensor] = field(default_factory=dict)  # by frame: [its places, V], of those being written
 
 
 class PlanWriter:
     """Writes plans with the planner, and decodes them with the tokenizer."""
 
-    def __init__(self, model: Model, sampling: SamplingConfig, graphs: Graphs) -> None:
+    def __init__(self, model: Model, sampling: SamplingConfig, graphs: Graphs, pass_places: int | None = None) -> None:
+        """`pass_places`: P, by default the device's; the plan is the same whatever it is.
+
+        Raises:
+            ValueError: caches have no room for so many.
+        """
         self._model = model
         self._sampling = sampling
         self._graphs = graphs
         self._rows = 1 + sampling.guided
         self._offsets = model.config.tokenizer.offsets
-        longest = model.config.planner.max_len(model.config.text.planner_tokens)
-        self._positions = torch.arange(longest, device=model.device)
-        # What a captured token reads must be there before.
-        model.planner.prepare(longest, model.device)
+        self._pass = PASS_PLACES[model.device.type] if pass_places is None else pass_places
+        if not 1 <= self._pass <= LONGEST_PASS:
+            raise ValueError(f"a pass of {self._pass} places is not between 1 and {LONGEST_PASS}")
+        self._places = GOPPlaces(model.config.planner, self._pass, model.device)
+        self._length = model.config.planner.max_len(model.config.text.planner_tokens) + LONGEST_PASS
+        self._positions = torch.arange(self._length, device=model.device)
+        # What a captured pass reads must be there before.
+        model.planner.prepare(self._length, model.device)
 
     def begin(self, text: Tensor, seed: int, frame: int) -> Plan:
         """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer."""
@@ -66,12 +79,12 @@ class PlanWriter:
             config.layers,
             self._rows,
             config.heads,
-            config.max_len(model.config.text.planner_tokens),
+            self._length,
             config.head_dim,
             model.device,
             model.dtype,
         )
-        return Plan(seed, self._prefix(text), [self._gop(frame)], cache)
+        return Plan(seed, self._prefix(text), [self._gop(frame, None)], cache)
 
     def end(self, plan: Plan) -> int:
         """Number of the first frame that is not wholly decided."""
@@ -82,42 +95,61 @@ class PlanWriter:
         last = plan.gops[-1]
         return last.start > frame or last.count > 0
 
-    def write(self, plan: Plan) -> None:
-        """Decides the next token."""
+    def write(self, plan: Plan) -> int:
+        """Decides the next tokens and returns their number: at least one, but for a pass over special tokens alone."""
         if plan.gops[-1].closed:
-            plan.gops.append(self._gop(self.end(plan)))
+            plan.gops.append(self._gop(self.end(plan), plan.gops[-1]))
         gop = plan.gops[-1]
-        frame = self._frames(gop)
-        place = gop.count - self._offsets[frame]
-        if place == 0:
-            shape = (self._offsets[frame + 1] - gop.count, self._model.config.planner.codebook_size)
-            noise = gumbel(uniform(shape, plan.seed, "plan", gop.start + frame))
-            plan.noise = upload(noise, self._model.device)
-        assert plan.noise is not None, "a frame's first token draws its noise"
-        if place:
-            gop.tokens[:, gop.count] = self._next(plan, gop, plan.noise[place])
-            plan.position += 1
-        else:
-            start = self._frame_start(plan, gop, frame)
-            logits = self._model.planner(start, plan.cache, plan.position)[:, -1]
-            plan.position += start.shape[1]
-            gop.tokens[:, gop.count] = sample_token(logits, plan.noise[0], self._sampling)
-        gop.count += 1
+        if gop.count == 0:
+            self._read_context(plan, gop)
+        gop.tokens, right = self._graphs.call(
+            *("pass", self._decide, self._changing(plan, gop), (plan.prefix.pooled,)), state=plan.cache
+        )
+        plan.position += int(right)
+        before, gop.count = gop.count, self._places.counts[plan.position - gop.first]
         gop.closed = gop.count == self._offsets[-1]
+        return gop.count - before
 
-    def _next(self, plan: Plan, gop: GOP, noise: Tensor) -> Tensor:
-        """The token [1] after the last one of the same frame."""
-        last = gop.tokens[:, gop.count - 1 : gop.count]
+    def _changing(self, plan: Plan, gop: GOP) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens [1, N], place and position [1] of the first that is read, and noise [P, V] of all that are drawn."""
         # On the device, so that one graph serves all positions.
-        position = self._positions[plan.position : plan.position + 1]
-        return self._graphs.call("token", self._token, (last, position, noise), (plan.prefix.pooled,), state=plan.cache)
+        place, position = (
+            self._positions[number : number + 1] for number in (plan.position - gop.first, plan.position)
+        )
+        return gop.tokens, place, position, self._noise(plan, gop, plan.position - gop.first + 1)
 
-    def _token(self, changing: tuple[Tensor, Tensor, Tensor], lasting: tuple[Tensor | None], cache: KVCache) -> Tensor:
-        (token, position, noise), (pooled,) = changing, lasting
+    def _decide(
+        self, changing: tuple[Tensor, Tensor, Tensor, Tensor], lasting: tuple[Tensor | None], cache: KVCache
+    ) -> tuple[Tensor, Tensor]:
+        """One pass: the GOP's tokens and guesses, and the number [1] of places that it decides."""
+        (tokens, place, position, noise), (pooled,) = changing, lasting
+        read = self._places.read(tokens, place)
         with self._model.computing():
-            embedded = self._model.planner.embed(token.expand(self._rows, -1), pooled)
-            logits = self._model.planner(embedded, cache, position)[:, -1]
-            return sample_token(logits, noise, self._sampling)
+            embedded = self._model.planner.embed(read.expand(self._rows, -1), pooled)
+            logits = self._model.planner(embedded, cache, position)
+            drawn = sample_token(logits.flatten(0, 1), noise, self._sampling)
+        return self._places.accept(read, drawn, tokens, place)
+
+    def _noise(self, plan: Plan, gop: GOP, place: int) -> Tensor:
+        """Noise [P, V] of places from `place` on, zero for special tokens and behind the GOP."""
+        starts, end = self._places.starts, place + self._pass
+        frames = [frame for frame in range(len(starts) - 1) if starts[frame] < end and place < starts[frame + 1]]
+        plan.noise = {
+            gop.start + frame: self._frame_noise(plan, gop.start + frame, starts[frame + 1] - starts[frame])
+            for frame in frames
+        }
+        place -= starts[frames[0]]
+        rows = torch.cat(list(plan.noise.values()))[place : place + self._pass]
+        return F.pad(rows, (0, 0, 0, self._pass - len(rows)))
+
+    def _frame_noise(self, plan: Plan, number: int, places: int) -> Tensor:
+        """Noise of the places of a frame, [its places, V]."""
+        if number in plan.noise:
+            return plan.noise[number]
+        # The first and the last place have special tokens.
+        shape = (places - 2, self._model.config.planner.codebook_size)
+        noise = gumbel(uniform(shape, plan.seed, "plan", number))
+        return upload(F.pad(noise, (0, 0, 1, 1)), self._model.device)
 
     def cut(self, plan: Plan, frame: int, text: Tensor) -> None:
         """Forgets everything from `frame` on; there a new GOP begins, for the text [1, L, K].
@@ -129,7 +161,7 @@ class PlanWriter:
             assert self.end(plan) >= frame, f"frames up to {frame} must be planned"
             last = plan.gops[-1]
             last.count, last.closed = self._offsets[frame - last.start], True
-        plan.gops.append(self._gop(frame))
+        plan.gops.append(self._gop(frame, plan.gops[-1] if plan.gops else None))
         plan.gops[-1].changed = True
         plan.prefix = self._prefix(text)
 
@@ -151,16 +183,16 @@ class PlanWriter:
                 parts.append(decoded[:, max(start - gop.start, 0) :].float())
         return FeatureFrames(torch.cat(parts, dim=1), start)
 
-    def _frame_start(self, plan: Plan, gop: GOP, frame: int) -> Tensor:
-        """Embeddings [rows, N, W] of everything since the last token that was decided, and that token."""
-        config, planner = self._model.config.planner, self._model.planner
-        if gop.count == 0:
-            plan.position = 0
-            sequence = self._tokens([*self._context(plan), torch.tensor([[config.iframe_start]])])
-            return torch.cat([plan.prefix.embeddings, planner.embed(sequence, plan.prefix.pooled)], dim=1)
-        last = gop.tokens[:, gop.count - 1 : gop.count]
-        end = config.iframe_end if frame == 1 else config.pframe_end
-        return planner.embed(self._tokens([last, torch.tensor([[end, config.pframe_start]])]), plan.prefix.pooled)
+    def _read_context(self, plan: Plan, gop: GOP) -> None:
+        """Brings what stands before the GOP into the cache: prefix and context."""
+        sequence = plan.prefix.embeddings
+        if context := self._context(plan):
+            embedded = self._model.planner.embed(self._tokens(context), plan.prefix.pooled)
+            sequence = torch.cat([sequence, embedded], dim=1)
+        self._model.planner.transform(sequence, plan.cache, 0)
+        plan.position = gop.first = sequence.shape[1]
+        # A frame's noise has a row for each of its places, which depend on where its GOP begins.
+        plan.noise = {}
 
     def _context(self, plan: Plan) -> list[Tensor]:
         """Tokens [1, N] of the GOPs before the last, special ones put in.
@@ -190,9 +222,9 @@ class PlanWriter:
         config = self._model.config.tokenizer
         return 0 if gop.count < config.i_tokens else 1 + (gop.count - config.i_tokens) // config.p_tokens
 
-    def _gop(self, start: int) -> GOP:
-        shape = (1, self._model.config.tokenizer.gop_tokens)
-        return GOP(start, torch.zeros(shape, dtype=torch.int64, device=self._model.device))
+    def _gop(self, start: int, before: GOP | None) -> GOP:
+        """A GOP of which nothing is decided, behind the one before."""
+        return GOP(start, self._places.first_guess(None if before is None else before.tokens, self._model.device))
 
     def _prefix(self, text: Tensor) -> Prefix:
         config = self._model.config

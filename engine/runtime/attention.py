@@ -40,8 +40,8 @@ def attend(
         q: [B, H, N, D].
         k: [B, H, M, D].
         v: [B, H, M, D].
-        mask: bool, broadcastable to [B, H, N, M], True = may attend; what `mask_of` made; or, for one query (N == 1),
-            how much of a cache is filled.
+        mask: bool, broadcastable to [B, H, N, M], True = may attend; what `mask_of` made; or how much of a cache is
+            filled.
         causal: query n sees keys 0..n only (N == M).
 
     Returns:

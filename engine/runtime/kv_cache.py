@@ -72,10 +72,10 @@ class KVCache:
 
     @staticmethod
     def _scatter(cached: Tensor, new: Tensor, position: Tensor) -> None:
-        if position.numel() == 1 and new.shape[2] == 1:
-            cached.index_copy_(2, position.reshape(1), new.to(cached.dtype))
-            return
         places = position.reshape(-1, 1) + torch.arange(new.shape[2], device=new.device)
+        if position.numel() == 1:
+            cached.index_copy_(2, places[0], new.to(cached.dtype))
+            return
         rows = torch.arange(len(cached), device=new.device)[:, None]
         # Indices on both sides of a slice: the indexed dimensions [B, N] come first.
         cached[rows, :, places] = new.transpose(1, 2).to(cached.dtype)

@@ -181,7 +181,8 @@ def pack(module: nn.Module, rows: int) -> None:
 def packs() -> bool:
     """True if packing works here and gives what the plain product gives."""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # Asked once, wherever that may be: tensors made in inference mode have no version.
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             layer = nn.Linear(32, 48, dtype=torch.bfloat16)
             x = torch.ones(2, 32, dtype=torch.bfloat16)
             convolution = nn.Conv2d(32, 48, 3, padding=1, dtype=torch.bfloat16)

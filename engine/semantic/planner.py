@@ -288,10 +288,7 @@ class Planner(nn.Module):
             cos, sin = (part[positions][:, None] for part in table)
         mask: Tensor | FilledLength | None = None
         if cache is not None and isinstance(position, Tensor):
-            if count == 1:
-                mask = FilledLength(position.reshape(-1) + 1, cache.length)
-            else:
-                mask = (torch.arange(cache.length, device=device) <= positions[..., None])[:, None]
+            mask = FilledLength(position.reshape(-1) + 1, cache.length, count)
         elif isinstance(position, int) and position > 0 and count > 1:
             mask = torch.arange(position + count, device=device) <= positions[:, None]
         return _NewTokens(cos, sin, mask, causal=mask is None and count > 1)

@@ -97,9 +97,10 @@ def _draw(top_k: int, top_p: float, normal: Normal, shape: Shape) -> Operands:
 
 
 def _cache(normal: Normal, shape: Shape) -> Operands:
-    batch, heads, capacity, width = shape
-    length = torch.full_like(normal(1), capacity, dtype=torch.int64)
-    return normal(batch, heads, 1, width), normal(*shape), normal(*shape), FilledLength(length, capacity)
+    batch, heads, queries, capacity, width = shape
+    length = torch.full_like(normal(1), capacity - queries + 1, dtype=torch.int64)
+    keys, values = (normal(batch, heads, capacity, width) for _ in range(2))
+    return normal(batch, heads, queries, width), keys, values, FilledLength(length, capacity, queries)
 
 
 def _conditioned(normal: Normal, shape: Shape) -> Operands:
@@ -138,7 +139,8 @@ CASES = (
     _case("guidance.guided_step", _step, (1, 13, 16, 60, 90), (3, 431)),
     _case("draw.draw_token", partial(_draw, 100, 1.0), LOGITS, ODD_LOGITS, "_top_k"),
     _case("draw.draw_token", partial(_draw, 0, 0.9), LOGITS, ODD_LOGITS, "_top_p"),
-    _case("decode_attention.decode_attention", _cache, (2, 16, 1536, 128), (2, 3, 431, 24)),
+    _case("decode_attention.decode_attention", _cache, (2, 16, 1, 1536, 128), (2, 3, 1, 431, 24), "_1"),
+    _case("decode_attention.decode_attention", _cache, (2, 16, 32, 1536, 128), (2, 3, 7, 431, 24), "_32"),
     _case("spatial_norm.spatial_norm_silu", _conditioned, (128, 8, 480, 720, 2, 60, 90), (8, 5, 10, 14, 3, 5, 7)),
     _case("planes.rgb_to_i420", lambda n, s: (n(*s) * 0.5,), (3, 8, 480, 720), (3, 2, 10, 14)),
 )
