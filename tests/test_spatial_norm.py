@@ -32,6 +32,20 @@ def test_spatial_norm_silu(case: tuple[int, int, tuple[int, ...], tuple[int, ...
     assert_close(result, spatial_norm.spatial_norm_silu_reference(*widened(*arguments)), dtype)
 
 
+def test_the_result_may_go_into_a_larger_tensor() -> None:
+    """Frames behind two others are written where they lie, and the two are left alone."""
+    arguments = operands(CASES["first slice"], torch.float32)
+    expected = spatial_norm.spatial_norm_silu_reference(*arguments)
+    for backend in ("triton", "reference"):
+        room = normal(1, 8, 11, 4, 6).contiguous(memory_format=torch.channels_last_3d)
+        kept = room[:, :, :2].clone()
+        spatial_norm.spatial_norm_silu(*arguments, out=room[:, :, 2:], backend=backend)
+        assert_close(room[:, :, 2:], expected, torch.float32)
+        assert torch.equal(room[:, :, :2], kept)
+    with pytest.raises(ValueError, match="out must have its channels last"):
+        spatial_norm.spatial_norm_silu(*arguments, out=torch.empty(1, 8, 9, 4, 6, device=DEVICE))
+
+
 @pytest.mark.parametrize("programs", [1, 3, 1024], ids=["one part", "few parts", "a part a block"])
 def test_statistics_do_not_cancel(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Around a mean of a thousand that drifts from part to part the spread is right; plain squares would lose it."""

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels.spatial_norm import silu_into
 
 _KERNEL = 3  # in time, height and width
 _TAIL = _KERNEL - 1  # frames that a call leaves for the next one
@@ -31,7 +32,11 @@ class CausalState:
 
 
 class CausalConv(nn.Conv3d):
-    """3x3x3 convolution; before the first frame stands that frame itself (REFERENCE 4.2)."""
+    """3x3x3 convolution; before the first frame stands that frame itself (REFERENCE 4.2).
+
+    Channels are last in memory. The frames of a call lie behind those that the call before left, so that whoever makes
+    them can write them there at once: `room`, then `over`.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, _KERNEL, padding=(0, _KERNEL // 2, _KERNEL // 2))
@@ -39,14 +44,26 @@ class CausalConv(nn.Conv3d):
 
     def forward(self, x: Tensor, state: CausalState) -> Tensor:  # type: ignore[override]
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]."""
+        room = self.room(x)
+        room[:, :, _TAIL:] = x
+        return self.over(room, state)
+
+    @staticmethod
+    def room(x: Tensor) -> Tensor:
+        """[B, C, 2 + T, H, W], uninitialised: room for frames like x [B, C, T, H, W] and for two before them."""
+        batch, channels, frames, height, width = x.shape
+        shape = (batch, channels, _TAIL + frames, height, width)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+
+    def over(self, room: Tensor, state: CausalState) -> Tensor:
+        """`forward` of the frames that lie in a room; fills the rest of it."""
         tail = state.tails.get(self.slot)
-        before = x[:, :, :1].expand(-1, -1, _TAIL, -1, -1) if tail is None else tail
-        padded = torch.cat([before, x], dim=2)
+        room[:, :, :_TAIL] = room[:, :, _TAIL : _TAIL + 1] if tail is None else tail
         if tail is None:
-            state.tails[self.slot] = padded[:, :, -_TAIL:].clone()
+            state.tails[self.slot] = room[:, :, -_TAIL:].clone()
         else:
-            tail.copy_(padded[:, :, -_TAIL:])
-        return super().forward(padded)
+            tail.copy_(room[:, :, -_TAIL:])
+        return super().forward(room)
 
 
 def number_convolutions(network: nn.Module) -> None:
@@ -59,9 +76,9 @@ def number_convolutions(network: nn.Module) -> None:
 class ActivatedNorm(nn.GroupNorm):
     """Group norm, then SiLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, ...] -> the same shape."""
-        return F.silu(super().forward(x))
+    def forward(self, x: Tensor, *, out: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, C, ...] -> the same shape, written to `out`."""
+        return silu_into(super().forward(x), out)
 
 
 class CausalResidualBlock(nn.Module):
@@ -77,9 +94,16 @@ class CausalResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: CausalState, *guide: Tensor) -> Tensor:
         """[B, inputs, T, H, W] -> [B, outputs, T, H, W]; `guide` is what the norms take beside x."""
-        hidden = self.conv1(self.norm1(x, *guide), state)
-        output: Tensor = self.shortcut(x) + self.conv2(self.norm2(hidden, *guide), state)
+        hidden = normed_conv(self.norm1, self.conv1, x, state, *guide)
+        output: Tensor = self.shortcut(x) + normed_conv(self.norm2, self.conv2, hidden, state, *guide)
         return output
+
+
+def normed_conv(norm: nn.Module, conv: CausalConv, x: Tensor, state: CausalState, *guide: Tensor) -> Tensor:
+    """The convolution of the norm's answer, which is written where the convolution reads it."""
+    room = conv.room(x)
+    norm(x, *guide, out=room[:, :, _TAIL:])
+    return conv.over(room, state)
 
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:

@@ -52,6 +52,14 @@ class VAE(nn.Module):
         sizes = (config.latent_channels, config.width, config.multipliers, config.blocks, _TIME_LEVELS)
         self.encoder = VAEEncoder(*sizes)
         self.decoder = VAEDecoder(*sizes)
+        self.channels_last()
+
+    def channels_last(self) -> None:
+        """Lays the weights of convolutions out as they are read; to be called again when weights were replaced."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                form = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
+                module.weight.data = module.weight.data.contiguous(memory_format=form)
 
     slice_lengths = staticmethod(slice_lengths)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from engine.perceptual.cogvideox.causal import (
     CausalConv,
     CausalResidualBlock,
     CausalState,
+    normed_conv,
     number_convolutions,
     per_frame,
 )
@@ -32,11 +34,11 @@ class SpatialNorm(nn.Module):
         self.scale = nn.Conv3d(latent_channels, channels, 1)
         self.shift = nn.Conv3d(latent_channels, channels, 1)
 
-    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
-        """[B, C, F, H, W] and [B, latent channels, T, h, w] -> [B, C, F, H, W]."""
+    def forward(self, x: Tensor, latents: Tensor, *, out: Tensor) -> Tensor:
+        """[B, C, F, H, W] and [B, latent channels, T, h, w] -> [B, C, F, H, W], written to `out`."""
         # Mapping before resizing gives the same numbers as the other way round, for a fraction of the work.
         scale, shift = self.scale(latents), self.shift(latents)
-        return spatial_norm_silu(x, self.norm.weight, self.norm.bias, scale, shift, GROUPS, NORM_EPS)
+        return spatial_norm_silu(x, self.norm.weight, self.norm.bias, scale, shift, GROUPS, NORM_EPS, out)
 
 
 class DecoderLevel(nn.Module):
@@ -89,10 +91,10 @@ class VAEDecoder(nn.Module):
 
     def forward(self, latents: Tensor, state: CausalState) -> Tensor:
         """One slice: [B, C, T, h, w] -> [B, 3, F, H, W] about -1..1. Group norms see the slice as a whole."""
+        latents = latents.contiguous(memory_format=torch.channels_last_3d)
         x = self.conv_in(latents, state)
         for block in self.middle:
             x = block(x, state, latents)
         for level in reversed(self.levels):
             x = level(x, state, latents)
-        output: Tensor = self.conv_out(self.norm_out(x, latents), state)
-        return output
+        return normed_conv(self.norm_out, self.conv_out, x, state, latents)

@@ -17,6 +17,7 @@ from engine.perceptual.cogvideox.causal import (
     CausalConv,
     CausalResidualBlock,
     CausalState,
+    normed_conv,
     number_convolutions,
     per_frame,
 )
@@ -82,5 +83,5 @@ class VAEEncoder(nn.Module):
             x = level(x, state)
         for block in self.middle:
             x = block(x, state)
-        mean, log_variance = self.conv_out(self.norm_out(x), state).chunk(2, dim=1)
+        mean, log_variance = normed_conv(self.norm_out, self.conv_out, x, state).chunk(2, dim=1)
         return mean, log_variance
