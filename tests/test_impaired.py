@@ -1,0 +1,72 @@
+"""A viewer on a bad network beside one on a good one. `tests/impaired.py` takes the figures that documents show."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import networks
+import pytest
+
+pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+from impaired import CLEAN_NEAR, browsing, impaired_networks
+from networks import Networks
+
+WHY_NOT = networks.missing()
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    pytest.mark.skipif(
+        shutil.which("chromium", path="/usr/bin") is None,
+        reason="/usr/bin/chromium is missing: apt-get install chromium",
+    ),
+]
+ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+
+
+def slow_viewer(made: Networks) -> dict[str, Any]:
+    """The report of the viewer behind the impaired link, which joined second."""
+    url = f"http://{CLEAN_NEAR}:8000/channels/main/viewers"
+    reports: list[dict[str, Any]] = json.loads(made.run("clean", sys.executable, "-c", ASK, url))
+    assert reports[0]["rung"] == "high", "the viewer on the clean path is not touched"
+    return reports[1]
+
+
+async def until(made: Networks, condition: Callable[[dict[str, Any]], bool], limit_s: float = 40.0) -> None:
+    async with asyncio.timeout(limit_s):
+        # Nothing tells which rung a viewer gets.
+        while not condition(slow_viewer(made)):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("codec", ["vp8", "h264"])
+async def test_slow_network_has_a_low_bit_rate_and_hurts_nobody(codec: str) -> None:
+    """At 300 kbit/s the picture moves on at the low rung; when there is room it is the high one again."""
+    with impaired_networks(codec) as (made, link, steady):
+        async with browsing(made, codec) as page:
+            link.set(rate_bps=300_000, delay_s=0.01)
+            await until(made, lambda report: report["rung"] == "low")
+            shown = await page.evaluate("window.frames.length")
+            await page.wait_for_function(f"window.frames.length > {shown + 32}", timeout=20_000)
+            link.set(rate_bps=0)
+            await until(made, lambda report: report["rung"] == "high")
+            shown = await page.evaluate("window.frames.length")
+            await page.wait_for_function(f"window.frames.length > {shown + 16}", timeout=20_000)
+        assert steady.end()["packets_lost"] == 0
+
+
+async def test_dead_network_comes_back_with_a_picture() -> None:
+    """After three seconds without a packet the same session goes on."""
+    with impaired_networks("vp8") as (made, link, steady):
+        async with browsing(made, "vp8") as page:
+            link.set(dead=True)
+            await asyncio.sleep(3)
+            link.set(dead=False)
+            shown = await page.evaluate("window.frames.length")
+            await page.wait_for_function(f"window.frames.length > {shown + 32}", timeout=20_000)
+            await until(made, lambda report: report["rung"] == "high")
+        assert steady.end()["packets_lost"] == 0
