@@ -23,7 +23,7 @@ from networks import Networks, wait_for
 HERE = Path(__file__).parent
 WHY_NOT = networks.missing()
 PLAYERS = Path(os.environ.get("PLAYERS", "/nowhere"))
-SERVER, VIEWER, RELAY = "10.3.0.1", "10.3.0.2", "10.3.0.3"
+SERVER, VIEWER, RELAY, MOVED = "10.3.0.1", "10.3.0.2", "10.3.0.3", "10.3.0.4"
 URL = f"http://{SERVER}:8000/whep/main"
 FRAMES = 20  # that each player counts
 CODECS = ("vp8", "h264")
@@ -143,7 +143,7 @@ def test_relay_takes_one_stream_and_serves_many(wire: Networks, pion: str) -> No
 
 
 async def in_chromium(made: Networks, folder: Path, source: str, url: str, restart: bool = False) -> None:
-    """Plays with an npm package in Chromium until frames reach the screen, and again after an ICE restart."""
+    """Plays with an npm package in Chromium; with `restart` the viewer gets another address then, and restarts ICE."""
     playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
     chromium = shutil.which("chromium", path="/usr/bin")
     if chromium is None:
@@ -170,6 +170,8 @@ async def in_chromium(made: Networks, folder: Path, source: str, url: str, resta
         await page.wait_for_function(f"window.shown >= {FRAMES}", timeout=20_000)
         if restart:
             before = await page.evaluate("window.client.etag")
+            made.run("viewer", "ip", "address", "del", f"{VIEWER}/24", "dev", "eth0")
+            made.run("viewer", "ip", "address", "add", f"{MOVED}/24", "dev", "eth0")
             await page.evaluate("window.client.restart()")
             # The answer to the restart names the new ICE session.
             await page.wait_for_function(f"window.client.etag !== {json.dumps(before)}", timeout=20_000)
@@ -183,7 +185,7 @@ async def in_chromium(made: Networks, folder: Path, source: str, url: str, resta
 @needs_package("whip-whep")
 @pytest.mark.parametrize("codec", CODECS)
 async def test_whip_whep_plays(wire: Networks, tmp_path: Path, codec: str) -> None:
-    """The WHEP client of npm's whip-whep shows the video in Chromium, and goes on after its ICE restart."""
+    """The WHEP client of npm's whip-whep shows the video in Chromium, and from another address by an ICE restart."""
     await in_chromium(wire, tmp_path, WHIP_WHEP, f"{URL}?codec={codec}", restart=True)
 
 
