@@ -2,16 +2,21 @@ import asyncio
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from streaming.bench import profiles
+from streaming.bench import profiles, run
 from streaming.bench.measure import BenchError
 from streaming.bench.profiles import SERVER_ADDRESS, VIEWER_ADDRESS, Profile, Wire, wire
+from streaming.bench.run import BenchPlan
+from streaming.bench.watch import WatchConfig
 
 PACKETS = 2000
+COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 
 
 def why_not() -> str | None:
@@ -103,6 +108,17 @@ async def test_a_network_is_gone_for_a_while(made: Wire, monkeypatch: pytest.Mon
     assert "drop" not in rules(made)
     assert arrived(made, 50, 0.001) == 50
     await made.play(Profile())
+
+
+@needs_namespaces
+def test_a_server_is_measured_behind_a_wire(loopback: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Media, requests and the server's own processes are in the namespaces; the wire's loss is in the figures."""
+    monkeypatch.setattr("streaming.bench.watch.PROMPTS", ("a white ball at night",))
+    monkeypatch.setattr(profiles, "PROFILES", {"bad": Profile(loss=0.1)})
+    config = WatchConfig(8.0, settle_s=0.5, first_prompt_s=4.0, prompt_every_s=4.0)
+    report = run._behind_wire(BenchPlan(config, Path("unused.json")), COMMAND, "bad")
+    assert report["failed"] == [] and report["packet_loss"] > 0.02
+    assert report["prompt_to_pixel_s"]["flow"]["count"] == 1
 
 
 def test_what_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,11 @@ class Wire:
         server, viewer = self._prefix + "server", self._prefix + "viewer"
         if profile.delay_ms:
             words = ["delay", f"{profile.delay_ms}ms", f"{profile.delay_varies_ms}ms"]
-            for name in (server, viewer):
-                _run("tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "netem", *words)
+            try:
+                for name in (server, viewer):
+                    _run("tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "netem", *words)
+            except BenchError as error:
+                raise BenchError(f"delay needs netem, which this kernel lacks ({error})") from error
         rules = []
         if profile.loss:
             rules.append(f"meta l4proto udp numgen random mod 10000 < {round(profile.loss * 10000)} drop")

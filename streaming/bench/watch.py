@@ -80,7 +80,7 @@ async def watch(
             for helper in helpers:
                 helper.cancel()
         recording.encode_s = _mean_between(before, await _encoding(server))
-        recording.stats = await viewer.stats()
+        recording.stats = viewer.stats()
     return times, recording
 
 
