@@ -85,7 +85,7 @@ async def launch_server(
             ready_s = round(time.monotonic() - began_s, 3)
             yield MeasuredServer(http, CHANNEL, process.pid, (viewer,), ready_s, ended)
         finally:
-            await stop(process)
+            await _stop(process)
 
 
 @asynccontextmanager
@@ -151,8 +151,7 @@ async def answers(url: str, process: asyncio.subprocess.Process) -> None:
     raise BenchError(f"it did not answer within {ANSWERS_LIMIT_S:.0f} s")
 
 
-async def stop(process: asyncio.subprocess.Process) -> None:
-    """Ends a process, at once if it does not end in time."""
+async def _stop(process: asyncio.subprocess.Process) -> None:
     with suppress(ProcessLookupError):
         process.terminate()
     try:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import psutil
 
 from streaming.bench.measure import BenchError
 from streaming.bench.peers import film
-from streaming.bench.server_process import ROOT, answers, own_addresses, stop
+from streaming.bench.server_process import ROOT, answers, own_addresses
 from streaming.bench.timeline import Figures
 from streaming.bench.waves import WaveConfig, crowd
 
@@ -227,4 +227,7 @@ async def _process(*argv: str) -> AsyncIterator[asyncio.subprocess.Process]:
     try:
         yield process
     finally:
-        await stop(process)
+        # None of them has anything to lose, and some take their time to say goodbye.
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
