@@ -109,7 +109,6 @@ def figures(wave: Wave, recording: Recording, fps: float, settle_s: float) -> Fi
     quiet, full = share_of_core(server, settle_s, wave.began_s), share_of_core(server, wave.full_s, wave.left_s)
     joined = wave.crowd["joined"]
     each = None if quiet is None or full is None or not joined else round((full - quiet) / joined, 4)
-    lasted_s = wave.left_s - wave.began_s
     # It is over when no frame was late for a while; the last late frame behind the wave tells when that began.
     behind = [at_s - wave.left_s for at_s in late_s if at_s > wave.left_s]
     return {
@@ -117,7 +116,7 @@ def figures(wave: Wave, recording: Recording, fps: float, settle_s: float) -> Fi
         "cpu_percent_quiet": quiet,
         "cpu_percent_full": full,
         "cpu_percent_a_viewer": each,
-        "bytes_a_viewer_s": round(wave.crowd["bytes"] / joined / lasted_s) if joined else None,
+        "bytes_a_viewer_s": round(wave.crowd["bytes"] / joined / (wave.crowd["watched_s"] or 1)) if joined else None,
         "late_frames_joining": sum(wave.began_s <= at_s < wave.full_s for at_s in late_s),
         "late_frames_full": sum(wave.full_s <= at_s < wave.left_s for at_s in late_s),
         "recovery_s": round(max((one for one in behind if one < QUIET_S), default=0.0), 3),
