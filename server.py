@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from importlib import import_module
 from multiprocessing import connection, parent_process
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
@@ -121,7 +122,9 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    return await run(arguments, listener, target, stop)
+    with TemporaryDirectory(prefix="landiff-") as scratch:
+        arguments.state = arguments.state or scratch
+        return await run(arguments, listener, target, stop)
 
 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
@@ -205,7 +208,8 @@ async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
 
 def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     """Settings of the engine process from the command line."""
-    return EngineSettings(arguments.preset, arguments.weights, arguments.device, arguments.memory, arguments.log_level)
+    model = arguments.preset, arguments.weights, arguments.device, arguments.memory
+    return EngineSettings(*model, arguments.log_level, arguments.state)
 
 
 def app_config(arguments: argparse.Namespace) -> AppConfig:
@@ -257,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of them from one address (default: 64)",
     )
+    options.add_argument("--state", metavar="DIR", help="keep journals there (default: until the server ends)")
     options.add_argument(
         "--recordings", type=checked(folder), metavar="DIR", help="keep recordings there (default: none are kept)"
     )

@@ -10,6 +10,7 @@ from importlib import import_module
 # Command: module with a `main` that takes its arguments, and purpose. Modules load torch, so only one is imported.
 COMMANDS = {
     "generate": ("engine.video.generate", "write a video to a file"),
+    "replay": ("engine.video.replay", "the journal of a channel to the same video"),
     "tokenize": ("engine.video.tokenize_video", "a video file to semantic tokens"),
     "reconstruct": ("engine.video.reconstruct", "semantic tokens of a file to a video"),
     "convert": ("engine.loading.convert", "published checkpoints to our layout"),

@@ -22,8 +22,10 @@ from engine.config import PRESETS
 from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import LOW_MARK_S, Interleaver
+from engine.live.journal import Journal
 from engine.live.offline import Change, generate_frames
 from engine.live.process import serve
+from engine.live.replay import Replay
 from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
 from engine.runtime.threads import ThreadChoice
@@ -50,6 +52,7 @@ from engine.wire.messages import (
 )
 from engine.wire.ring import CHANNEL_SLOTS, RingConfig, RingReader, RingWriter
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
+from engine.wire.state_folder import JOURNAL
 
 SETTINGS = ChannelSettings("a red ball", 3, steps=2)
 FPS = 8
@@ -628,9 +631,9 @@ def _tiny_engine(settings: EngineSettings, ring: RingWriter, control: Connection
 
 
 def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
-    """A spawned engine loads, warms up, streams what `generate` makes through a real ring, bears Ctrl-C and stops."""
+    """A spawned engine streams what `generate` makes through a real ring, bears Ctrl-C and stops; `replay` can too."""
     write_weights(tmp_path)
-    settings = EngineSettings("tiny", str(tmp_path), "cpu")
+    settings = EngineSettings("tiny", str(tmp_path), "cpu", state=str(tmp_path / "state"))
     ring = RingReader(RingConfig(8, 1 << 16))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -670,3 +673,10 @@ def test_process_streams_what_generate_writes(tmp_path: Path) -> None:
     for message, batch in zip(batches, expected, strict=True):
         assert (message.index, message.frames) == (batch.index, batch.frames)
         assert (ring.frames(message.slot, message.frames, 32, 48) == batch.i420).all()
+    PRESETS["tiny"] = tiny_config
+    try:
+        replay = Replay(generator, Journal(tmp_path / "state/main" / JOURNAL))
+    finally:
+        del PRESETS["tiny"]
+    for batch, again in zip(expected, replay.frames(0, 25), strict=True):
+        assert (again.i420 == batch.i420).all()

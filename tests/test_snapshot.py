@@ -16,7 +16,7 @@ from tiny import tiny_model
 
 from engine.live.channel_state import ChannelState
 from engine.live.generator import Generator
-from engine.live.snapshot import restore, take_snapshot
+from engine.live.snapshot import read_snapshot, restore, take_snapshot, write_snapshot
 from engine.loading.model import load
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,29 @@ def test_another_model_refuses(wrong: dict[str, Any]) -> None:
     state = generator().open("a red ball", 7)
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         restore(generator(), take_snapshot(generator(), state) | wrong)
+
+
+@pytest.mark.parametrize("wrong", ["features", "vae", "gops", "plan", "next"])
+def test_a_record_that_lacks_something_is_refused(wrong: str) -> None:
+    """Whatever it is."""
+    record = take_snapshot(generator(), generator().open("a red ball", 7))
+    del record[wrong]
+    with pytest.raises(ValueError, match="has not what a state needs"):
+        restore(generator(), record)
+
+
+def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path) -> None:
+    """Missing, empty, cut short, foreign, or of another kind: one line of text that names it."""
+    path = tmp_path / "1.snapshot"
+    write_snapshot(path, take_snapshot(generator(), generator().open("a red ball", 7)))
+    assert restore(generator(), read_snapshot(path)).prompt == "a red ball"
+    whole = path.read_bytes()
+    torch.save([1, 2], path)
+    for content in (path.read_bytes(), whole[:-100], whole[:50], b"", b"x" * 1000, None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"1\.snapshot is") as error:
+            read_snapshot(path)
+        assert "\n" not in str(error.value)
 
 
 def test_a_snapshot_stays_as_it_was() -> None:

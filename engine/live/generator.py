@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from engine.live import rewind
 from engine.live.channel_state import ChannelState, PastChunk, Place, RenderState
+from engine.live.chunk import Chunk as Chunk
+from engine.live.chunk import Unit as Unit
 from engine.live.denoiser import Denoiser, DenoisingWindow
-from engine.live.plan_writer import PlanWriter
+from engine.live.plan_writer import PlanPart, PlanWriter, decode
 from engine.loading.model import Model
 from engine.perceptual.base import VideoState, frames_of
 from engine.perceptual.frames import to_planes
@@ -30,27 +32,6 @@ from engine.wire.frames import FrameBatch
 
 PASSES_PER_UNIT = 2  # of the planner; each decides some tokens
 _PLAN, _RENDER = "plan", "render"  # CUDA streams
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A piece of work that was done."""
-
-    stage: str  # "plan", "render" or "vae"
-    batch: FrameBatch | None = None  # frames it finished
-    mark: StreamEvent = StreamEvent()  # the next unit of the chunk finds its work done when this is done
-    step: bool = False  # whether it is a denoising step
-    tokens: int = 0  # that it decided
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A chunk that is being made. Its state advances when `units` come to their end."""
-
-    start: Place
-    end: Place  # where the next chunk begins
-    steps: int
-    units: abc.Generator[Unit, None, None]
 
 
 class Generator:
@@ -170,11 +151,24 @@ class Generator:
     def chunk(self, state: ChannelState, steps: int | None = None) -> Chunk:
         """The next chunk, whose frames must be planned; in `state.steps` if not given. One of a state at a time."""
         end, steps = self.after(state), state.steps if steps is None else steps
-        return Chunk(state.next, end, steps, self._planned_units(state, end, steps))
+        parts = self._writer.parts(state.plan, state.next.latent, end.latent)
+        return Chunk(state.next, end, steps, parts, self._planned_units(state, parts, steps))
 
     def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
         """The next chunk, unit by unit, from given features of its frames."""
         yield from self._units(state, self.after(state), planned, self._streams.record(), state.steps)
+
+    def render_plan(self, state: RenderState, parts: list[PlanPart], steps: int) -> Iterator[Unit]:
+        """The next chunk, unit by unit, from what it reads of a plan: the same bits as when it was planned."""
+        end = self.after(state)
+        with self.model.computing(), self._streams.stream(_PLAN):
+            planned = decode(self.model, parts, state.next.latent)
+            mark = self._streams.record()
+        yield from self._units(state, end, planned, mark, steps)
+
+    def settle(self) -> None:
+        """Returns when all that was launched is done."""
+        self._streams.wait()
 
     def rehearsal(self, prompt: str) -> Callable[[], None]:
         """A denoising step of a scratch chunk without a plan, for timing."""
@@ -192,11 +186,9 @@ class Generator:
 
         return step
 
-    def _planned_units(self, state: ChannelState, end: Place, steps: int) -> abc.Generator[Unit, None, None]:
-        with self.model.computing(), self._streams.stream(_PLAN):
-            planned = self._writer.features(state.plan, state.next.latent, end.latent)
-            mark = self._streams.record()
-        yield from self._units(state, end, planned, mark, steps)
+    def _planned_units(self, state: ChannelState, parts: list[PlanPart], steps: int) -> abc.Generator[Unit, None, None]:
+        end = self.after(state)
+        yield from self.render_plan(state, parts, steps)
         self._writer.drop(state.plan, min([end.latent, *(past.start.latent for past in state.past)]))
 
     def _units(

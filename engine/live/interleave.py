@@ -17,6 +17,7 @@ from engine.live.changes import Changes
 from engine.live.control_pipe import ControlPipe
 from engine.live.controller import CostMeter
 from engine.live.generator import Generator
+from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
 from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.messages import (
@@ -34,6 +35,7 @@ from engine.wire.messages import (
     ToEngine,
 )
 from engine.wire.ring import CHANNEL_SLOTS, RingWriter
+from engine.wire.settings import ChannelStart
 
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next chunk
 LOW_MARK_S = 2.5  # of video: a chunk begins only when no more than this is rendered and not shown
@@ -52,12 +54,14 @@ class Interleaver:
         control: ControlPipe,
         threads: ThreadChoice = FIXED,
         low_mark_s: float = LOW_MARK_S,
+        journals: JournalWriter | None = None,
     ) -> None:
         config = generator.model.config
         self._generator, self._fps = generator, config.fps
         self._ring = ring
         self._control = control
         self._threads = threads
+        self._journals = journals
         self._channels: dict[str, LiveChannel] = {}
         self._changes = Changes(generator, self._send)
         self._meter = CostMeter(config.chunk_tokens)
@@ -128,7 +132,10 @@ class Interleaver:
             if self._generator.needs_plan(channel.state):
                 self._plan(channel)
                 return
-            channel.begin(self._generator.chunk(channel.state, channel.choose_steps(self._fps)))
+            chunk = self._generator.chunk(channel.state, channel.choose_steps(self._fps))
+            if channel.journal is not None:
+                chunk = channel.journal.recorded(channel.state, chunk, max(chunk.start.frame, channel.wanted_from))
+            channel.begin(chunk)
         assert channel.chunk is not None, "it was begun"
         began_s = time.monotonic()
         unit = next(channel.chunk.units, None)
@@ -206,9 +213,11 @@ class Interleaver:
             return
         state.open_from = start.frame
         least_steps = state.steps if settings.steps is not None else self._generator.model.config.least_steps
-        self._channels[message.channel] = LiveChannel(
+        channel = self._channels[message.channel] = LiveChannel(
             message.channel, state, start.frame, start.frame, self._meter, min(least_steps, state.steps)
         )
+        if self._journals is not None:
+            channel.journal = self._journals.open(channel.name, state, new=start == ChannelStart())
         self._send(ChannelOpened(message.channel, unread, text.understood(settings.prompt, settings.seed)))
 
     def _close(self, name: str) -> None:

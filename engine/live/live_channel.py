@@ -10,6 +10,7 @@ import torch
 from engine.live.channel_state import ChannelState, Place
 from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Chunk, Unit
+from engine.live.journal_writer import ChannelJournal
 from engine.runtime.cuda_streams import StreamEvent
 from engine.wire.frames import FrameBatch
 from engine.wire.messages import ChunkDone, SetPrompt
@@ -49,6 +50,7 @@ class LiveChannel:
     planned_under: SetPrompt | None = None  # the prompt that begins with the next chunk, if one does
     waiting: SetPrompt | None = None  # the prompt for the chunk after that
     cutting: SetPrompt | None = None  # a cut that waits for frames
+    journal: ChannelJournal | None = None
 
     @property
     def buffered(self) -> int:

@@ -8,6 +8,7 @@ channels, `h` x `w` feature grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,14 @@ class GOP:
     count: int = 0
     closed: bool = False  # full, or cut short: the next GOP begins behind it
     changed: bool = False  # whether it is the first under another text
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPart:
+    """What a chunk reads of a GOP: its tokens from the beginning up to the chunk's last frame in it."""
+
+    start: int  # number of the GOP's first frame
+    tokens: Tensor  # [1, n] int64
 
 
 @dataclass(slots=True)
@@ -172,16 +181,19 @@ class PlanWriter:
         before = [gop for gop in plan.gops if gop.start < frame]
         plan.gops = before[-context:] + plan.gops[len(before) :]
 
-    def features(self, plan: Plan, start: int, end: int) -> FeatureFrames:
-        """Features of frames `start` to `end` - 1, which must be decided: [1, end - start, D, h, w] float32."""
+    def parts(self, plan: Plan, start: int, end: int) -> list[PlanPart]:
+        """What a chunk of frames `start` to `end` - 1, which must be decided, reads. Tokens are views."""
         parts = []
         for gop in plan.gops:
             # Not `count`: how far an open GOP reaches depends on time, and the shape would decide the last bits.
             frames = min(end - gop.start, self._frames(gop)) if gop.closed else end - gop.start
             if frames > 0 and gop.start + frames > start:
-                decoded = self._model.tokenizer.decode(gop.tokens[:, : self._offsets[frames]])
-                parts.append(decoded[:, max(start - gop.start, 0) :].float())
-        return FeatureFrames(torch.cat(parts, dim=1), start)
+                parts.append(PlanPart(gop.start, gop.tokens[:, : self._offsets[frames]]))
+        return parts
+
+    def features(self, plan: Plan, start: int, end: int) -> FeatureFrames:
+        """Features of frames `start` to `end` - 1, which must be decided: [1, end - start, D, h, w] float32."""
+        return decode(self._model, self.parts(plan, start, end), start)
 
     def _read_context(self, plan: Plan, gop: GOP) -> None:
         """Brings what stands before the GOP into the cache: prefix and context."""
@@ -231,3 +243,9 @@ class PlanWriter:
         frames = None if config.plan_frames is None else float(config.plan_frames)
         hidden = torch.arange(self._rows, device=text.device) > 0
         return self._model.planner.prefix(text.expand(self._rows, -1, -1), frames, config.motion_score, hidden)
+
+
+def decode(model: Model, parts: Iterable[PlanPart], start: int) -> FeatureFrames:
+    """Features [1, T, D, h, w] float32 of the frames of a plan from `start` on."""
+    features = [model.tokenizer.decode(part.tokens)[:, max(start - part.start, 0) :].float() for part in parts]
+    return FeatureFrames(torch.cat(features, dim=1), start)

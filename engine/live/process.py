@@ -7,7 +7,10 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -15,11 +18,12 @@ from engine.config import preset
 from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import Interleaver
+from engine.live.journal_writer import JournalWriter
 from engine.live.offline import generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import place, use_cores
 from engine.runtime.threads import FIXED, ThreadChoice
-from engine.wire.messages import Failed, Progress, Ready
+from engine.wire.messages import Failed, JournalStopped, Progress, Ready
 from engine.wire.ring import RingWriter
 from engine.wire.settings import EngineSettings
 
@@ -49,11 +53,12 @@ def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) ->
             generator = Generator(model)
             threads = choose_threads(generator)
             warm_up(generator, control)
-            interleaver = Interleaver(generator, ring, control, threads)
-            open_channels(interleaver)
-            config, warm_up_s = generator.model.config, time.monotonic() - began_s
-            control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
-            asyncio.run(interleaver.run())
+            with journals(settings, generator, control) as writer:
+                interleaver = Interleaver(generator, ring, control, threads, journals=writer)
+                open_channels(interleaver)
+                config, warm_up_s = generator.model.config, time.monotonic() - began_s
+                control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
+                asyncio.run(interleaver.run())
         except LoadError as error:
             control.send(Failed(str(error)))
         except (BrokenPipeError, ConnectionResetError):
@@ -74,6 +79,24 @@ def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
         return load(config, *place(config, settings.weights, settings.device), tell, settings.memory_gb)
     except ValueError as error:
         raise LoadError(str(error)) from error
+
+
+@contextmanager
+def journals(settings: EngineSettings, generator: Generator, control: ControlPipe) -> Iterator[JournalWriter | None]:
+    """What writes the channels' journals, where there is a folder for them."""
+
+    def tell(channel: str, reason: str | None) -> None:
+        with suppress(OSError):  # the server is gone, which the main thread notices too
+            control.send(JournalStopped(channel, reason))
+
+    if settings.state is None:
+        yield None
+        return
+    writer = JournalWriter(Path(settings.state), generator, tell)
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 def choose_threads(generator: Generator) -> ThreadChoice:

@@ -6,18 +6,24 @@ prefix) is not stored: the same model makes it again, bit for bit.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.live.channel_state import ChannelState, PastChunk, Place
+from engine.live.channel_state import ChannelState, PastChunk, Place, RenderState
 from engine.live.generator import Generator
 from engine.live.plan_writer import GOP
 from engine.perceptual.base import VideoState
+from engine.wire.files import write_atomically
 
 FORMAT = 2
+SUFFIX = ".snapshot"
 # Fields of a state that are stored as they are.
 _RENDERING = ("features", "context_latents")
 _PLAN = ("position", "noise")
@@ -25,7 +31,9 @@ _PLAN = ("position", "noise")
 
 def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
     """The record of a state that no chunk is being made of. Tensors are copies on the host."""
+    generator.settle()
     plan = state.plan
+    used = {field.name: getattr(plan.cache, field.name)[..., : plan.position, :] for field in fields(plan.cache)}
     return {
         "format": FORMAT,
         "preset": generator.model.config.name,
@@ -38,7 +46,7 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
         "open_from": state.open_from,
         "past": [_past_record(past) for past in state.past],
         "gops": [_record(gop) for gop in plan.gops],
-        "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _record(plan.cache)},
+        "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _copy(used)},
     }
 
 
@@ -46,28 +54,76 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
     """The state that a record was taken of; it goes on bit for bit on a device of the same kind.
 
     Raises:
-        ValueError: the record is of another format or preset.
+        ValueError: the record is of another format or preset, or has not what a state needs.
     """
+    _check(generator, snapshot)
+    with _refused():
+        state = generator.open(snapshot["prompt"], snapshot["seed"], snapshot["steps"])
+        _place_rendering(generator, state, snapshot)
+        device, plan = generator.model.device, state.plan
+        plan.gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
+        for name in _PLAN:
+            setattr(plan, name, _placed(snapshot["plan"][name], device))
+        for name, tensor in snapshot["plan"]["cache"].items():
+            # A captured graph may know the cache by its place.
+            getattr(plan.cache, name)[..., : plan.position, :].copy_(tensor)
+    return state
+
+
+def restore_rendering(generator: Generator, snapshot: dict[str, Any]) -> RenderState:
+    """As `restore`, without the plan, which nothing is computed for."""
+    _check(generator, snapshot)
+    with _refused(), generator.model.computing():
+        text = generator.model.text.embed(snapshot["prompt"], snapshot["seed"])
+        state = generator.start(text, snapshot["seed"], snapshot["steps"])
+        _place_rendering(generator, state, snapshot)
+    return state
+
+
+def write_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
+    """Writes a record to a file, whole or not at all. Raises OSError."""
+    write_atomically(path, lambda part: torch.save(snapshot, part))
+
+
+def read_snapshot(path: Path) -> dict[str, Any]:
+    """The record in a file. Raises ValueError if it is missing, damaged, or no record."""
+    try:
+        snapshot = torch.load(path, "cpu", weights_only=True)
+    except (OSError, EOFError, ValueError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is missing, damaged or no snapshot ({reason})") from error
+    if not isinstance(snapshot, dict):
+        raise ValueError(f"{path} is no snapshot: it holds a {type(snapshot).__name__}")
+    return snapshot
+
+
+def _check(generator: Generator, snapshot: dict[str, Any]) -> None:
     own = {"format": FORMAT, "preset": generator.model.config.name}
     for name, value in own.items():
         if snapshot.get(name) != value:
             raise ValueError(f"the snapshot has {name} {snapshot.get(name)!r}; this engine goes on from {value!r}")
-    state = generator.open(snapshot["prompt"], snapshot["seed"], snapshot["steps"])
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the snapshot has not what a state needs ({error})") from error
+
+
+def _place_rendering(generator: Generator, state: RenderState, snapshot: dict[str, Any]) -> None:
     device = generator.model.device
     state.next = Place(**snapshot["next"])
     for name in _RENDERING:
-        setattr(state, name, snapshot[name].to(device))
+        value, empty = snapshot[name].to(device), getattr(state, name)
+        if value.shape[2:] != empty.shape[2:]:
+            sizes = f"{list(value.shape[2:])}, this engine's {list(empty.shape[2:])}"
+            raise ValueError(f"the snapshot's {name} have size {sizes}")
+        setattr(state, name, value)
     state.vae = type(state.vae)(**_placed(snapshot["vae"], device))
     state.open_from = snapshot["open_from"]
     state.past = [_past_of(record, type(state.vae), device) for record in snapshot["past"]]
-    plan = state.plan
-    plan.gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
-    for name in _PLAN:
-        setattr(plan, name, _placed(snapshot["plan"][name], device))
-    for name, tensor in snapshot["plan"]["cache"].items():
-        # A captured graph may know the cache by its place.
-        getattr(plan.cache, name).copy_(tensor)
-    return state
 
 
 def _past_record(past: PastChunk) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,6 +48,7 @@ class Model:
     planner: Planner
     renderer: Renderer
     vae: Autoencoder
+    folder: Path | None = None  # that its weights are of
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -64,6 +65,7 @@ def load(
     dtype: torch.dtype,
     progress: Callable[[float], None] = lambda share: None,
     memory_gb: float | None = None,
+    planner: bool = True,
 ) -> Model:
     """Reads every stage from a weights folder.
 
@@ -71,6 +73,7 @@ def load(
         folder: in our own layout or as published.
         progress: told the share that is done, 0 to 1.
         memory_gb: most of the device's memory to use, 10^9 bytes; None gives nothing up.
+        planner: False leaves the planner without weights, for a model that renders what is planned.
 
     Raises:
         ValueError: if memory is too small, or a file is missing, cut short or of another model; it names the file and
@@ -82,11 +85,12 @@ def load(
     encoders = find_text_encoders(config, folder)
     placement = EVERYTHING_STAYS if memory_gb is None else choose_placement(config.name, memory_gb)
     dtypes = placement.dtypes(modules, autocast_dtypes(modules, dtype))
-    check_load(modules, device, dtypes, [encoder.size_bytes for encoder in encoders], memory_gb is not None)
+    needed = {name: module for name, module in modules.items() if planner or name != "planner"}
+    check_load(needed, device, dtypes, [encoder.size_bytes for encoder in encoders], memory_gb is not None)
     share = _MODULES_SHARE if encoders else 1.0
-    load_weights(folder, modules, config.name, device, dtypes, lambda done, total: progress(share * done / total))
+    load_weights(folder, needed, config.name, device, dtypes, lambda done, total: progress(share * done / total))
     if fp8_products:
-        for name in ("planner", "renderer"):
+        for name in ("planner", "renderer") if planner else ("renderer",):
             logger.info("%s: %d layers multiply in 8 bits", name, len(multiply_fp8(modules[name])))
     own: object = modules.get("text")
     reader = modules.get("reader")
@@ -98,7 +102,7 @@ def load(
         else read_text_encoders(config, encoders, device, placement, lambda done: progress(share + (1 - share) * done))
     )
     choose_attention(device, dtype, config.attention_shape)
-    return assemble(config, text, modules, device, dtype)
+    return replace(assemble(config, text, modules, device, dtype), folder=folder)
 
 
 def assemble(

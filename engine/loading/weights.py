@@ -6,6 +6,7 @@ says the format, the preset and what made it. `convert` writes the published mod
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from engine.wire.files import write_atomically
 SHIPPED = Path(__file__).parent.parent / "data"  # one folder a preset
 DESCRIPTION = "config.json"
 FORMAT = 1
+_WEIGHTS = (".safetensors", ".pt")
+_SAMPLE_BYTES = 1 << 16
 _PUBLISHED_PRESET = "landiff"
 _PUBLISHED_NAMES = (*(file.name for file in FILES), EXTRACTOR)
 _OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
@@ -118,6 +121,19 @@ def check_folder(folder: Path, preset: str) -> None:
             f"{folder} holds published files, which are of preset {_PUBLISHED_PRESET!r}, not {preset!r}: use that "
             "preset or other weights"
         )
+
+
+def digest(folder: Path) -> str:
+    """Tells folders of weights apart, cheaply: by names and sizes of files, and by their beginnings and ends."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file()):
+        size = path.stat().st_size
+        hashed.update(f"{path.relative_to(folder)} {size} ".encode())
+        with path.open("rb") as file:
+            for place in (0, max(0, size - _SAMPLE_BYTES)):
+                file.seek(place)
+                hashed.update(file.read(_SAMPLE_BYTES))
+    return hashed.hexdigest()
 
 
 def is_own(folder: Path) -> bool:

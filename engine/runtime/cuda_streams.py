@@ -75,6 +75,11 @@ class CudaStreams:
         event.record(torch.cuda.current_stream(self._device))
         return StreamEvent(event)
 
+    def wait(self) -> None:
+        """Returns when the work of every stream is done."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
     def take(self, tensor: Tensor, event: StreamEvent) -> None:
         """Lets the current stream use a tensor of another one, whole when the event is done."""
         if event.event is not None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,6 +24,19 @@ JUMP = 1.6  # times the lowest cost: the number is chosen again
 RETRY_S = 10.0  # between two looks whether all cores are free again
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def computing_with(number: int) -> Iterator[None]:
+    """Within the block torch computes with so many threads."""
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number != before:
+            torch.set_num_threads(before)
 
 
 class ThreadChoice:

@@ -177,6 +177,14 @@ class ChunkDone:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalStopped:
+    """The channel goes on without its journal, or with it again."""
+
+    channel: str
+    reason: str | None  # None when it is written again
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The engine cannot go on; `error` is one line that says what to do. The process exits after sending it."""
 
@@ -185,6 +193,14 @@ class Failed:
 
 ToEngine = OpenChannel | CloseChannel | Paused | SetPrompt | Shown | Stop
 ChannelMessage = (
-    ChannelOpened | ChannelRefused | PromptSet | PromptReplaced | Refused | FramesReady | FramesDropped | ChunkDone
+    ChannelOpened
+    | ChannelRefused
+    | PromptSet
+    | PromptReplaced
+    | Refused
+    | FramesReady
+    | FramesDropped
+    | ChunkDone
+    | JournalStopped
 )
 FromEngine = Heartbeat | Progress | Ready | ChannelMessage | ChannelClosed | Failed

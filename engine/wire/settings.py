@@ -17,6 +17,7 @@ class EngineSettings:
     device: str = "auto"  # "auto", "cpu" or "cuda"
     memory_gb: float | None = None  # most of the device's memory to use, 10^9 bytes; None keeps everything there
     log_level: str = "info"
+    state: str | None = None  # folder for journals and snapshots of the channels; None keeps none
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from engine.wire.messages import (
     ChunkDone,
     FramesDropped,
     FramesReady,
+    JournalStopped,
     Paused,
     PromptReplaced,
     PromptSet,
@@ -56,8 +57,7 @@ class Channel:
         self.id = name
         self.events = Broadcast()
         self._first = settings
-        self._engine = engine
-        self._metrics = metrics
+        self._engine, self._metrics = engine, metrics
         self._clock, self._admit = clock, admit
         self._playout = Playout(settings.start.frame, metrics, self, clock)
         self._next_chunk = settings.start.chunk
@@ -65,6 +65,7 @@ class Channel:
         self._ended = False
         self._chunks = ChunkStats()
         self._prompts = PromptBook(settings.prompt, settings.start.frame, settings.seed)
+        self._no_journal: str | None = None  # why it is not written
         self._report_json, self._reported_s = "", float("-inf")
         self.engine_changed()
 
@@ -103,6 +104,8 @@ class Channel:
                 self._publish(self._prompts.replace(message))
             case Refused():
                 self._prompts.refuse(message)
+            case JournalStopped():
+                self._no_journal = message.reason
         self._send_prompt()
         self._changed()
 
@@ -222,6 +225,7 @@ class Channel:
             steps=chunk.steps if chunk else self._first.steps or (ready.steps if ready else None),
             progress=engine.progress,
             chunk=self._chunks.report(),
+            no_journal=self._no_journal,
             prompts=self._prompts.report(),
         )
 
@@ -269,8 +273,8 @@ class Channel:
             opening.set_exception(error)
 
     def _on_frames(self, message: FramesReady) -> None:
-        view = self._engine.frames(message)
-        self._free(self._playout.put(FrameBatch(message.index, message.chunk, view), message.slot))
+        batch = FrameBatch(message.index, message.chunk, self._engine.frames(message))
+        self._free(self._playout.put(batch, message.slot))
         self._next_chunk = message.chunk + 1
 
     def _free(self, slots: tuple[int, ...]) -> None:

@@ -69,6 +69,7 @@ class ChannelReport:
     progress: str | None  # what the engine is doing while starting
     chunk: ChunkReport | None
     prompts: list[PromptReport]
+    no_journal: str | None = None  # why its journal is not written
 
 
 @dataclass(slots=True)

@@ -16,7 +16,16 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from streaming.http import channel_routes, doctor_routes, guard, openapi, output_routes, push_routes, whep_routes
+from streaming.http import (
+    channel_routes,
+    doctor_routes,
+    guard,
+    journal_routes,
+    openapi,
+    output_routes,
+    push_routes,
+    whep_routes,
+)
 from streaming.http.access import Access, Tokens
 from streaming.http.connection import Connection, TlsConnection
 from streaming.http.cors import Cors
@@ -90,6 +99,7 @@ def create_app(state: ServerState, config: AppConfig) -> FastAPI:
     channel_routes.add(app, state)
     output_routes.add(app, state)
     push_routes.add(app, state)
+    journal_routes.add(app, state)
     whep_routes.add(app, state, config.policy, config.tokens)
     openapi.install(app, config.tokens)
     return app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +16,7 @@ from streaming.channels.channel import Channel
 from streaming.errors import Unavailable
 from streaming.http.access import address_of
 from streaming.http.connection import Connection
+from streaming.http.growing_file import growing_file
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState
 from streaming.media.reader import Readers
@@ -32,7 +32,6 @@ JPEG: dict[int | str, dict[str, Any]] = {
     304: {"description": "It is the same frame"},
 }
 LIVE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Accept-Ranges": "none"}
-FILE_PART_BYTES = 64 * 1024
 NO_FOLDER = "This server keeps no recordings; start it with --recordings DIR."
 NO_RECORDING = "There is no such recording; GET /channels/{id}/recordings lists them."
 
@@ -165,19 +164,4 @@ async def _file(path: Path, name: str, grows: bool) -> Response:
         raise HTTPException(404, NO_RECORDING) from error
     if not grows:
         return FileResponse(path, media_type="video/mp4", filename=name, stat_result=facts)
-    headers = {"Content-Length": str(facts.st_size), "Cache-Control": "no-store", "Accept-Ranges": "none"}
-    return StreamingResponse(_begin(path, facts.st_size), 200, headers, "video/mp4")
-
-
-async def _begin(path: Path, size: int) -> AsyncIterator[bytes]:
-    """The first `size` bytes of a file that may grow, in parts."""
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while size:
-            part = await asyncio.to_thread(file.read, min(size, FILE_PART_BYTES))
-            if not part:
-                return
-            size -= len(part)
-            yield part
-    finally:
-        file.close()
+    return growing_file(path, facts.st_size, "video/mp4")

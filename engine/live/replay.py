@@ -1,0 +1,214 @@
+"""A journal back to frames: the same bits as were streamed, from any place on, without the planner."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import abc
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, count
+
+import torch
+
+from engine.live.channel_state import RenderState
+from engine.live.generator import Generator, Unit
+from engine.live.journal import Beginning, ChunkRecord, Environment, Journal, Record, SnapshotRecord
+from engine.live.offline import finished
+from engine.live.plan_writer import PlanPart
+from engine.live.snapshot import read_snapshot, restore_rendering
+from engine.runtime.threads import computing_with
+from engine.wire.frames import FrameBatch
+
+OTHER_PICTURES = ("preset", "width_px", "height_px", "fps", "weights")  # of an environment; else only the last bits
+
+log = logging.getLogger(__name__)
+
+
+def differences(journal: Environment, own: Environment) -> dict[str, str]:
+    """What is not here as it was where a journal was written: the field and, in words, both values."""
+    written, here = dataclasses.asdict(journal), dataclasses.asdict(own)
+    return {name: f"{name} {here[name]!r}, not {was!r}" for name, was in written.items() if here[name] != was}
+
+
+class Replay:
+    """One journal, to be replayed from any place on."""
+
+    def __init__(self, generator: Generator, journal: Journal, steps: int | None = None) -> None:
+        """`steps` denoising steps of all chunks; those of each record if None."""
+        self._generator, self._records, self._folder, self._steps = generator, journal.records, journal.folder, steps
+        self._behind = _behind(self._records)
+        pairs = list(zip(self._records, self._behind, strict=True))
+        shown = [behind if isinstance(one, SnapshotRecord) else _begin(one) for one, behind in pairs]
+        starts = [behind if isinstance(one, SnapshotRecord) else one.place.frame for one, behind in pairs]
+        later = _least_behind(shown, self._behind[-1])
+        # What comes later may begin before a chunk's end: its last frames were never shown then.
+        self._ends = list(map(min, self._behind, later))
+        self._begins = list(map(min, shown, later))  # for each record the first frame that it or a later one shows
+        self._back = _least_behind(starts, self._behind[-1])  # for each record the first frame that a later one makes
+        self._said: tuple[str, int] | None = None  # prompt and seed that the state's text is made of
+
+    @property
+    def begin(self) -> int:
+        """Number of the first frame."""
+        first = self._records[0]
+        assert isinstance(first, Beginning), "a journal begins so"
+        return first.place.frame
+
+    @property
+    def end(self) -> int:
+        """Number of the frame behind the last one."""
+        return self._behind[-1]
+
+    def frames(self, start: int, end: int) -> Iterator[FrameBatch]:
+        """Frames number `start` to `end` - 1, as far as the journal has them.
+
+        Raises ValueError where no state is there to begin from.
+        """
+        first, state = self._nearest(start)
+        place = start
+        for number in range(first, len(self._records)):
+            record = self._records[number]
+            if self._begins[number] >= end:
+                return
+            if isinstance(record, ChunkRecord):
+                begin, stop = max(start, record.shown), min(self._ends[number], end)
+                for batch in finished(self._units(state, number)):
+                    yield from _within(batch, begin, stop)
+            elif isinstance(record, Beginning):
+                if place < record.place.frame < end and number != first:
+                    log.warning("there is no record of frames %d to %d", max(place, start), record.place.frame - 1)
+                state = self._beginning(record)
+            place = self._ends[number]
+
+    def before(self, chunk: int) -> abc.Generator[Unit, None, tuple[RenderState, tuple[PlanPart, ...], str]]:
+        """What a chunk began with, after some units of work: the state, and plan and prompt up to there.
+
+        Raises ValueError for a chunk that the journal does not have, or where no state is there to begin from.
+        """
+        chunks = [number for number, record in enumerate(self._records) if isinstance(record, ChunkRecord)]
+        places = [record.place for record in self._records if isinstance(record, ChunkRecord)]
+        made = {place.chunk: number for number, place in zip(chunks, places, strict=True)}
+        if chunk not in made:
+            newest = max(made, default=None)
+            reason = "it is not made yet" if newest is None or chunk > newest else "it is not in the journal"
+            raise ValueError(f"chunk {chunk} cannot be gone on from: {reason}; the newest is {newest}")
+        last = made[chunk]
+        record = self._records[last]
+        assert isinstance(record, ChunkRecord), "it was looked for"
+        first, state = self._nearest(record.place.frame)
+        for number in range(first, last):
+            before = self._records[number]
+            if isinstance(before, ChunkRecord):
+                yield from self._units(state, number)
+            elif isinstance(before, Beginning):
+                state = self._beginning(before)
+        self._go_back(state, record)
+        earlier = [one for one in self._records[:last] if not isinstance(one, SnapshotRecord)]
+        parts = earlier[-1].parts if isinstance(earlier[-1], ChunkRecord) else ()
+        return state, tuple(self._up_to(parts, record.place.latent)), earlier[-1].prompt
+
+    def _up_to(self, parts: Sequence[PlanPart], latent: int) -> Iterator[PlanPart]:
+        offsets = self._generator.model.config.tokenizer.offsets
+        for part in parts:
+            if part.start < latent:
+                frames = min(latent - part.start, len(offsets) - 1)
+                yield PlanPart(part.start, part.tokens[:, : offsets[frames]])
+
+    def _nearest(self, frame: int) -> tuple[int, RenderState]:
+        """The last record at or before a frame that a state is there for, and the state."""
+        reason = ""
+        for number in range(len(self._records) - 1, -1, -1):
+            record = self._records[number]
+            # What is not shown to its end is no place to go on from.
+            if isinstance(record, ChunkRecord) or self._behind[number] > min(frame, self._ends[number]):
+                continue
+            try:
+                if isinstance(record, Beginning):
+                    return number, self._beginning(record)
+                return number, self._restore(record.snapshot)
+            except ValueError as error:
+                log.warning("%s; an earlier one is taken", error)
+                reason = str(error)
+        raise ValueError(f"there is no state to begin from before frame {frame} ({reason})")
+
+    def _beginning(self, record: Beginning) -> RenderState:
+        if record.snapshot is not None:
+            return self._restore(record.snapshot)
+        model = self._generator.model
+        with model.computing():
+            state = self._generator.start(model.text.embed(record.prompt, record.seed), record.seed)
+        state.next, self._said = record.place, (record.prompt, record.seed)
+        return state
+
+    def _restore(self, name: str) -> RenderState:
+        snapshot = read_snapshot(self._folder / name)
+        self._said = None  # the next chunk's may be another
+        return restore_rendering(self._generator, snapshot)
+
+    def _units(self, state: RenderState, number: int) -> Iterator[Unit]:
+        """The chunk of a record."""
+        record = self._records[number]
+        assert isinstance(record, ChunkRecord), "others have no units"
+        self._go_back(state, record)
+        if self._said != (record.prompt, record.seed):
+            self._said = record.prompt, record.seed
+            with self._generator.model.computing():
+                state.text = self._generator.model.text.embed(*self._said)
+        state.seed, state.steps = record.seed, self._steps or record.steps
+        # Later records may go back to there.
+        state.open_from = self._back[number]
+        device = self._generator.model.device
+        parts = [dataclasses.replace(part, tokens=part.tokens.to(device)) for part in record.parts]
+        return _with_threads(self._generator.render_plan(state, parts, state.steps), record.threads)
+
+    def _go_back(self, state: RenderState, record: ChunkRecord) -> None:
+        """To where a chunk began, if that is before the end of the chunk before. Raises ValueError if it cannot be."""
+        if state.next == record.place:
+            return
+        place, reason = None, ""
+        with computing_with(record.threads[0][1]):
+            try:
+                place = self._generator.rewind(state, record.place.frame)
+            except ValueError as error:
+                reason = f" ({error})"
+        if place != record.place:
+            raise ValueError(f"a chunk begins at {record.place}, and its snapshot is of {state.next}{reason}")
+
+
+def _behind(records: Sequence[Record]) -> list[int]:
+    """For each record the frame that its state goes on from."""
+    behind: list[int] = []
+    for record in records:
+        if isinstance(record, SnapshotRecord):
+            behind.append(behind[-1])
+        else:
+            behind.append(record.place.frame + (record.frames if isinstance(record, ChunkRecord) else 0))
+    return behind
+
+
+def _least_behind(values: Sequence[int], last: int) -> list[int]:
+    """For each place the least of the values behind it; `last` for the last one."""
+    return list(accumulate(reversed([*values[1:], last]), min))[::-1]
+
+
+def _begin(record: Beginning | ChunkRecord) -> int:
+    return record.shown if isinstance(record, ChunkRecord) else record.place.frame
+
+
+def _with_threads(units: Iterator[Unit], threads: Sequence[tuple[int, int]]) -> Iterator[Unit]:
+    """The units, each computed with as many threads as it was then."""
+    changes, now = dict(threads), torch.get_num_threads()
+    for number in count():
+        now = changes.get(number, now)
+        with computing_with(now):
+            unit = next(units, None)
+        if unit is None:
+            return
+        yield unit
+
+
+def _within(batch: FrameBatch, start: int, end: int) -> Iterator[FrameBatch]:
+    """The part of a batch that is frames `start` to `end` - 1, if there is one."""
+    first, stop = max(start - batch.index, 0), min(end - batch.index, batch.frames)
+    if first < stop:
+        yield dataclasses.replace(batch, index=batch.index + first, i420=batch.i420[first:stop])

@@ -1,0 +1,201 @@
+"""Journals back to frames: the same bits, from any place on."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from tiny import tiny_config, tiny_model
+
+from engine.config import PRESETS
+from engine.live import journal_writer
+from engine.live.channel_state import ChannelState, RenderState
+from engine.live.generator import Generator, Unit
+from engine.live.journal import Environment, Journal
+from engine.live.journal_writer import JournalWriter
+from engine.live.plan_writer import PlanPart
+from engine.live.replay import OTHER_PICTURES, Replay, differences
+from engine.live.snapshot import take_snapshot, write_snapshot
+from engine.wire.state_folder import JOURNAL
+
+CHUNKS = 8
+SNAPSHOT_EVERY = 6  # chunks
+CHANGES = {1: "the blue boat", 3: "a red ball"}  # by the chunk in the middle of which they come
+LOOK_AHEAD = 16  # semantic frames
+THREADS = {4: 2, 5: 1}  # by chunk: how many threads compute from its middle on
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_preset() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", tiny_config)
+        patch.setattr(journal_writer, "SNAPSHOT_S", SNAPSHOT_EVERY * tiny_config().chunk_s)
+        yield
+
+
+@cache
+def generator() -> Generator:
+    return Generator(tiny_model())
+
+
+def make(state: ChannelState, writer: JournalWriter, chunks: int, new: bool = True) -> npt.NDArray[np.uint8]:
+    """The next chunks of a video, with a journal, as in the loop: planning runs ahead, prompts and threads change."""
+    own, frames = generator(), []
+    journal = writer.open("main", state, new)
+    for _ in range(chunks):
+        number = state.next.chunk
+        while own.needs_plan(state):
+            own.plan(state)
+        chunk = journal.recorded(state, own.chunk(state), state.next.frame)
+        for count, unit in enumerate(chunk.units):
+            if unit.batch is not None:
+                frames.append(unit.batch.i420)
+            if count == 1 and number in CHANGES:
+                own.change(state, CHANGES[number], chunk.end)
+            if count == 2:
+                torch.set_num_threads(THREADS.get(number, torch.get_num_threads()))
+            if own.planned(state) - chunk.end.latent < LOOK_AHEAD:
+                own.plan(state)
+    return np.concatenate(frames)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, npt.NDArray[np.uint8]]:
+    """A journal, and the frames that it was written of."""
+    folder, before = tmp_path_factory.mktemp("state"), torch.get_num_threads()
+    writer = JournalWriter(folder, generator(), lambda *told: pytest.fail(str(told)))
+    try:
+        frames = make(generator().open("a red ball", 7, steps=3), writer, CHUNKS)
+    finally:
+        writer.close(60)
+        torch.set_num_threads(before)
+    return folder / "main" / JOURNAL, frames
+
+
+def replayed(path: Path, start: int, end: int, steps: int | None = None) -> npt.NDArray[np.uint8]:
+    replay = Replay(generator(), Journal(path), steps)
+    return np.concatenate([batch.i420 for batch in replay.frames(start, end)])
+
+
+def test_the_whole_video_is_the_same(video: tuple[Path, npt.NDArray[np.uint8]]) -> None:
+    """Under three prompts and with changing threads, from the beginning to the end."""
+    path, frames = video
+    replay = Replay(generator(), Journal(path))
+    assert (replay.begin, replay.end) == (0, len(frames))
+    assert (replayed(path, 0, len(frames)) == frames).all()
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (100, 131), (140, 180), (192, 193)])
+def test_any_part_is_the_same(video: tuple[Path, npt.NDArray[np.uint8]], start: int, end: int) -> None:
+    """From a chunk's middle, before and behind a snapshot, up to the last frame."""
+    path, frames = video
+    assert (replayed(path, start, end) == frames[start:end]).all()
+
+
+class Counting(Generator):
+    """Counts the chunks that are rendered."""
+
+    chunks = 0
+
+    def render_plan(self, state: RenderState, parts: list[PlanPart], steps: int) -> Iterator[Unit]:
+        self.chunks += 1
+        return super().render_plan(state, parts, steps)
+
+
+def test_a_snapshot_saves_what_is_before_it(video: tuple[Path, npt.NDArray[np.uint8]]) -> None:
+    """Frames behind a snapshot are made without the chunks before it; without its file, from the one before."""
+    path, frames = video
+    counting = Counting(tiny_model())
+    replay = Replay(counting, Journal(path))
+    assert sum(batch.frames for batch in replay.frames(len(frames) - 1, len(frames))) == 1
+    assert counting.chunks == CHUNKS - SNAPSHOT_EVERY
+
+
+def test_a_damaged_snapshot_is_passed_over(
+    video: tuple[Path, npt.NDArray[np.uint8]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the video is made from an earlier one, or from its beginning, which is said."""
+    path, frames = video
+    copy = tmp_path / JOURNAL
+    copy.write_bytes(path.read_bytes())
+    (tmp_path / "000001.snapshot").write_bytes((path.parent / "000001.snapshot").read_bytes()[:-100])
+    assert (replayed(copy, 180, 190) == frames[180:190]).all()
+    assert "000001.snapshot is missing, damaged or no snapshot" in caplog.text
+
+
+def test_a_snapshot_of_another_video_is_refused(video: tuple[Path, npt.NDArray[np.uint8]], tmp_path: Path) -> None:
+    """A foreign snapshot that does not fit the journal's place ends in words."""
+    path, _ = video
+    copy = tmp_path / JOURNAL
+    copy.write_bytes(path.read_bytes())
+    write_snapshot(tmp_path / "000001.snapshot", take_snapshot(generator(), generator().open("a red ball", 7)))
+    with pytest.raises(ValueError, match="its snapshot is of"):
+        replayed(copy, 180, 190)
+
+
+def test_other_steps_are_other_pictures_of_the_same_plan(video: tuple[Path, npt.NDArray[np.uint8]]) -> None:
+    """As many frames, and the journal stays as it is."""
+    path, frames = video
+    made = replayed(path, 0, 40, steps=2)
+    assert made.shape == frames[:40].shape and (made != frames[:40]).any()
+
+
+def test_another_process_goes_on_where_frames_are(tmp_path: Path) -> None:
+    """A chunk that is dropped after its first frames is written; what begins again before its end cuts it."""
+    own = generator()
+    state = own.open("a red ball", 7)
+    writer = JournalWriter(tmp_path, own, lambda *told: pytest.fail(str(told)))
+    journal = writer.open("main", state, new=True)
+    while own.needs_plan(state):
+        own.plan(state)
+    chunk = journal.recorded(state, own.chunk(state), 0)
+    first = next(unit.batch for unit in chunk.units if unit.batch is not None)
+    chunk.units.close()
+    again = own.open("the blue boat", 8, first_chunk=1, first_frame=first.frames)
+    frames = [first.i420, make(again, writer, 1, new=False)]
+    writer.close(60)
+    assert (replayed(tmp_path / "main" / JOURNAL, 0, 100) == np.concatenate(frames)).all()
+
+
+@pytest.mark.parametrize(("chunks", "units", "back"), [(1, 9, 2), (2, 9, 14), (2, 1, 24), (1, 9, 9), (2, 30, 20)])
+def test_cuts_are_replayed(tmp_path: Path, chunks: int, units: int, back: int) -> None:
+    """What was on air is shown up to the frame of the cut, and what was made anew from there on."""
+    own = generator()
+    state = own.open("a red ball", 7)
+    writer = JournalWriter(tmp_path, own, lambda *told: pytest.fail(str(told)))
+    journal, video, wanted = writer.open("main", state, new=True), np.zeros((0, 48, 48), np.uint8), 0
+    for number, limit in enumerate([1000] * chunks + [units, 1000, 5, 1000]):
+        state.open_from = max(0, len(video) - 30)
+        while own.needs_plan(state):
+            own.plan(state)
+        chunk = journal.recorded(state, own.chunk(state), max(wanted, state.next.frame))
+        for _, unit in zip(range(limit), chunk.units, strict=False):
+            if unit.batch is not None:
+                new = max(0, wanted - unit.batch.index)
+                video = np.concatenate([video, unit.batch.i420[new:]])
+        chunk.units.close()
+        if limit < 1000:
+            wanted = len(video) - back
+            video = video[:wanted]
+            own.rewind(state, wanted)
+            own.change(state, "the blue boat" if number % 2 else "a red ball", state.next, seed=number)
+    writer.close(60)
+    path = tmp_path / "main" / JOURNAL
+    assert (replayed(path, 0, 1000) == video).all()
+    middle = len(video) // 2
+    assert (replayed(path, middle, middle + 5) == video[middle : middle + 5]).all()
+
+
+def test_differences_are_told() -> None:
+    """Field by field, in words with both values; other weights are told apart from other bits."""
+    own = Environment.of(generator().model)
+    other = dataclasses.replace(own, torch_version="1.0", cpu_capability="VSX", weights="abc")
+    assert differences(own, own) == {}
+    found = differences(other, own)
+    assert set(found) == {"torch_version", "cpu_capability", "weights"}
+    assert found["cpu_capability"] == f"cpu_capability {own.cpu_capability!r}, not 'VSX'"
+    assert set(found) & set(OTHER_PICTURES) == {"weights"}
