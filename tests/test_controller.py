@@ -48,13 +48,13 @@ def test_a_cut_is_not_the_frame_that_may_be_on_air_already() -> None:
 
 
 def test_costs_are_means_of_what_was_measured() -> None:
-    """Of the last chunks, each part apart; there are none before the first chunk."""
+    """Of the dearer half of the last chunks, each part apart; there are none before the first chunk."""
     meter = CostMeter(chunk_tokens=80)
     meter.planned(0.02, 9)
     meter.planned(0.03, 11)
     assert meter.costs(1.0) is None
     for number in range(100):
-        meter.rendered(0.1, 0.2 if number < 50 else 0.4, 0.05)
+        meter.rendered(0.1, 0.2 if number < 50 or number % 2 else 0.4, 0.05)
     costs = meter.costs(1.5)
     assert costs is not None
     assert (costs.plan_s, costs.step_s, costs.stretch) == pytest.approx((0.2, 0.4, 1.5))

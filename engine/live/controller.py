@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -93,6 +94,11 @@ class CostMeter:
         """What a chunk costs where time stretches so; None before the first one."""
         if not self._chunks:
             return None
-        open_s, step_s, slice_s = map(fmean, zip(*self._chunks, strict=True))
+        open_s, step_s, slice_s = map(_dear, zip(*self._chunks, strict=True))
         plan_s, tokens = map(sum, zip(*self._plans, strict=True))
         return Costs(self._chunk_tokens * plan_s / tokens, open_s, step_s, slice_s, stretch)
+
+
+def _dear(seconds: Collection[float]) -> float:
+    """The mean of the dearer half: where costs vary, as beside other programs, less is promised."""
+    return fmean(sorted(seconds)[len(seconds) // 2 :])
