@@ -38,7 +38,7 @@ class RateConfig:
     keyframes_s: float = 5.0
     drain_s: float = 0.4  # that nothing is sent to an overrun network, so that its queue empties
     trial_s: float = 10.0  # at the high rung; who is overrun sooner waits twice as long before the next probe
-    wait_s: float = 4.0  # at the low rung, before the first probe
+    wait_s: float = 3.0  # at the low rung, before the first probe
     wait_share: float = 0.15  # of the time at the low rung, before each further one
     longest_wait_s: float = 60.0
     burst_octets: int = 5_000  # of the first probe, sent at once: at 300 kbit/s it delays what follows by 0.13 s
