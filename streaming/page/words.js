@@ -2,8 +2,7 @@
 
 import { $, make } from "./dom.js";
 
-const NONE = ["none", "still", "normal"]; // of fields that nobody asked for
-const MOVES = { left: "to the left", right: "to the right", up: "up", down: "down", still: "at rest", bouncing: "bouncing" };
+const MOVES = { left: "to the left", right: "to the right", still: "at rest" }; // others are their own word
 
 const article = (word) => (/^[aeiou]/.test(word) ? "an" : "a");
 
@@ -20,18 +19,22 @@ export function showWords(answer) {
 /** What is shown, in the order of a sentence. */
 function understood(record) {
   if (!record) return [];
-  const { subject, colour, scene, direction, speed, camera, second_subject: other, second_colour, relation, open } = record;
-  const chip = (label, ...fields) => {
-    const isOpen = fields.every((field) => open.includes(field));
-    const title = isOpen ? "The prompt leaves this open" : "Understood";
-    return { kind: isOpen ? "open" : "read", label, title };
+  const isOpen = (field) => record.open.includes(field);
+  const chips = [];
+  const add = (label, field) => {
+    const title = isOpen(field) ? "The prompt leaves this open" : "Understood";
+    chips.push({ kind: isOpen(field) ? "open" : "read", label, title });
   };
-  const chips = [chip(`${colour} ${subject}`, "colour", "subject")];
-  if (other) chips.push(chip(`${relation === "left" ? "left of" : relation} ${article(second_colour)} ${second_colour} ${other}`, "second_subject"));
-  if (!(NONE.includes(direction) && open.includes("direction"))) chips.push(chip(MOVES[direction] ?? direction, "direction"));
-  if (!(NONE.includes(speed) && open.includes("speed"))) chips.push(chip(speed, "speed"));
-  chips.push(chip(scene, "scene"));
-  if (!NONE.includes(camera)) chips.push(chip(`camera to the ${camera}`, "camera"));
+  const { subject, colour, direction, speed, camera, second_subject: other, second_colour: otherColour } = record;
+  if (isOpen("colour") === isOpen("subject")) add(`${colour} ${subject}`, "subject");
+  else ["colour", "subject"].forEach((field) => add(record[field], field));
+  const where = record.relation === "left" ? "left of" : record.relation;
+  if (other) add(`${where} ${article(otherColour)} ${otherColour} ${other}`, "second_subject");
+  // What nobody asked for and is not there needs no word.
+  if (!isOpen("direction") || direction !== "still") add(MOVES[direction] ?? direction, "direction");
+  if (!isOpen("speed") || speed !== "normal") add(`${speed} speed`, "speed");
+  add(record.scene, "scene");
+  if (camera !== "none") add(`camera to the ${camera}`, "camera");
   return chips;
 }
 
