@@ -1,4 +1,5 @@
 import asyncio
+import re
 import shutil
 import signal
 import socket
@@ -317,6 +318,41 @@ async def test_a_channel_is_made_and_shown(browser: Any) -> None:
         assert await page.inner_text("#channel") == "sea"
         assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main", "sea"]
         assert errors == []
+
+
+async def test_what_comes_next_is_a_strip(browser: Any) -> None:
+    """Each part with its picture, when it comes and what it shows; a click drops it; without a plan there is none."""
+    asked: list[Any] = []
+
+    async def plan(route: Any) -> None:
+        # As the engine would plan; the fake one does not.
+        asked.append((route.request.method, route.request.post_data_json))
+        first = {"frame": 0, "frames": 10**6, "prompt": "a", "rendered": True, "picture": "channels/main/frame.jpg"}
+        later = {
+            "frame": 10**6,
+            "frames": 16,
+            "prompt": "a",
+            "rendered": False,
+            "picture": None,
+            "words": {"subject": "fish"},
+        }
+        await route.fulfill(json={"parts": [first, later]})
+
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        assert await page.locator("#plan").is_hidden()
+        page = await browser.new_page(bypass_csp=True)
+        await page.route("**/channels/main/plan", plan)
+        await page.route("**/channels/main/plan/discard", plan)
+        await page.goto(running.url)
+        parts = page.locator("#plan-list li")
+        await parts.nth(1).wait_for(timeout=LIMIT_MS)
+        assert (await parts.nth(0).inner_text()).split("\n") == ["Now", "a"]
+        assert re.fullmatch(r"in [0-9]+ s\nfish", await parts.nth(1).inner_text())
+        await page.wait_for_function("document.querySelector('#plan-list img').naturalWidth === 192", timeout=LIMIT_MS)
+        await parts.nth(1).locator("button").click()
+        await page.wait_for_selector("#notice[data-shown]")
+        assert ("POST", {"frame": 10**6}) in asked and errors == []
 
 
 async def test_a_prompt_can_cut(browser: Any) -> None:

@@ -24,8 +24,8 @@ export class PlanStrip {
     this.#busy = true;
     this.#sinceMs = performance.now();
     try {
-      const { entries } = await (await request("GET", this.#url)).json();
-      this.#show(entries.filter((entry) => entry.end > (frame ?? 0)), frame ?? 0, fps);
+      const { parts } = await (await request("GET", this.#url)).json();
+      this.#show(parts.filter((part) => part.frame + part.frames > (frame ?? 0)), frame ?? 0, fps);
     } catch (error) {
       this.#missing = error.status === 404;
       $("plan").hidden = true;
@@ -34,18 +34,19 @@ export class PlanStrip {
     }
   }
 
-  #show(entries, now, fps) {
+  #show(parts, now, fps) {
     const list = $("plan-list");
-    $("plan").hidden = !entries.length;
+    $("plan").hidden = !parts.length;
     const rows = new Map([...list.children].map((row) => [Number(row.dataset.frame), row]));
-    const ordered = entries.map((entry) => {
-      const row = rows.get(entry.frame) ?? this.#row(entry.frame);
+    const ordered = parts.map((part) => {
+      const row = rows.get(part.frame) ?? this.#row(part.frame);
       const [picture, time, words] = row.firstElementChild.children;
-      if (picture.dataset.url !== entry.preview) Object.assign(picture, { src: entry.preview }).dataset.url = entry.preview;
-      setText(time, entry.frame <= now ? "Now" : `in ${seconds((entry.frame - now) / fps)}`);
-      setText(words, entry.words ?? entry.prompt);
-      row.dataset.rendered = entry.rendered;
-      row.firstElementChild.title = `${entry.prompt}. A click drops it, and what follows`;
+      // A picture is made when there is time for it.
+      if (part.picture && picture.getAttribute("src") !== part.picture) picture.src = part.picture;
+      setText(time, part.frame <= now ? "Now" : `in ${seconds((part.frame - now) / fps)}`);
+      setText(words, Object.values(part.words ?? {}).join(", ") || part.prompt);
+      row.dataset.rendered = part.rendered;
+      row.firstElementChild.title = `${part.prompt}. A click drops it, and what follows`;
       return row;
     });
     // Rows stay in place while they are the same, so that a focus is not lost.
