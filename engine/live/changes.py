@@ -23,7 +23,7 @@ class Changes:
         self._fps = generator.model.config.fps
 
     def take(self, channel: LiveChannel | None, request: SetPrompt) -> None:
-        """Answers a request, at once or, where a cut has to wait, in `chunk_delivered`."""
+        """Answers a request, at once or, where a cut has to wait, in `frames_delivered` or `chunk_done`."""
         reason = f"there is no channel {request.channel!r}" if channel is None else _obstacle(request)
         if channel is None or reason is not None:
             self._send(Refused(request.request, request.channel, reason or ""))
