@@ -35,6 +35,7 @@ GOCODE = Path("/usr/share/gocode")
 FEW, MANY = 2, 30  # viewers
 MANY_ENCODERS = 8  # of one that encodes for each: more would fill two cores
 WATCH_S = 6.0
+ROUNDS = 30  # of the film, for a server that is fed
 SETTLE_S = 2.0
 JANUS = {
     "janus.jcfg": (
@@ -188,7 +189,9 @@ async def _janus(films: Films, stack: AsyncExitStack) -> Running:
         (folder / name).write_text(text.format(port=janus_port, rtp_port=rtp_port, **others))
     process = await _start(stack, "janus", "-F", str(folder))
     await answers(f"http://127.0.0.1:{janus_port}/janus/info", process)
-    source = ("-re", "-stream_loop", "-1", "-i", str(films.mp4), "-c", "copy", "-an", "-bsf:v", "h264_mp4toannexb")
+    # Often enough in a row: ffmpeg's own repetition ends with the first round of a copied stream.
+    again = "concat:" + "|".join([str(films.h264)] * ROUNDS)
+    source = ("-re", "-f", "h264", "-framerate", str(film.FPS), "-i", again, "-c", "copy", "-an")
     sink = ("-f", "rtp", "-payload_type", "96", f"rtp://127.0.0.1:{rtp_port}?pkt_size=1300")
     await _start(stack, "ffmpeg", "-loglevel", "error", *source, *sink)
     module = "streaming.bench.peers.janus_gateway"
