@@ -1,5 +1,8 @@
 """The weights that are shipped: they load, they follow the prompt, and their seams do not show."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from engine.training.world.captions import Label
 FOLDER = SHIPPED / "mini"
 FILE_BYTES, ALL_BYTES = 15 << 20, 60 << 20
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +94,24 @@ def test_pictures_stay_as_sharp_as_they_were(dtype: torch.dtype) -> None:
     steady = load(preset("mini"), FOLDER, CPU, dtype)
     frames = video(steady, "one blue car stays in place under the night sky", 25 + 24 * 6, seed=4)
     assert judge.sharpness(frames[-24:]) / judge.sharpness(frames[:25]) == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes Triton")
+def test_mini_runs_without_heavy_libraries() -> None:
+    """Neither transformers nor torch's compiler nor Triton is loaded, from the start to the second chunk."""
+    code = """
+import sys, torch
+from engine.config import preset
+from engine.live import process
+from engine.live.offline import generate_frames
+from engine.loading.model import load
+from engine.loading.weights import SHIPPED
+generator = process.Generator(load(preset("mini"), SHIPPED / "mini", torch.device("cpu"), torch.float32))
+list(generate_frames(generator, generator.open("a red ball", 0, 1), 49))
+print(sorted({"transformers", "triton", "torch._dynamo", "sympy", "diffusers", "sentencepiece"} & set(sys.modules)))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON", "LANDIFF"))}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
+    )
+    assert found.stdout == "[]\n", found.stdout

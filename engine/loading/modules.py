@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from engine.config import EngineConfig
 from engine.loading.weights import has_component
@@ -28,7 +32,7 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
         vocabulary: a weights folder; with it a preset's own text encoder is built too, as "text", and "reader" if it
             has one.
     """
-    with torch.device(device):
+    with torch.device(device), _Unfilled() if device == "meta" else nullcontext():
         modules: dict[str, nn.Module] = {
             "tokenizer": SemanticTokenizer(config.tokenizer),
             "planner": Planner(config.planner),
@@ -41,6 +45,30 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
             if config.reader is not None and has_component(vocabulary, "reader"):
                 modules["reader"] = make_reader(config.reader, vocabulary)
     return {name: module.requires_grad_(False).eval() for name, module in modules.items()}
+
+
+# What modules do to the random numbers they begin with; the shape stays.
+_SAME_SHAPE = {
+    *(getattr(torch.Tensor, name) for name in ("normal_", "uniform_", "mul", "div", "__truediv__", "__rmul__")),
+    *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.zeros_, nn.init.ones_),
+    nnf.normalize,
+}
+
+
+class _Unfilled(TorchFunctionMode):
+    """Computes no numbers to begin with: on the meta device torch loads its compiler for that, 1.5 s and 150 MB."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if func in _SAME_SHAPE:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            if len(tensors) == 1:
+                return tensors[0]
+        return func(*args, **kwargs)
 
 
 def autocast_dtypes(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, torch.dtype]:

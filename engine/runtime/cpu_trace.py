@@ -57,6 +57,11 @@ class _Recorder(TorchDispatchMode):
         self._seen: list[Any] = list(inputs)  # alive as long as they are known by their ids
         self._old = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; to be shut off from torch's compiler it would be loaded, 1.5 s and 150 MB."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

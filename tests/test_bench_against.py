@@ -1,0 +1,68 @@
+"""This tree beside another commit, and plans token for token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+
+from engine.bench import against, plans
+from engine.bench.plans import compare
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_commits_files_are_there_and_go() -> None:
+    """Checked out as they were, and no worktree is left behind."""
+    with against.worktree("HEAD") as tree:
+        assert (tree / "engine/bench/turns.py").is_file() and tree != ROOT
+    assert not tree.exists()
+    listed = subprocess.check_output(["git", "worktree", "list"], cwd=ROOT, text=True)
+    assert str(tree) not in listed
+
+
+def test_an_unknown_commit_is_refused() -> None:
+    """By its name, in one line."""
+    with (
+        pytest.raises(ValueError, match="commit 'no-such-commit' cannot be checked out"),
+        against.worktree("no-such-commit"),
+    ):
+        pass
+
+
+def test_an_engine_that_cannot_be_driven_is_named() -> None:
+    """Its process ends, and its folder is in the error."""
+    with pytest.raises(ValueError, match=f"the engine of {ROOT} ended"), against.turns_of(ROOT, "huge", 1) as ask:
+        ask("")
+
+
+def test_turns_are_real_work_of_the_tree() -> None:
+    """A process that loads the shipped weights answers how long a plan and a chunk took."""
+    with against.turns_of(ROOT, "mini", 1) as ask:
+        assert ask("") == {"tokens": 128}
+        assert ask("plan")["plan"] > 0 and ask("chunk")["chunk"] > 0
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    """A machine that is slow in one round is slow for both."""
+    compared = against._compared({"now": [1.0, 10.0, 2.0], "then": [3.0, 30.0, 6.0]})
+    assert compared["times_less"] == {"median": 3.0, "middle_half": [3.0, 3.0]}
+
+
+def test_plans_are_compared_token_for_token() -> None:
+    """Of captions that the tiny model reads; one token a pass in the same shapes gives the same, in more passes."""
+    report = compare(tiny_model(), 2, 8)
+    json.dumps(report)
+    assert report["tokens"] == 2 * 2 * 42 and report["differ"]["one_a_pass"] == 0
+    a_pass = report["tokens_a_pass"]
+    assert a_pass["one_place_a_pass"] < a_pass["one_a_pass"] < a_pass["several_a_pass"]
+
+
+def test_wrong_numbers_of_captions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(SystemExit) as exit_:
+        plans.main(["--captions", "0"])
+    assert exit_.value.code == 2 and "0 captions asked for" in capsys.readouterr().err
