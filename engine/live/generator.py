@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,12 @@ class Generator:
         features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
         context_latents = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
         return RenderState(text, seed, steps, Place(), features, context_latents, self.model.vae.new_state())
+
+    def go_on(self, state: RenderState, prompt: str, before: PlanPart) -> ChannelState:
+        """A channel that goes on from what is rendered; `before` is the GOP up to there, `prompt` the state's."""
+        with self.model.computing(), self._streams.stream(_PLAN):
+            plan = self._writer.begin(state.text.planner, state.seed, state.next.latent, before)
+        return ChannelState(**{one.name: getattr(state, one.name) for one in fields(state)}, prompt=prompt, plan=plan)
 
     def change(self, state: ChannelState, prompt: str, at: Place, seed: int | None = None) -> None:
         """A new prompt, and a new seed if one is given, from the chunk that begins at `at`.

@@ -81,8 +81,11 @@ class PlanWriter:
         # What a captured pass reads must be there before.
         model.planner.prepare(self._length, model.device)
 
-    def begin(self, text: Tensor, seed: int, frame: int) -> Plan:
-        """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer."""
+    def begin(self, text: Tensor, seed: int, frame: int, before: PlanPart | None = None) -> Plan:
+        """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer.
+
+        `before` is a GOP up to there, which the planner goes on from.
+        """
         config, model = self._model.config.planner, self._model
         cache = KVCache.allocate(
             config.layers,
@@ -93,7 +96,8 @@ class PlanWriter:
             model.device,
             model.dtype,
         )
-        return Plan(seed, self._prefix(text), [self._gop(frame, None)], cache)
+        gops = [] if before is None else [self._closed(before)]
+        return Plan(seed, self._prefix(text), [*gops, self._gop(frame, gops[-1] if gops else None)], cache)
 
     def end(self, plan: Plan) -> int:
         """Number of the first frame that is not wholly decided."""
@@ -233,6 +237,12 @@ class PlanWriter:
         """Frames of the GOP that are wholly decided."""
         config = self._model.config.tokenizer
         return 0 if gop.count < config.i_tokens else 1 + (gop.count - config.i_tokens) // config.p_tokens
+
+    def _closed(self, part: PlanPart) -> GOP:
+        gop = self._gop(part.start, None)
+        gop.count, gop.closed = part.tokens.shape[1], True
+        gop.tokens[:, : gop.count] = part.tokens
+        return gop
 
     def _gop(self, start: int, before: GOP | None) -> GOP:
         """A GOP of which nothing is decided, behind the one before."""

@@ -14,9 +14,11 @@ from engine.arguments import add_model, add_rendering, checked, seconds, seed
 from engine.config import preset
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
+from engine.live.start import Starter, most_pictures
 from engine.loading.model import load
 from engine.loading.options import place
 from engine.published.release import check_release, generate_release, release_units
+from engine.video.start_clip import last_pictures
 from engine.video.video_file import VideoFile, check_video_target
 from engine.wire.prompt import check_prompt
 
@@ -39,16 +41,21 @@ def main(argv: Sequence[str]) -> int:
         metavar="SECONDS:PROMPT",
         help="a new prompt from the first chunk on that begins at SECONDS or later; may be repeated",
     )
+    told = "picture or video that the video goes on from; of a long one the last 6 s count"
+    parser.add_argument("--start", type=Path, metavar="F", help=told)
     add_model(parser)
     add_rendering(parser)
     arguments = parser.parse_args(argv)
     # First of all, so that a place that cannot be written is named before weights are fetched or read.
-    check_video_target(arguments.out)
+    check_video_target(arguments.out, source=arguments.start)
     config = preset(arguments.preset)
     if arguments.reference:
         check_release(config)
-        if arguments.change:
-            raise ValueError("--change needs an endless video: leave out --reference")
+        if arguments.change or arguments.start:
+            option = "--change" if arguments.change else "--start"
+            raise ValueError(f"{option} needs an endless video: leave out --reference")
+    size = config.height_px, config.width_px, config.fps, most_pictures(config)
+    pictures = None if arguments.start is None else last_pictures(arguments.start, *size)
     folder, device, dtype = place(config, arguments.weights, arguments.device)
     steps = arguments.steps or config.steps
     with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
@@ -62,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
                     file.write(batch.i420)
         else:
             generator = Generator(model)
-            channel = generator.open(arguments.prompt, arguments.seed, steps)
+            begin = arguments.prompt, arguments.seed, steps
+            channel = generator.open(*begin) if pictures is None else Starter(generator).begin(pictures, *begin)
             frames = max(1, round(arguments.seconds * config.fps))
             changes = [Change(math.ceil(at_s * config.fps), prompt) for at_s, prompt in arguments.change]
             file.write_batches(generate_frames(generator, channel, frames, changes), frames)
