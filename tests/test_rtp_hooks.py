@@ -156,7 +156,12 @@ async def test_receiver_report_tells_loss_and_round_trip() -> None:
         for ssrc, lost in ((bench.sender._ssrc, 64), (bench.sender._rtx_ssrc, 128))
     )
     await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
-    (feedback,) = bench.heard
+    own.highest_sequence = 2
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
+    assert [one.lost_share for one in bench.heard] == [None, None], "two packets say nothing"
+    own.highest_sequence = 40
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
+    feedback = bench.heard[-1]
     assert (feedback.lost_share, feedback.resent_lost_share, feedback.asked_s) == (0.25, 0.5, 50.0)
     assert feedback.rtt_s == pytest.approx(0.3)
     own.lsr = 77

@@ -159,13 +159,14 @@ async def test_second_viewer_does_not_disturb_the_first() -> None:
 
 
 async def say(watcher: Watcher, lost: int) -> None:
-    """A receiver report of a viewer, with the share of lost packets in 1/256."""
+    """Receiver reports of a viewer over a hundred packets, with the share of lost ones in 1/256."""
     receiver = watcher.peer.getReceivers()[0]
     (ssrc,) = [one.source for one in receiver.getSynchronizationSources()]
-    report = rtp.RtcpReceiverInfo(
-        ssrc=ssrc, fraction_lost=lost, packets_lost=0, highest_sequence=0, jitter=0, lsr=0, dlsr=0
-    )
-    await receiver._send_rtcp(rtp.RtcpRrPacket(ssrc=1, reports=[report]))
+    for highest in (0, 100):
+        report = rtp.RtcpReceiverInfo(
+            ssrc=ssrc, fraction_lost=lost, packets_lost=0, highest_sequence=highest, jitter=0, lsr=0, dlsr=0
+        )
+        await receiver._send_rtcp(rtp.RtcpRrPacket(ssrc=1, reports=[report]))
 
 
 @pytest.mark.parametrize("codec", ["vp8", "h264"])
