@@ -133,8 +133,10 @@ def test_a_dropped_frame_is_missing() -> None:
 def test_a_doubled_frame_is_counted() -> None:
     """A picture that comes twice, whatever its number says."""
     for index in (80, 81, None):
-        twice = [arrival(n, None if index is None else n, look(80) if n == 81 else None) for n in range(160)]
-        assert figures(recording(twice), 0.5, 5.0)["frames_doubled"] == 1
+        numbers = [index if n == 81 else n for n in range(160)] if index is not None else [None] * 160
+        twice = [arrival(n, numbers[n], look(80) if n == 81 else None) for n in range(160)]
+        found = figures(recording(twice), 0.5, 5.0)
+        assert (found["frames_doubled"], found["pictures_doubled"]) == (None if index is None else index == 80, 1)
 
 
 @pytest.mark.parametrize("wrong", [0, 40, 82, 1000])

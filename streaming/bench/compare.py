@@ -39,6 +39,7 @@ MAIN = (
     Figure("playback.3.play_ratio", True),
     Figure("frames_missing"),
     Figure("frames_doubled"),
+    Figure("pictures_doubled", floor=5.0),
     Figure("frames_misnumbered"),
     Figure("frames_unreadable"),
     Figure("frame_age_ms.median", floor=50.0),

@@ -129,7 +129,8 @@ def counts(arrivals: Sequence[Arrival], fps: float) -> Figures:
     return {
         "frames": len(arrivals),
         "frames_missing": _missing(arrivals, fps),
-        "frames_doubled": sum(_same(*pair) for pair in pairwise(arrivals)),
+        "frames_doubled": sum(_same_number(*pair) for pair in pairwise(arrivals)) if marks else None,
+        "pictures_doubled": sum(_same_picture(*pair) for pair in pairwise(arrivals)),
         "frames_misnumbered": len(jumps),
         "frames_unreadable": sum(arrival.mark is None for arrival in arrivals) if marks else None,
         "sizes": [list(size) for size in dict.fromkeys(arrival.size for arrival in arrivals)],
@@ -147,9 +148,11 @@ def _missing(arrivals: Sequence[Arrival], fps: float) -> int:
     return sum(gap - 1 for gap in gaps if gap > 1)
 
 
-def _same(earlier: Arrival, later: Arrival) -> bool:
-    if earlier.mark is not None and later.mark is not None and earlier.mark.index == later.mark.index:
-        return True
+def _same_number(earlier: Arrival, later: Arrival) -> bool:
+    return earlier.mark is not None and later.mark is not None and earlier.mark.index == later.mark.index
+
+
+def _same_picture(earlier: Arrival, later: Arrival) -> bool:
     return earlier.size == later.size and bool(np.abs(earlier.sketch - later.sketch).max() < STANDING)
 
 
