@@ -142,6 +142,21 @@ def test_relay_takes_one_stream_and_serves_many(wire: Networks, pion: str) -> No
     assert '"viewers":1' in wire.run("viewer", "curl", "-s", f"http://{SERVER}:8000/channels/main")
 
 
+@pytest.mark.parametrize("certificate", ["ecdsa", "rsa"])
+@pytest.mark.parametrize("codec", CODECS)
+def test_pion_takes_a_push(wire: Networks, pion: str, codec: str, certificate: str) -> None:
+    """A WHIP server of Pion receives the channel's frames; with an RSA certificate it is the DTLS server."""
+    server = wire.start("relay", pion, "take", ":8000", certificate)
+    wait_for(server, "taking")
+    body = json.dumps({"url": f"http://{RELAY}:8000/whip/main", "codec": codec})
+    curl = ("curl", "-s", f"http://{SERVER}:8000/channels/main/pushes", "-H", "content-type: application/json")
+    report = json.loads(wire.run("viewer", *curl, "-d", body))
+    assert report.get("state") == "live", report
+    found = json.loads(wait_for(server, "frames"))
+    sys.stderr.write(f"{found}\n")
+    assert (found["frames"], found["codec"].lower()) == (FRAMES, f"video/{codec}")
+
+
 async def in_chromium(made: Networks, folder: Path, source: str, url: str, restart: bool = False) -> None:
     """Plays with an npm package in Chromium; with `restart` the viewer gets another address then, and restarts ICE."""
     playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
