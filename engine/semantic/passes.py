@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.semantic.planner import PlannerConfig
 
 # Places that a pass computes at once, by device; docs/BENCHMARKS.md has what others take.
-PASS_PLACES = {"cpu": 16, "cuda": 32}
+PASS_PLACES = {"cpu": 24, "cuda": 32}
 LONGEST_PASS = 64  # places; caches have room for it, so that they fit every device
 _DRAWN = -1  # stands for a token that is not given by its place
 
