@@ -27,6 +27,7 @@ from engine.loading.weights import text_folders
 from engine.perceptual.frames import to_host
 from engine.perceptual.solver import DiffusionSolver, SolverState, guide
 from engine.runtime.pytree import leaves
+from engine.semantic.passes import LONGEST_PASS
 from engine.semantic.tokenizer import FeatureFrames
 from engine.text.embedding import TextEmbedding
 
@@ -211,7 +212,7 @@ def test_weights_must_be_given(published_folder: Path) -> None:
 class _NoText:
     """Embeddings of the published sizes that take no memory."""
 
-    def embed(self, prompt: str) -> TextEmbedding:
+    def embed(self, prompt: str, seed: int) -> TextEmbedding:
         return TextEmbedding(torch.empty(1, 80, 4096, device="meta"), torch.empty(1, 226, 4096, device="meta"))
 
 
@@ -234,4 +235,4 @@ def test_full_size_fits_together(monkeypatch: pytest.MonkeyPatch) -> None:
         list(generator.render(channel, FeatureFrames(planned, channel.next.latent)))
     assert shapes == [(1, 9, 3, 480, 720)] + [(1, 8, 3, 480, 720)] * 8
     assert (channel.next.chunk, channel.next.frame, channel.context_latents.shape) == (2, 73, (1, 7, 16, 60, 90))
-    assert channel.plan.cache.length == 3 + 512 + 2 * 1244
+    assert channel.plan.cache.length == 3 + 512 + 2 * 1244 + LONGEST_PASS

@@ -16,6 +16,7 @@ def test_messages_are_frozen_and_survive_the_pipe() -> None:
         float: 0.5,
         bool: True,
         ChannelSettings: ChannelSettings("x"),
+        str | None: "x",
     }
     for kind in (*typing.get_args(messages.ToEngine), *typing.get_args(messages.FromEngine)):
         hints = typing.get_type_hints(kind)

@@ -27,7 +27,7 @@ from engine.live.plan_writer import PlanWriter
 from engine.loading.model import Model, load
 from engine.loading.options import place
 from engine.runtime.graphs import Graphs
-from engine.semantic.passes import PASS_PLACES
+from engine.semantic.passes import default_places
 from engine.training.world.captions import caption, random_label
 from engine.wire.files import check_target, write_atomically
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = preset("mini")
     model = load(config, *place(config, None, arguments.device))
     report = {"conditions": conditions(" ".join(["python -m engine.bench.plans", *words]), "shipped", model)}
-    report |= compare(model, arguments.captions, arguments.places or PASS_PLACES[model.device.type])
+    report |= compare(model, arguments.captions, arguments.places or default_places(model.device))
     text = json.dumps(report, indent=1) + "\n"
     sys.stdout.write(text)
     if arguments.json:

@@ -20,7 +20,7 @@ from engine.loading.model import Model
 from engine.runtime.cuda_streams import upload
 from engine.runtime.graphs import Graphs
 from engine.runtime.kv_cache import KVCache
-from engine.semantic.passes import LONGEST_PASS, PASS_PLACES, GOPPlaces
+from engine.semantic.passes import LONGEST_PASS, GOPPlaces, default_places
 from engine.semantic.planner import Prefix
 from engine.semantic.sampling import SamplingConfig, gumbel, sample_token
 from engine.semantic.tokenizer import FeatureFrames
@@ -72,7 +72,7 @@ class PlanWriter:
         self._graphs = graphs
         self._rows = 1 + sampling.guided
         self._offsets = model.config.tokenizer.offsets
-        self._pass = PASS_PLACES[model.device.type] if pass_places is None else pass_places
+        self._pass = default_places(model.device) if pass_places is None else pass_places
         if not 1 <= self._pass <= LONGEST_PASS:
             raise ValueError(f"a pass of {self._pass} places is not between 1 and {LONGEST_PASS}")
         self._places = GOPPlaces(model.config.planner, self._pass, model.device)

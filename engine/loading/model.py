@@ -23,7 +23,7 @@ from engine.perceptual.renderer import DiTRenderer
 from engine.runtime.backends import choose as choose_attention
 from engine.runtime.fp8 import multiplies_fp8, multiply_fp8
 from engine.runtime.packed_weights import pack
-from engine.semantic.passes import PASS_PLACES
+from engine.semantic.passes import default_places
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.embedding import TextEncoder
@@ -116,7 +116,7 @@ def assemble(
     tokenizer, planner, renderer, vae = (modules[name] for name in COMPONENTS)
     assert isinstance(tokenizer, SemanticTokenizer) and isinstance(planner, Planner)
     assert isinstance(renderer, DiTRenderer) and isinstance(vae, (TinyVAE, VAE))
-    pack(planner.blocks, PASS_PLACES[device.type] * (1 + config.sampling.guided))
+    pack(planner.blocks, default_places(device) * (1 + config.sampling.guided))
     pack(renderer, config.chunk_length * config.renderer.dit.frame_tokens)
     pack(vae, 1)
     if isinstance(vae, VAE):

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from engine.semantic.planner import PlannerConfig
 
-# Places that a pass computes at once, by device; docs/BENCHMARKS.md has what others take.
-PASS_PLACES = {"cpu": 24, "cuda": 32}
+CPU_PLACES, GPU_PLACES = 24, 32  # that a pass computes at once; docs/BENCHMARKS.md has what others take
 LONGEST_PASS = 64  # places; caches have room for it, so that they fit every device
 _DRAWN = -1  # stands for a token that is not given by its place
+
+
+def default_places(device: torch.device) -> int:
+    """Places that a pass computes at once where that is fastest."""
+    return GPU_PLACES if device.type == "cuda" else CPU_PLACES
 
 
 class GOPPlaces:
