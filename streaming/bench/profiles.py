@@ -18,7 +18,7 @@ from itertools import count
 from streaming.bench.measure import BenchError
 
 SERVER_ADDRESS, VIEWER_ADDRESS = "10.77.7.1", "10.77.7.2"
-BURST_BYTES = 16_000  # that a limited link takes at once
+BURST_BYTES = 16_000  # that a limited link takes at once; nftables add what it takes in a second
 BLACKHOLE_AFTER_S = 10.0  # of watching
 _numbers = count()
 
