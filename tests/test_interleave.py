@@ -258,6 +258,18 @@ async def test_a_cut_begins_with_the_frame_after_next() -> None:
         assert len(server.ring.free) == 8 - len(server.batches)
 
 
+async def test_cuts_within_one_slice_follow_each_other() -> None:
+    """A second cut before a frame of the first is there goes back to the same slice; the frame before them stays."""
+    async with _running() as (server, _):
+        await server.receive(ChunkDone)
+        for number, prompt in enumerate(("the sea", "a blue boat")):
+            server.pipe.send(SetPrompt(number, "main", prompt, "cut"))
+        assert [(await server.receive(PromptSet)).frame for _ in range(2)] == [1, 1]
+        await server.receive(ChunkDone)
+    video = np.concatenate(server.video)
+    assert len(video) > 1 and (video == _offline(SETTINGS, len(video), [Change(1, "a blue boat", "cut")])).all()
+
+
 async def test_a_cut_waits_for_frames_that_are_nearly_there() -> None:
     """With the buffer dry and the clock running a cut comes behind the chunk that is being made; nothing is lost."""
     async with _running() as (server, interleaver):

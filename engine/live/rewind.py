@@ -30,7 +30,8 @@ def place_before(state: RenderState, vae: Autoencoder, frame: int) -> Place:
     for past in reversed(state.past):
         if past.start.frame <= frame:
             return [place for place in places_of(past, vae) if place.frame <= frame][-1]
-    if frame != state.next.frame:
+    # Frames behind the next chunk's beginning are not made: after a cut within a slice it lies before what was on air.
+    if frame < state.next.frame:
         raise ValueError(f"frame {frame} cannot be made anew: chunks are kept from frame {state.open_from} on")
     return state.next
 
