@@ -1,6 +1,7 @@
 """Recordings as a client of the real server sees them, and their files."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ from test_output_routes import played
 from test_server import started
 
 from engine.video.video_file import to_rgb
+from streaming.channels.channel import Channel
 
 pytestmark = pytest.mark.usefixtures("loopback")
 RECORDINGS = "/channels/main/recordings"
@@ -89,6 +91,16 @@ async def test_the_life_of_a_recording(tmp_path: Path) -> None:
         for method, path in (("GET", place), ("GET", f"{place}.mp4"), ("DELETE", place), ("DELETE", f"{place}.mp4")):
             assert refused(await running.http.request(method, path), 404)
         assert not files(tmp_path)
+
+
+async def test_a_recording_keeps_no_channel_that_is_gone(tmp_path: Path) -> None:
+    """Whoever makes, records and deletes channels for ever fills the disk at most."""
+    async with serving("--recordings", str(tmp_path)) as running:
+        assert (await running.http.post("/channels", json={"id": "second", "prompt": "x"})).status_code == 201
+        assert (await running.http.post("/channels/second/recordings")).status_code == 201
+        assert (await running.http.delete("/channels/second")).status_code == 204
+        gc.collect()
+        assert not [one for one in gc.get_objects() if isinstance(one, Channel) and one.id == "second"]
 
 
 async def test_only_recordings_can_be_fetched(tmp_path: Path) -> None:

@@ -128,6 +128,35 @@ async def test_what_the_engine_refuses_leaves_nothing(house: House) -> None:
         await house.create("second")
 
 
+async def test_nobody_joins_before_the_engine_agreed(house: House) -> None:
+    """A channel that may be refused has no viewers yet, who would stay when it is."""
+    making = asyncio.create_task(house.channels.create("second", SETTINGS))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="being made"):
+        house.channels["second"].check()
+    house.engine.receive(ChannelOpened("second"))
+    (await making).check()
+
+
+async def test_an_ended_channel_leaves_another_of_its_id_alone(house: House) -> None:
+    """Who leaves the old one late, or ends it again, changes nothing of the new one, nor tells the engine."""
+    old, sink = await house.create("second"), Sink()
+    slot = house.ring.writer().acquire()
+    assert slot is not None
+    house.engine.receive(FramesReady("second", slot, 0, 0, 1))
+    old.join(sink, "vp8", False)
+    ending = asyncio.create_task(house.channels.end(old))
+    await turns()
+    house.engine.receive(ChannelClosed("second"))
+    await ending
+    new = await house.create("second")
+    told = len(house.sent)
+    old.leave(sink)
+    assert len(house.sent) == told
+    await house.channels.end(old)
+    assert len(house.sent) == told and house.channels["second"] is new
+
+
 async def test_the_number_of_channels_is_bounded(house: House) -> None:
     """One more than the ring has room for is refused."""
     for number in range(MOST_CHANNELS - 1):

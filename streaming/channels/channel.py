@@ -145,8 +145,8 @@ class Channel:
     def check(self) -> None:
         """Raises Unavailable when nobody can join now."""
         self._geometry()
-        if self._ended:
-            raise Unavailable("The channel has ended.")
+        if self._ended or self._opening is not None:
+            raise Unavailable("The channel has ended." if self._ended else "The channel is being made; try again.")
         if self.paused and not self._playout.held:
             self._admit()
 
@@ -242,7 +242,7 @@ class Channel:
 
     def shown(self, frame: int, freed: tuple[int, ...]) -> None:
         """A frame goes on air for the first time; these slots of the ring are free."""
-        self._engine.tell(Shown(self.id, frame + 1, freed))
+        self._engine.tell(self, Shown(self.id, frame + 1, freed))
 
     def aired(self, frame: int) -> None:
         """A frame was sent, for the first time or again."""
@@ -250,7 +250,7 @@ class Channel:
 
     def clock_changed(self) -> None:
         """The media clock stands, or goes on."""
-        self._engine.tell(Paused(self.id, self.paused))
+        self._engine.tell(self, Paused(self.id, self.paused))
 
     def _send_prompt(self) -> None:
         request = self._prompts.next()
@@ -280,7 +280,7 @@ class Channel:
     def _free(self, slots: tuple[int, ...]) -> None:
         """Gives slots back whose frames are never shown."""
         if slots:
-            self._engine.tell(Shown(self.id, self._playout.frames.start, slots))
+            self._engine.tell(self, Shown(self.id, self._playout.frames.start, slots))
 
     def _on_chunk(self, chunk: ChunkDone) -> None:
         self._chunks.add(chunk)

@@ -75,8 +75,10 @@ class Channels(Mapping[str, Channel]):
 
     async def end(self, channel: Channel) -> None:
         """Takes a channel off the air and out of the engine; who receives it should be sent away before."""
-        if self._channels.pop(channel.id, None) is None:
+        if self._channels.get(channel.id) is not channel:
+            # It has ended already, and another may have its id.
             return
+        del self._channels[channel.id]
         self._ending.add(channel.id)
         channel.end()
         if channel.load is not None:

@@ -192,9 +192,10 @@ class EngineLink:
         assert self._send is not None, "a process is warm"
         self._send(message)
 
-    def tell(self, message: Shown | Paused) -> None:
+    def tell(self, channel: EngineChannel, message: Shown | Paused) -> None:
         """Tells the process, if there is one, how far a channel is on air."""
-        if self._send is not None:
+        # Receivers may leave a channel after it was closed, when another may have its id.
+        if self._send is not None and self._channels.get(channel.id) is channel:
             self._send(message)
 
     def frames(self, message: FramesReady) -> npt.NDArray[np.uint8]:

@@ -54,7 +54,7 @@ class ServerState:
         self.readers.close(channel)
         await asyncio.gather(self.pushes.close(channel), self.viewers.end(channel))
         if self.recordings is not None:
-            await self.recordings.close(channel.id)
+            await self.recordings.end(channel)
         await self.channels.end(channel)
 
     def channel(self, channel_id: str) -> Channel:

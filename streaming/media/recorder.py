@@ -38,7 +38,7 @@ class RecordingReport:
     state: str  # "recording" or "finished"
     error: str | None  # why it finished by itself
     bytes: int
-    seconds: float | None  # of video; null for a recording of an earlier run of the server
+    seconds: float | None  # of video; null where an earlier run of the server, or of the channel, made it
 
 
 class FileRecorder:
@@ -52,7 +52,7 @@ class FileRecorder:
         self.id = path.stem
         self.bytes = 0
         self.error: str | None = None
-        self._channel, self._path, self._room = channel, path, room
+        self.channel, self._path, self._room = channel, path, room
         self._queue = PacketQueue(PATIENCE_S, self._too_slow)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self._seconds = 0.0
@@ -61,14 +61,14 @@ class FileRecorder:
 
     async def start(self) -> None:
         """Opens the file and joins the channel. Raises NoRoom, or Unavailable before the channel has video."""
-        self._channel.check()
+        self.channel.check()
         try:
             file = await self._on_disk(_open, self._path)
         except OSError as error:
             self._thread.shutdown()
             raise NoRoom(_words(error)) from error
         try:
-            hub = self._channel.join(self._queue, "h264", False, viewer=False)
+            hub = self.channel.join(self._queue, "h264", False, viewer=False)
         except Unavailable:
             await self._on_disk(_close, file, self._path)
             raise
@@ -102,7 +102,7 @@ class FileRecorder:
         except OSError as error:
             self._fail(_words(error))
         finally:
-            self._channel.leave(self._queue)
+            self.channel.leave(self._queue)
             await self._on_disk(_close, file, self._path)
             self._thread.shutdown(wait=False)
 
@@ -120,7 +120,7 @@ class FileRecorder:
             hub.request_keyframe()
 
     def _too_slow(self) -> None:
-        self._channel.leave(self._queue)
+        self.channel.leave(self._queue)
         self._fail(f"the disk was more than {PATIENCE_S:.0f} s behind; record to a faster one")
 
     def _fail(self, error: str) -> None:

@@ -91,10 +91,18 @@ class Recordings:
         self._used_bytes -= size or 0
         return size is not None
 
-    async def close(self, channel_id: str | None = None) -> None:
-        """Ends the recording of a channel, or of all; idempotent."""
-        chosen = [one for key, one in self._newest.items() if channel_id in (None, key)]
-        await asyncio.gather(*(recording.stop() for recording in chosen))
+    async def end(self, channel: Broadcaster) -> None:
+        """Ends the recording of a channel that is no more, and forgets it; its file stays."""
+        newest = self._newest.get(channel.id)
+        if newest is None or newest.channel is not channel:
+            return
+        await newest.stop()
+        if self._newest.get(channel.id) is newest:
+            del self._newest[channel.id]
+
+    async def close(self) -> None:
+        """Ends every recording; idempotent."""
+        await asyncio.gather(*(recording.stop() for recording in self._newest.values()))
 
     def _room(self, size: int) -> None:
         if self._used_bytes + size >= self._quota_bytes:
