@@ -145,6 +145,21 @@ def test_a_bad_disk_costs_the_journal_and_not_the_video(tmp_path: Path, caplog: 
     assert isinstance(snapshot, Beginning) and snapshot.snapshot is not None
 
 
+def test_a_bad_disk_is_not_told_of_a_channel_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server knows it no more, and takes a message that names it for a fault of the engine."""
+    told, state = Told(), open_state()
+    writer = JournalWriter(tmp_path, generator(), told)
+    journal = writer.open("main", state, new=True)
+    settled(writer)
+    path = tmp_path / "main" / JOURNAL
+    path.unlink()
+    path.mkdir()
+    journal.close()
+    make(journal, state, 1)
+    writer.close(60)
+    assert told.reasons == [] and "goes on without its journal" in caplog.text
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path

@@ -224,6 +224,9 @@ class Interleaver:
         channel = self._channels.pop(name, None)  # None for one that was refused
         if channel is not None:
             channel.abandon_chunk()
+            if channel.journal is not None:
+                # Its thread may find a bad disk later, and must not name a channel that the server has forgotten.
+                channel.journal.close()
             self._ring.release(channel.slots)
         self._send(ChannelClosed(name))
 

@@ -95,6 +95,10 @@ class ChannelJournal:
         """
         return replace(chunk, units=self._noted(state, chunk, (state.seed, state.prompt), shown))
 
+    def close(self) -> None:
+        """The channel is no more: what waits is still written, and nothing is told."""
+        self._file.hush()
+
     def _noted(
         self, state: ChannelState, chunk: Chunk, key: tuple[int, str], first: int
     ) -> abc.Generator[Unit, None, None]:
@@ -149,6 +153,8 @@ class _JournalFile:
         self._config, self._new = config, new
         self._encoder = JournalEncoder(config)
         self._numbers = count()
+        self._telling = threading.Lock()
+        self._hushed = False
         self.error: str | None = None  # why nothing is written
 
     def begin(self, beginning: Beginning, snapshot: dict[str, Any] | None) -> None:
@@ -166,7 +172,7 @@ class _JournalFile:
         if self.error is not None:
             self.error = None
             log.info("the journal of channel %s is written again", self._channel)
-            self._tell(self._channel, None)
+            self._say(None)
 
     def add(self, record: Record) -> None:
         """Appends a record; nothing after an error."""
@@ -191,7 +197,17 @@ class _JournalFile:
         first, self.error = self.error is None, reason
         if first:
             log.warning("channel %s goes on without its journal: %s", self._channel, reason)
-            self._tell(self._channel, reason)
+            self._say(reason)
+
+    def hush(self) -> None:
+        """Nothing is told any more once this returns."""
+        with self._telling:
+            self._hushed = True
+
+    def _say(self, reason: str | None) -> None:
+        with self._telling:
+            if not self._hushed:
+                self._tell(self._channel, reason)
 
     def _prepare(self) -> None:
         """Makes the folder, sets an earlier video aside, and ends a line that was cut short."""
