@@ -70,6 +70,9 @@ def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.C
 def log_from(level: str) -> None:
     """Logs to stderr what is at least as serious as `level`, one of LOG_LEVELS."""
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Their lines hold addresses that pushes go to, which are often secrets.
+    for telling in ("httpx", "httpcore"):
+        logging.getLogger(telling).setLevel(logging.WARNING)
     if level != "debug":
         # These tell every candidate pair, every start and stop.
         for chatty in ("aioice", "aiortc", "uvicorn"):

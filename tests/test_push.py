@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from test_app import refused
 from test_ice import free_tcp_port, needs_coturn, turn_server
 from whip_endpoint import WhipEndpoint, whip_endpoint
 
+import server
 from streaming.media.push import PushConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
@@ -51,6 +53,17 @@ async def until(running: Serving, location: str, condition: Any, limit_s: float 
         while not condition(report := dict((await running.http.get(location)).json())):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     return report
+
+
+async def test_addresses_stay_out_of_the_log(
+    running: Serving, endpoint: WhipEndpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is logged: the path of a WHIP address is often a secret, and so is its session."""
+    server.log_from("debug")
+    with caplog.at_level(logging.DEBUG):
+        reply = await push(running, endpoint.url, token="t0ken")
+        assert (await running.http.delete(reply.headers["location"])).status_code == 204
+    assert "live at" in caplog.text and "secret-key" not in caplog.text and "t0ken" not in caplog.text
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp8"])
