@@ -1,4 +1,5 @@
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import aioice
@@ -6,8 +7,10 @@ import httpx
 import pytest
 from fakes import Serving, Watcher, sample_offer, serving, watching
 
+from streaming.http.whep import NO_MEDIA
 from streaming.media.ice import IceAgent
 from streaming.media.ice_restart import IceRestarts
+from streaming.media.offer import Fragment, IceSession
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
@@ -109,6 +112,18 @@ async def test_viewer_that_leaves_during_a_restart_leaves_nothing() -> None:
             # Nothing tells when aiortc's last task ended.
             while len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+async def test_a_restart_that_is_given_up_at_once_leaves_no_port() -> None:
+    """Also when its task has not begun."""
+    transport = SimpleNamespace(transport=SimpleNamespace(_connection=aioice.Connection(ice_controlling=False)))
+    restarts = IceRestarts("viewer", transport, IceAgent(), 5.0)
+    session = IceSession("new1", "0123456789abcdefghijkl", NO_MEDIA, "0")
+    await restarts.begin(session, Fragment((), False, session))
+    new: Any = restarts._connection
+    assert new._protocols
+    await restarts.close()
+    assert not new._protocols
 
 
 async def test_bad_restarts_are_refused_and_the_video_goes_on() -> None:

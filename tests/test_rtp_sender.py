@@ -1,4 +1,5 @@
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -94,6 +95,18 @@ async def test_a_frame_goes_out_as_its_packets() -> None:
     assert first.timestamp == third.timestamp and (fourth.timestamp - first.timestamp) % (1 << 32) == 11250
     assert {(packet.ssrc, packet.payload_type) for packet in (first, fourth)} == {(one.sender._ssrc, 97)}
     assert first.extensions.mid == "0" and first.extensions.abs_send_time > 0
+
+
+async def test_a_frame_goes_out_without_a_descriptor_left() -> None:
+    """A server that has no more of them sends by another way, and nothing is raised into the channel's clock."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with line() as one:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+        try:
+            assert one.packets.send(PAYLOADS, 9000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert [packet.payload for packet in one.received()] == PAYLOADS
 
 
 async def test_a_long_frame_and_many_frames_are_sent_in_order() -> None:

@@ -91,6 +91,9 @@ class IceRestarts:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
             self._connecting = None
+            # The task closes it, but for one that was cancelled before it began.
+            if self._connection is not None and self._connection is not self._ice._connection:
+                await self._connection.close()
 
     async def _connect(self, new: Any) -> None:
         old = self._ice._connection

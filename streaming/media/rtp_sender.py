@@ -11,6 +11,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aioice.ice import StunProtocol
@@ -190,7 +191,9 @@ class _Outlet:
         self.close()
         self._protocol = protocol
         if type(protocol) is StunProtocol:
-            self._socket = protocol.transport.get_extra_info("socket").dup()
+            # Where no descriptor is left packets go as those behind TURN, which takes longer.
+            with suppress(OSError):
+                self._socket = protocol.transport.get_extra_info("socket").dup()
 
     def _encrypt(self, kind: int, ssrc: int, extensions: bytes, packets: Sequence[Sent]) -> list[memoryview]:
         """The packets as they go over the network, up to one that libsrtp refuses; the next call overwrites them."""
