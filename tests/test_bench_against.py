@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny import tiny_model
 
-from engine.bench import against, plans
+from engine.bench import against, plans, turns
 from engine.bench.plans import compare
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,25 @@ def test_turns_are_real_work_of_the_tree() -> None:
     with against.turns_of(ROOT, "mini", 1) as ask:
         assert ask("") == {"tokens": 128}
         assert ask("plan")["plan"] > 0 and ask("chunk")["chunk"] > 0
+
+
+def test_a_program_of_turns_ends_when_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each word, none for what comes after the end."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("plan\nchunk\nstop\nplan\n"))
+    turns.main("mini", "1")
+    tokens, plan, chunk = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert tokens == {"tokens": 128} and plan["plan"] > 0 and chunk["chunk"] > 0
+
+
+def test_this_tree_beside_its_last_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure of both, with start and memory of the server."""
+    monkeypatch.setattr(against, "WARM_UPS", 0)
+    monkeypatch.setattr(against, "STARTS", 1)
+    report = against.against("HEAD", "mini", 1, 1)
+    json.dumps(report, allow_nan=False)
+    assert report["tokens_of_a_plan"] == 128
+    for figure in ("plan_ms", "chunk_ms", "ready_s", "engine_mb"):
+        assert all(report[figure][name]["median"] > 0 for name in ("now", "then", "times_less")), figure
 
 
 def test_ratios_are_taken_turn_by_turn() -> None:

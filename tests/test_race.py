@@ -1,3 +1,4 @@
+import asyncio
 import shutil
 import sys
 import threading
@@ -5,7 +6,9 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from engine.wire.messages import (
     ChannelOpened,
@@ -21,7 +24,7 @@ from engine.wire.messages import (
 from engine.wire.ring import RingConfig, RingReader
 from engine.wire.settings import ChannelSettings, EngineSettings
 from streaming.bench.measure import BenchError
-from streaming.bench.peers import film, measure, race
+from streaming.bench.peers import aiortc_server, film, measure, race
 
 FRAME_BYTES = film.WIDTH * film.HEIGHT * 3 // 2
 
@@ -43,6 +46,22 @@ def test_the_film_has_its_rate_and_goes_on(movie: Path) -> None:
     for _ in range(film.SECONDS * film.FPS - 1):
         last = next(pictures)
     assert (next(pictures) == first).all() and not (last == first).all()
+
+
+async def test_stock_aiortc_serves_the_film(movie: Path, loopback: None) -> None:
+    """A viewer gets its pictures, encoded for it alone."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    receiver = peer.addTransceiver("video", direction="recvonly").receiver
+    await peer.setLocalDescription(await peer.createOffer())
+    app = aiortc_server.create(str(movie))
+    async with app.router.lifespan_context(app):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://film") as http:
+            reply = await http.post("/whep", content=peer.localDescription.sdp)
+        assert reply.status_code == 201
+        await peer.setRemoteDescription(RTCSessionDescription(reply.text, "answer"))
+        picture = await asyncio.wait_for(receiver.track.recv(), 30)
+        assert (picture.width, picture.height) == (film.WIDTH, film.HEIGHT)
+    await peer.close()
 
 
 def test_an_engine_plays_the_film(movie: Path) -> None:

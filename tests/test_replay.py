@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
+from tiny import tiny_config, tiny_model, write_weights
 
 from engine.config import PRESETS
+from engine.live import journal as journals
 from engine.live import journal_writer
 from engine.live.channel_state import ChannelState, RenderState
 from engine.live.generator import Generator, Unit
@@ -20,6 +21,8 @@ from engine.live.journal_writer import JournalWriter
 from engine.live.plan_writer import PlanPart
 from engine.live.replay import OTHER_PICTURES, Replay, differences
 from engine.live.snapshot import take_snapshot, write_snapshot
+from engine.video import replay as command
+from engine.video.film import Film
 from engine.wire.state_folder import JOURNAL
 
 CHUNKS = 8
@@ -188,6 +191,28 @@ def test_cuts_are_replayed(tmp_path: Path, chunks: int, units: int, back: int) -
     assert (replayed(path, 0, 1000) == video).all()
     middle = len(video) // 2
     assert (replayed(path, middle, middle + 5) == video[middle : middle + 5]).all()
+
+
+def test_the_command_writes_a_part(
+    video: tuple[Path, npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many frames as were asked for, from the folder or the file; a part that is not there is refused in words."""
+    path, frames = video
+    write_weights(tmp_path / "weights")
+    out, weights = tmp_path / "v.mp4", ("--weights", str(tmp_path / "weights"))
+    with pytest.raises(ValueError, match="of another model"):
+        command.main([str(path), "--out", str(out), *weights])
+    # The journal was written of a model that was never in a folder, in float32.
+    monkeypatch.setattr(journals, "digest", lambda folder: "")
+    monkeypatch.setattr(command, "place", lambda *_: (tmp_path / "weights", torch.device("cpu"), torch.float32))
+    assert command.main([str(path.parent), "--out", str(out), "--start", "1", "--seconds", "2", *weights]) == 0
+    with Film(out) as film:
+        assert sum(1 for _ in film.frames()) == 16
+    for wrong, words in ((("--start", "1000"), "behind the end"), (("--seconds", "1000"), "it ends there")):
+        with pytest.raises(ValueError, match=words):
+            command.main([str(path), "--out", str(tmp_path / "other.mp4"), *wrong, *weights])
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["v.mp4", "weights"]
+    assert len(frames) > 24
 
 
 def test_differences_are_told() -> None:

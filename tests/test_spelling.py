@@ -21,6 +21,7 @@ SPELL = Speller(["water", "balloon", "weather", "red", "night"], ["cat", "knight
         ("rd", "rd"),  # too short
         ("redd", "redd"),  # too short a word to be meant
         ("c3po", "c3po"),
+        ("balloon" * 2000, "balloon" * 2000),  # longer than any word by more than a slip
     ],
 )
 def test_a_word_one_slip_away_is_meant(typed: str, meant: str) -> None:

@@ -20,13 +20,16 @@ class Speller:
             if word in self._known:
                 for form in (word, *_shortened(word)):
                     self._near[form].append(word)
+        self._longest = max(map(len, self._known), default=0) + 1  # letters of a word that one slip can mend
         self._rank = {word: place for place, word in enumerate(known)}
 
     def __call__(self, word: str) -> str:
         """The word in small letters, or the most frequent known one that differs from it in one slip: a letter that is
         missing, too many or another, or two that are swapped."""
         word = word.lower()
-        if len(word) < SHORTEST or not word.isalpha() or word in self._known or word in self._vocabulary:
+        if not SHORTEST <= len(word) <= self._longest or not word.isalpha():
+            return word
+        if word in self._known or word in self._vocabulary:
             return word
         forms = (word, *_shortened(word))
         near = {one for form in forms for one in self._near.get(form, ()) if _one_slip(word, one)}

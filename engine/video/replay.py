@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("journal", type=Path, metavar="J", help="journal.jsonl, or the folder that holds it")
     parser.add_argument("--out", type=Path, required=True, metavar="V.mp4", help="file to write, H.264")
     parser.add_argument(
-        "--start", type=checked(seconds), metavar="S", help="where to begin (default: at the beginning)"
+        "--start", type=checked(_start), default=0.0, metavar="S", help="where to begin (default: at the beginning)"
     )
     parser.add_argument("--seconds", type=checked(seconds), metavar="S", help="how much (default: up to the end)")
     parser.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps (default: as they were)")

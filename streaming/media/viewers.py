@@ -33,6 +33,8 @@ class Viewers:
         """A new viewer and its answer. Raises Unavailable when there are too many, WhepError for a bad offer."""
         while blocker := self._blocker(address):
             await blocker.close("made room")
+            # It may have ended meanwhile.
+            channel.check()
         viewer = Viewer(
             self._free_number(), channel, offer, address, self._config, self._metrics, self._ice, self._forget
         )

@@ -6,6 +6,8 @@ One player of the file, a relay, and an encoder for each viewer.
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
@@ -18,8 +20,18 @@ from streaming.media.rtp_hooks import use_addresses
 
 def create(film: str) -> FastAPI:
     """The server of one film."""
-    app, relay, peers = FastAPI(), MediaRelay(), set[Any]()
+    relay, peers = MediaRelay(), set[Any]()
     players: list[MediaPlayer] = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        for peer in peers:
+            await peer.close()
+        for player in players:
+            player.video.stop()
+
+    app = FastAPI(lifespan=lifespan)
 
     @app.post("/whep")
     async def whep(request: Request) -> Response:
