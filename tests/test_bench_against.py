@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from engine.bench import against, plans, turns
-from engine.bench.plans import compare
+from engine.bench import against, turns
+from engine.evaluation import plans
+from engine.evaluation.plans import compare
 
 ROOT = Path(__file__).parents[1]
 

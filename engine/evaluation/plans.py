@@ -1,4 +1,4 @@
-"""`python -m engine.bench.plans`: plans of several tokens a pass beside plans of one token a pass, token for token.
+"""`python -m engine.evaluation.plans`: plans of several tokens a pass beside those of one a pass, token for token.
 
 Held-out captions are planned for a GOP, and for another one under a changed prompt. One token a pass is done twice: in
 calls of the same shapes, whose guesses are all made wrong, and in calls of one place. Processors may add up the latter
@@ -91,7 +91,7 @@ def compare(model: Model, captions: int, pass_places: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares and writes; returns the exit status: 1 if tokens differ in calls of the same shapes."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m engine.bench.plans", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m engine.evaluation.plans", description=__doc__)
     parser.add_argument("--captions", type=int, default=1000, help="held-out captions (default: 1000)")
     parser.add_argument("--places", type=int, metavar="N", help="places of a pass (default: the device's)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_target(arguments.json, ".json")
     config = preset("mini")
     model = load(config, *place(config, None, arguments.device))
-    report = {"conditions": conditions(" ".join(["python -m engine.bench.plans", *words]), "shipped", model)}
+    report = {"conditions": conditions(" ".join(["python -m engine.evaluation.plans", *words]), "shipped", model)}
     report |= compare(model, arguments.captions, arguments.places or default_places(model.device))
     text = json.dumps(report, indent=1) + "\n"
     sys.stdout.write(text)
