@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
+from engine.priority import go_first
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -
     except ValueError as error:
         options.error(str(error))
     log_from(arguments.log_level)
+    go_first()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
@@ -254,16 +256,6 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"
     )
     network.add_options(options)
-    options.add_argument(
-        "--max-viewers", type=checked(_count), default=64, metavar="N", help="viewers at a time (default: 64)"
-    )
-    options.add_argument(
-        "--max-viewers-per-address",
-        type=checked(_count),
-        default=64,
-        metavar="N",
-        help="of them from one address (default: 64)",
-    )
     options.add_argument("--state", metavar="DIR", help="keep journals there (default: until the server ends)")
     options.add_argument(
         "--recordings", type=checked(folder), metavar="DIR", help="keep recordings there (default: none are kept)"
@@ -287,12 +279,6 @@ def parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise ValueError(f"{text!r} is not a port, 0 to 65535")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not int(text):
-        raise ValueError(f"{text!r} is not a number from 1 on")
     return int(text)
 
 

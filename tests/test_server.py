@@ -124,6 +124,7 @@ def test_missing_weights_are_one_clear_line() -> None:
         ["--recordings", "/dev/null"],
         ["--recordings-gb", "0"],
         ["--memory", "0"],
+        ["--max-viewers", "0"],
         ["--seed", str(1 << 32)],
         ["--prompt", "  "],
         ["--prompt", "x" * 3000],

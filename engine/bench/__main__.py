@@ -32,6 +32,7 @@ from engine.loading.model import Model, assemble, load
 from engine.loading.modules import autocast_dtypes, build
 from engine.loading.options import pick_device, pick_dtype, use_cores
 from engine.loading.weights import SHIPPED
+from engine.priority import go_first
 from engine.runtime.backends import choose as choose_attention
 from engine.text.embedding import FixedText, TextEmbedding
 from engine.wire.files import check_target, write_atomically
@@ -128,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(config, steps=arguments.steps or config.steps, context_mix=())
         if arguments.against:
             return _against(arguments, words)
+        go_first()
         use_cores()
         device, folder = pick_device(arguments.device), SHIPPED / config.name
         shipped, dtype = folder.is_dir(), pick_dtype(device)

@@ -1,4 +1,4 @@
-"""Chunks on an idle machine and beside one busy process, with the number of threads that the engine then chooses."""
+"""Chunks on an idle machine and beside one busy process, with an engine's priority and choice of threads."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def neighbour(generator: Generator) -> dict[str, Any]:
 
 @contextmanager
 def _busy_process() -> Iterator[None]:
-    """A process that computes without end."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+    """A process that computes without end, with no priority of ours."""
+    code = "import os\nos.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             yield
         finally:

@@ -31,6 +31,14 @@ def add_access(options: ArgumentParser) -> None:
         type=root_path,
         help="path under which a proxy serves this server, such as /live",
     )
+    options.add_argument("--max-viewers", type=count, default=64, metavar="N", help="viewers at a time (default: 64)")
+    options.add_argument(
+        "--max-viewers-per-address",
+        type=count,
+        default=64,
+        metavar="N",
+        help="of them from one address (default: 64)",
+    )
     options.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate chain (PEM)")
     options.add_argument("--tls-key", metavar="FILE", help="and this key of it (PEM, no passphrase)")
 
@@ -59,3 +67,10 @@ def root_path(text: str) -> str:
     if path and path.split("/")[1] in OWN_PATHS:
         raise ArgumentTypeError(f"{text!r} begins with a path of the server itself; give another, like /live")
     return path
+
+
+def count(text: str) -> int:
+    """A number from 1 on. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
