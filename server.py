@@ -8,31 +8,36 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import ipaddress
 import logging
-import os
 import resource
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
-from multiprocessing import connection, parent_process
+from multiprocessing import connection
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
-from engine.priority import go_first
+from engine.priority import go_first, in_background
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
+from engine.wire.startup import LOG_LEVELS, follow_parent, log_from
+from engine.wire.state_folder import taken
+from engine.wire.state_memory import StateMemory
 from streaming.http import tls
-from streaming.http.options import add_access
+from streaming.http.listening import listen
+from streaming.http.options import add_access, app_config
 
 if TYPE_CHECKING:
-    from streaming.engines.supervisor import EngineTarget, Supervisor
-    from streaming.http.app import AppConfig
+    from engine.wire.kept_state import KeptState
+    from streaming.engines.process import EngineTarget, SupervisorConfig
+    from streaming.engines.supervisor import Supervisor
     from streaming.media.ice import IceAgent
 
 # Words after `landiff-live` and the module whose command line they begin; others are commands of `python -m engine`.
@@ -44,7 +49,7 @@ COMMANDS = {
     "doctor": "streaming.doctor",
 }
 CHANNEL = "main"
-LOG_LEVELS = ("debug", "info", "warning", "error")
+SPARE_S = 5.0  # from an engine that is ready to its spare
 PROMPT = "a red ball moves slowly to the right over green hills by day"
 
 log = logging.getLogger("server")
@@ -59,37 +64,16 @@ def console(argv: Sequence[str] | None = None) -> int:
     return int(import_module(module).main(words))
 
 
-def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.Connection) -> None:
+def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.Connection, memory: StateMemory) -> None:
     """Runs in the engine process."""
-    _follow_parent()
+    follow_parent()
     log_from(settings.log_level)
+    if settings.spare:
+        # Some seconds of computing, which the engine that serves should not miss.
+        in_background(import_module, "engine.live.process")
     from engine.live.process import serve
 
-    serve(settings, ring, control)
-
-
-def log_from(level: str) -> None:
-    """Logs to stderr what is at least as serious as `level`, one of LOG_LEVELS."""
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Their lines hold addresses that pushes go to, which are often secrets.
-    for telling in ("httpx", "httpcore"):
-        logging.getLogger(telling).setLevel(logging.WARNING)
-    if level != "debug":
-        # These tell every candidate pair, every start and stop.
-        for chatty in ("aioice", "aiortc", "uvicorn"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-
-
-def _follow_parent() -> None:
-    """Ends this process when the server is gone, even in the middle of a long computation."""
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+    serve(settings, ring, control, memory)
 
 
 def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
@@ -134,6 +118,23 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
+    with ExitStack() as stack:
+        try:
+            left = stack.enter_context(taken(Path(arguments.state), arguments.preset)) if arguments.state else []
+        except ValueError as error:
+            log.error("%s", error)
+            return 2
+        return await _serve(arguments, listener, target, stop, left)
+
+
+async def _serve(
+    arguments: argparse.Namespace,
+    listener: socket.socket,
+    target: EngineTarget,
+    stop: asyncio.Event,
+    left: Sequence[KeptState],
+) -> int:
+    """Serves, and goes on with the channels that another server left."""
     from streaming.channels.registry import Channels
     from streaming.engines.link import EngineLink
     from streaming.engines.supervisor import Supervisor
@@ -153,18 +154,21 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     await rtp_hooks.self_check()
     rtp_hooks.notice_dead_peers()
     metrics = Metrics()
-    engine = EngineLink(engine_settings(arguments), metrics)
+    # Who watches waits already.
+    engine = EngineLink(replace(engine_settings(arguments), warm_up=not left), metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
     pushes = Pushes(metrics, ice=ice)
     recordings = Recordings(arguments.recordings, arguments.recordings_gb) if arguments.recordings else None
     channels = Channels(engine, metrics)
-    channels.begin(CHANNEL, ChannelSettings(arguments.prompt, arguments.seed, arguments.steps))
+    channels.begin(CHANNEL, ChannelSettings(arguments.prompt, arguments.seed, arguments.steps), left)
     state = ServerState(engine, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
     async with asyncio.TaskGroup() as group:
-        supervision = group.create_task(_supervise(Supervisor(target, engine, metrics), stop), name="engine")
+        supervision = group.create_task(
+            _supervise(Supervisor(target, engine, metrics, supervisor_config(arguments)), stop), name="engine"
+        )
         air = group.create_task(channels.run(), name="channels")
         group.create_task(http.serve([listener]), name="http")
         lag = group.create_task(metrics.watch_loop(), name="loop lag")
@@ -217,29 +221,12 @@ def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     return EngineSettings(*model, arguments.log_level, arguments.state)
 
 
-def app_config(arguments: argparse.Namespace) -> AppConfig:
-    """Settings of the HTTP interface from the command line."""
-    from streaming.http.access import Tokens
-    from streaming.http.app import AppConfig
-    from streaming.http.whep import Policy
+def supervisor_config(arguments: argparse.Namespace) -> SupervisorConfig:
+    """Settings of the supervisor from the command line."""
+    from streaming.engines.process import SupervisorConfig
 
-    policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
-    tokens = Tokens(arguments.control_token or arguments.token, arguments.view_token or arguments.token)
-    return AppConfig(policy, tokens, frozenset(arguments.allow_origin), arguments.root_path)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError when the address cannot be used."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(socket.SOMAXCONN)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    spare = arguments.preset == "mini" if arguments.spare_engine is None else arguments.spare_engine
+    return SupervisorConfig(spare_s=SPARE_S if spare else None)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -256,7 +243,14 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"
     )
     network.add_options(options)
-    options.add_argument("--state", metavar="DIR", help="keep journals there (default: until the server ends)")
+    options.add_argument(
+        "--state", metavar="DIR", help="keep journals and channels there, and go on with them (default: a new one)"
+    )
+    options.add_argument(
+        "--spare-engine",
+        action=argparse.BooleanOptionalAction,
+        help="keep a second engine process warm, which goes on when the first one ends (default: with preset mini)",
+    )
     options.add_argument(
         "--recordings", type=checked(folder), metavar="DIR", help="keep recordings there (default: none are kept)"
     )

@@ -49,7 +49,9 @@ from engine.wire.messages import (
 )
 from engine.wire.ring import CHANNEL_SLOTS, RingWriter
 from engine.wire.settings import EngineSettings
-from streaming.engines.supervisor import EngineTarget
+from engine.wire.startup import follow_parent
+from streaming.engines.process import EngineTarget
+from streaming.http.listening import listen
 from streaming.media.rtp_hooks import end_consent_with_connection
 
 WIDTH, HEIGHT, FPS = 192, 128, 16.0
@@ -101,9 +103,9 @@ def _grain() -> npt.NDArray[np.uint8]:
 test_frame.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it
 
 
-def fake_engine(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
+def fake_engine(settings: EngineSettings, ring: RingWriter, control: Connection, memory: object = None) -> None:
     """An engine process as the server expects it, fast and without torch."""
-    server._follow_parent()
+    follow_parent()
     if settings.weights == MISSING:
         control.send(Failed("no weights in 'missing': give --weights a folder with checkpoint files"))
         return
@@ -131,7 +133,8 @@ class _FakeEngine:
         self._control = control
         self._channels: dict[str, _FakeChannel] = {}
         self._stopped = False
-        self._read(control.recv())
+        if not settings.spare:
+            self._read(control.recv())
         self._control.send(Progress("warm-up", 0.5))
         self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, settings.preset, 4))
 
@@ -233,7 +236,7 @@ async def serving(*argv: str, target: EngineTarget = fake_engine) -> AsyncIterat
     """
     arguments = server.parser().parse_args(["--port", "0", "--ice-address", "127.0.0.1", *argv])
     stop = asyncio.Event()
-    with server.listen(arguments.host, arguments.port) as listener:
+    with listen(arguments.host, arguments.port) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         task = asyncio.create_task(server.run(arguments, listener, target, stop))
         token = arguments.control_token or arguments.token or arguments.view_token

@@ -10,10 +10,10 @@ from certificate import make_certificate, trusting
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-import server
 from streaming.http import connection, guard
 from streaming.http.access import Access, Tokens
 from streaming.http.app import HttpServer
+from streaming.http.listening import listen
 from streaming.http.tls import context
 
 HUGE_BYTES = 50_000_000
@@ -48,7 +48,7 @@ class Endless:
 async def listening(app: FastAPI, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """The app's port while it is served."""
     http = HttpServer(app, tls)
-    with server.listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         task = asyncio.create_task(http.serve([listener]))
         try:
             yield listener.getsockname()[1]

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
 from test_server import family, started
 
-from engine.priority import NICENESS
+from engine.priority import LOWEST, NICENESS, in_background
 
 GO_FIRST = """
 import logging, os, sys, threading
@@ -49,3 +50,16 @@ def test_server_and_engine_have_it() -> None:
     with started() as (server, _):
         processes = [psutil.Process(server.pid), *family(server.pid)]
         assert len(processes) >= 2 and {process.nice() for process in processes} == {NICENESS}
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_the_caller_keeps_its_priority() -> None:
+    """Only the thread that works has the lowest one; results and errors come back."""
+    before = niceness()
+    assert in_background(niceness) == LOWEST
+    assert niceness() == before
+    with pytest.raises(ZeroDivisionError):
+        in_background(lambda: 1 // 0)

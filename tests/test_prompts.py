@@ -32,7 +32,7 @@ async def test_the_first_prompt_is_read_too() -> None:
     """What the engine read of the prompt that it was opened with is in its report."""
     book = PromptBook("first", 0)
     understood = Asked("ball").understood(1, ("shiny",))
-    book.read(ChannelOpened("main", ("shiny",), understood))
+    assert book.read(ChannelOpened("main", ("shiny",), understood), 0) == []
     assert book.report() == [PromptReport("first", 0, unread=("shiny",), understood=understood)]
 
 
@@ -83,20 +83,35 @@ async def test_a_replaced_prompt_is_never_shown() -> None:
     ]  # fmt: skip
 
 
-async def test_interruption_moves_prompts_forward() -> None:
-    """After a crash the newest prompt begins where the next engine begins; unseen ones before it are over."""
+async def test_interruption_ends_what_was_not_answered() -> None:
+    """After a crash open changes fail, those that were answered stay; the next engine may answer them again."""
     book = PromptBook("first", 0)
     book.accept(PromptSet(1, "main", "a", 48))
-    book.accept(PromptSet(2, "main", "b", 72))
     futures = [book.ask("c", "flow")]
     book.next()
     futures.append(book.ask("d", "flow"))
-    assert book.interrupt(40, "it stopped") == [PromptDropped("a", 48, "b")]
+    book.interrupt("it stopped")
     for future in futures:
         with pytest.raises(Unavailable, match="it stopped"):
             await future
-    assert [(one.prompt, one.frame) for one in book.report()] == [("first", 0), ("a", 48), ("b", 40)]
     assert book.next() is None
+    book.show(48)
+    assert book.read(ChannelOpened("main", went_on=True), 40) == []
+    assert book.accept(PromptSet(1, "main", "a", 48)) == []
+    # It took one whose answer was lost.
+    book.accept(PromptSet(2, "main", "c", 72))
+    assert [(one.prompt, one.frame, one.shown) for one in book.report()] == [
+        ("first", 0, True), ("a", 48, True), ("c", 72, False),
+    ]  # fmt: skip
+
+
+async def test_an_engine_that_begins_anew_moves_prompts_forward() -> None:
+    """The newest prompt begins where that engine begins; unseen ones before it are over."""
+    book = PromptBook("first", 0)
+    book.accept(PromptSet(1, "main", "a", 48))
+    book.accept(PromptSet(2, "main", "b", 72))
+    assert book.read(ChannelOpened("main"), 40) == [PromptDropped("a", 48, "b")]
+    assert [(one.prompt, one.frame) for one in book.report()] == [("first", 0), ("a", 48), ("b", 40)]
 
 
 async def test_only_the_last_prompts_are_kept() -> None:

@@ -21,7 +21,7 @@ from test_app import refused
 from test_ice import free_tcp_port, needs_coturn, turn_server
 from whip_endpoint import WhipEndpoint, whip_endpoint
 
-import server
+from engine.wire.startup import log_from
 from streaming.media.push import PushConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
@@ -59,7 +59,7 @@ async def test_addresses_stay_out_of_the_log(
     running: Serving, endpoint: WhipEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is logged: the path of a WHIP address is often a secret, and so is its session."""
-    server.log_from("debug")
+    log_from("debug")
     with caplog.at_level(logging.DEBUG):
         reply = await push(running, endpoint.url, token="t0ken")
         assert (await running.http.delete(reply.headers["location"])).status_code == 204

@@ -160,10 +160,11 @@ async def test_readiness_follows_the_engine(loopback: None) -> None:
     from fakes import Watcher
 
     import server
+    from streaming.http.listening import listen
 
     arguments = server.parser().parse_args(["--port", "0", "--ice-address", "127.0.0.1"])
     stop = asyncio.Event()
-    with server.listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         task = asyncio.create_task(server.run(arguments, listener, slow_engine, stop))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url) as http:

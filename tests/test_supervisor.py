@@ -15,7 +15,8 @@ from engine.wire.messages import Stop
 from engine.wire.settings import ChannelSettings, EngineSettings
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
-from streaming.engines.supervisor import EngineError, EngineTarget, Supervisor, SupervisorConfig
+from streaming.engines.process import EngineTarget, SupervisorConfig
+from streaming.engines.supervisor import EngineError, Supervisor
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
 
@@ -177,6 +178,49 @@ async def test_hung_engine_is_restarted() -> None:
         os.kill(supervisor.engine.pid, signal.SIGSTOP)
         await state(channel, "restarting")
         assert "hung: it was not heard for 4 s" in str(channel.report().error)
+        await state(channel, "idle")
+
+
+SPARE = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, replaced_s=1.5, hung_s=60.0, spare_s=0.05)
+
+
+async def spare_of(supervisor: Supervisor) -> int:
+    """Waits until there is a spare that is warm; its pid."""
+    async with asyncio.timeout(20):
+        while supervisor.spare is None or supervisor.spare.ready is None:  # noqa: ASYNC110 - nobody is told of a spare
+            await asyncio.sleep(0.02)
+    return supervisor.spare.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_spare_takes_over(number: signal.Signals) -> None:
+    """An engine that ends or stands still is followed by the process that is warm already; then another is warmed."""
+    async with supervised(config=SPARE) as (supervisor, channel, task):
+        pid = await spare_of(supervisor)
+        assert supervisor.engine is not None
+        first = supervisor.engine.pid
+        os.kill(first, number)
+        await state(channel, "restarting")
+        await state(channel, "idle")
+        assert supervisor.engine.pid == pid and not alive(first)
+        other = await spare_of(supervisor)
+        task.cancel()
+        await asyncio.wait([task])
+        assert not alive(pid) and not alive(other)
+
+
+async def test_a_spare_that_ends_is_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    """The engine goes on meanwhile; one that ended just before it is wanted is passed over."""
+    async with supervised(config=SPARE) as (supervisor, channel, _):
+        os.kill(pid := await spare_of(supervisor), signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while supervisor.spare is None or supervisor.spare.pid == pid:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.02)
+        assert "it was the spare" in caplog.text and channel.report().state == "idle"
+        assert supervisor.engine is not None
+        for one in (await spare_of(supervisor), supervisor.engine.pid):
+            os.kill(one, signal.SIGKILL)
+        await state(channel, "restarting")
         await state(channel, "idle")
 
 

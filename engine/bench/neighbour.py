@@ -28,7 +28,7 @@ def neighbour(generator: Generator) -> dict[str, Any]:
     `times_idle` is the ratio of each turn's medians, `threads` the numbers chosen.
     """
     state, most = generator.open(CAPTION, SEED), torch.get_num_threads()
-    threads = choose_threads(generator)
+    threads = choose_threads(generator, most, at_once=True)
 
     def chunk() -> float:
         began_s = unit_s = time.perf_counter()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from engine.live.channel_state import Place
 from engine.live.controller import Cut, choose_cut
 from engine.live.generator import Generator
 from engine.live.live_channel import LiveChannel
@@ -35,6 +36,26 @@ class Changes:
         else:
             channel.cutting = request
             self.frames_delivered(channel)
+
+    def go_on(self, channel: LiveChannel, began: bool) -> None:
+        """Answers, as an engine process before did, changes that are still to come; they come true as they would have.
+
+        To be called before the chunk begins that was being made, and when it has begun.
+        """
+        for promise in channel.keeper.promises:
+            later = promise.mode == "flow" and promise.latent > channel.state.next.latent
+            if later != began:
+                continue
+            request = SetPrompt(promise.request, channel.name, promise.prompt, promise.mode, promise.seed)
+            if promise.mode == "cut":
+                channel.cutting = request
+                self._cut(channel, Cut(promise.frame, channel.least_steps))
+                continue
+            self._answer(channel, request, promise.frame)
+            if promise.latent > channel.next.latent:
+                channel.waiting = request
+            else:
+                self._apply(channel, request)
 
     def chunk_began(self, channel: LiveChannel) -> None:
         """The first unit of a chunk is done, which reads the text: the prompt that waited for that comes now."""
@@ -76,23 +97,27 @@ class Changes:
         else:
             earlier, channel.waiting = channel.waiting, request
             first = self._generator.after(channel.state, first)
-        self._answer(channel, request, max(first.frame, channel.wanted_from))
+        frame = max(first.frame, channel.wanted_from)
+        channel.keeper.promised(request, first, frame)
+        self._answer(channel, request, frame)
         self._replace(earlier, request)
 
     def _cut(self, channel: LiveChannel, cut: Cut) -> None:
         request, channel.cutting = channel.cutting, None
         assert request is not None, "a cut was asked for"
-        # Before anything else: the frames that are dropped must not go on air.
+        channel.keeper.promised(request, Place(), cut.frame)
+        # Before the answer: the frames that are dropped must not go on air.
         if cut.frame < channel.delivered:
             self._send(FramesDropped(channel.name, cut.frame))
         self._answer(channel, request, cut.frame)
         for earlier in (channel.planned_under, channel.waiting):
             self._replace(earlier, request)
         channel.abandon_chunk()
-        channel.delivered = channel.wanted_from = cut.frame
+        channel.delivered = channel.wanted_from = channel.new_from = cut.frame
         channel.waiting, channel.next_steps = None, cut.steps
         self._generator.rewind(channel.state, cut.frame)
         self._apply(channel, request)
+        channel.keeper.advanced(channel.state, cut.frame)
 
     def _apply(self, channel: LiveChannel, request: SetPrompt) -> None:
         self._generator.change(channel.state, request.prompt, channel.next, request.seed)

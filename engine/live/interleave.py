@@ -12,6 +12,8 @@ import logging
 import time
 from collections.abc import Sequence
 
+import torch
+
 from engine.config import FRAMES_PER_LATENT
 from engine.live.changes import Changes
 from engine.live.control_pipe import ControlPipe
@@ -19,7 +21,9 @@ from engine.live.controller import CostMeter
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
+from engine.live.state_keeper import StateKeeper
 from engine.runtime.threads import FIXED, ThreadChoice
+from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
     ChannelClosed,
     ChannelOpened,
@@ -35,7 +39,7 @@ from engine.wire.messages import (
     ToEngine,
 )
 from engine.wire.ring import CHANNEL_SLOTS, RingWriter
-from engine.wire.settings import ChannelStart
+from engine.wire.state_memory import StateMemory
 
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next chunk
 LOW_MARK_S = 2.5  # of video: a chunk begins only when no more than this is rendered and not shown
@@ -55,13 +59,16 @@ class Interleaver:
         threads: ThreadChoice = FIXED,
         low_mark_s: float = LOW_MARK_S,
         journals: JournalWriter | None = None,
+        memory: StateMemory | None = None,
     ) -> None:
+        """`memory` takes the channels' states, and has those of the process before."""
         config = generator.model.config
         self._generator, self._fps = generator, config.fps
         self._ring = ring
         self._control = control
         self._threads = threads
         self._journals = journals
+        self._keeper = StateKeeper(generator, memory, journals)
         self._channels: dict[str, LiveChannel] = {}
         self._changes = Changes(generator, self._send)
         self._meter = CostMeter(config.chunk_tokens)
@@ -84,7 +91,7 @@ class Interleaver:
                     await asyncio.sleep(0)
                 elif computing:
                     await asyncio.sleep(DEVICE_POLL_S)
-                elif not self._threads.retry():
+                elif not self._channels or not self._threads.retry():
                     await self._heard.wait()
                 # Not in the reader: it would lag one unit behind, and its errors would be lost.
                 self.read_inbox()
@@ -134,13 +141,15 @@ class Interleaver:
                 return
             chunk = self._generator.chunk(channel.state, channel.choose_steps(self._fps))
             if channel.journal is not None:
-                chunk = channel.journal.recorded(channel.state, chunk, max(chunk.start.frame, channel.wanted_from))
+                chunk = channel.journal.recorded(channel.state, chunk, max(chunk.start.frame, channel.new_from))
+            channel.keeper.begun(chunk.steps)
             channel.begin(chunk)
         assert channel.chunk is not None, "it was begun"
         began_s = time.monotonic()
         unit = next(channel.chunk.units, None)
         self._changes.chunk_began(channel)
         if unit is None:
+            channel.keeper.advanced(channel.state, channel.new_from)
             self._send(channel.finish(self._fps))
             self._changes.chunk_done(channel)
             return
@@ -205,20 +214,47 @@ class Interleaver:
         if unread := text.unread(settings.prompt):
             log.warning("without effect in %r: %s", settings.prompt, ", ".join(unread))
         try:
-            state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
+            left = self._keeper.left(message.channel, start)
+            if left is None:
+                state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
         except ValueError as error:
             if not self._running:
                 raise
             self._send(ChannelRefused(message.channel, str(error)))
             return
-        state.open_from = start.frame
+        kept, state = left or (None, state)
+        # Of another video no frame can be made anew.
+        shown = state.open_from = start.frame if kept is None or start.shown is None else start.shown
         least_steps = state.steps if settings.steps is not None else self._generator.model.config.least_steps
-        channel = self._channels[message.channel] = LiveChannel(
-            message.channel, state, start.frame, start.frame, self._meter, min(least_steps, state.steps)
-        )
+        journal = None
         if self._journals is not None:
-            channel.journal = self._journals.open(channel.name, state, new=start == ChannelStart())
-        self._send(ChannelOpened(message.channel, unread, text.understood(settings.prompt, settings.seed)))
+            journal = self._journals.open(message.channel, state, new=start.at_nought)
+        # Behind the journal, which may set the folder of an earlier video aside.
+        keeper = self._keeper.open(message.channel, state, settings.steps, kept)
+        channel = self._channels[message.channel] = LiveChannel(
+            message.channel, state, keeper, shown, start.frame, self._meter, min(least_steps, state.steps)
+        )
+        channel.journal = journal
+        told = unread, text.understood(settings.prompt, settings.seed)
+        self._send(ChannelOpened(message.channel, *told, went_on=kept is not None))
+        if kept is not None:
+            self._go_on(channel, kept)
+
+    def _go_on(self, channel: LiveChannel, kept: KeptState) -> None:
+        """Begins the chunk again that an engine process before was making, in the same way."""
+        channel.wanted_from, channel.new_from = channel.delivered, kept.frame
+        self._changes.go_on(channel, began=False)
+        if kept.running is None:
+            return
+        steps, threads = kept.running
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
+        # What is there of it must fit; where nothing is, time may be short.
+        some = channel.delivered > channel.next.frame or channel.buffered >= self._low_mark
+        channel.next_steps = steps if some else min(steps, channel.least_steps)
+        while self._generator.needs_plan(channel.state):
+            self._plan(channel)
+        self._advance(channel)
+        self._changes.go_on(channel, began=True)
 
     def _close(self, name: str) -> None:
         channel = self._channels.pop(name, None)  # None for one that was refused
@@ -227,6 +263,7 @@ class Interleaver:
             if channel.journal is not None:
                 # Its thread may find a bad disk later, and must not name a channel that the server has forgotten.
                 channel.journal.close()
+            channel.keeper.close()
             self._ring.release(channel.slots)
         self._send(ChannelClosed(name))
 

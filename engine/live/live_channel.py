@@ -11,6 +11,7 @@ from engine.live.channel_state import ChannelState, Place
 from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Chunk, Unit
 from engine.live.journal_writer import ChannelJournal
+from engine.live.state_keeper import ChannelKeeper
 from engine.runtime.cuda_streams import StreamEvent
 from engine.wire.frames import FrameBatch
 from engine.wire.messages import ChunkDone, SetPrompt
@@ -33,13 +34,15 @@ class LiveChannel:
 
     name: str
     state: ChannelState
+    keeper: ChannelKeeper
     shown: int  # number of the next frame to show
     delivered: int  # number of the next frame to put into the ring
     meter: CostMeter  # of all channels
     least_steps: int  # that a chunk may take; the most are `state.steps`
     paused: bool = True  # its media clock stands
     shown_s: float = 0.0  # when the last frame went on air
-    wanted_from: int = 0  # number of the first frame that is not there yet or was dropped; those below it are not new
+    wanted_from: int = 0  # number of the first frame that is not there yet or was dropped
+    new_from: int = 0  # likewise, as far as this video goes: an engine process before may have made more of it
     slots: set[int] = field(default_factory=set)  # of the ring, whose frames are not all shown
     chunk: Chunk | None = None  # being made
     batch: FrameBatch | None = None  # finished, and waiting for a slot

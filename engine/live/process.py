@@ -23,10 +23,12 @@ from engine.live.journal_writer import JournalWriter
 from engine.live.offline import generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import place, use_cores
-from engine.runtime.threads import FIXED, ThreadChoice
+from engine.priority import in_background
+from engine.runtime.threads import FIXED, ThreadChoice, computing_with
 from engine.wire.messages import Failed, JournalStopped, Progress, Ready
 from engine.wire.ring import RingWriter
 from engine.wire.settings import EngineSettings
+from engine.wire.state_memory import StateMemory
 
 WARM_UP_CHUNKS = 2  # the first chunk's shapes differ from all others'
 WARM_UP_PROMPT = "a red ball moves slowly to the right over green hills by day"
@@ -38,8 +40,10 @@ class LoadError(Exception):
     """The settings do not fit the model or what is here; the text is one line that says what to do."""
 
 
-def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) -> None:
-    """Serves channels until told to stop.
+def serve(
+    settings: EngineSettings, ring: RingWriter, connection: Connection, memory: StateMemory | None = None
+) -> None:
+    """Serves channels until told to stop; `memory` has the states that the process before left.
 
     A model that cannot be loaded is told to the server as `Failed`; any other error too, and is then raised.
     """
@@ -50,13 +54,13 @@ def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) ->
     began_s = time.monotonic()
     with ControlPipe(connection) as control:
         try:
-            model = load_model(settings, control)
-            generator = Generator(model)
-            threads = choose_threads(generator)
-            warm_up(generator, control)
-            return_memory()
+            most = torch.get_num_threads()
+            if settings.spare:
+                generator, threads = in_background(prepare_spare, settings, control, most)
+            else:
+                generator, threads = prepare(settings, control, most)
             with journals(settings, generator, control) as writer:
-                interleaver = Interleaver(generator, ring, control, threads, journals=writer)
+                interleaver = Interleaver(generator, ring, control, threads, journals=writer, memory=memory)
                 open_channels(interleaver)
                 config, warm_up_s = generator.model.config, time.monotonic() - began_s
                 control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
@@ -68,6 +72,22 @@ def serve(settings: EngineSettings, ring: RingWriter, connection: Connection) ->
         except Exception as error:
             control.send(Failed(f"{type(error).__name__}: {error}"))
             raise
+
+
+def prepare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[Generator, ThreadChoice]:
+    """The settings' model, warmed up, for up to `most` threads. Raises LoadError."""
+    generator = Generator(load_model(settings, control))
+    threads = choose_threads(generator, most, at_once=settings.warm_up and not settings.spare)
+    if settings.warm_up:
+        warm_up(generator, control)
+    return_memory()
+    return generator, threads
+
+
+def prepare_spare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[Generator, ThreadChoice]:
+    """The same on one core: another engine serves."""
+    with computing_with(1):
+        return prepare(settings, control, most)
 
 
 def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
@@ -101,15 +121,16 @@ def journals(settings: EngineSettings, generator: Generator, control: ControlPip
         writer.close()
 
 
-def choose_threads(generator: Generator) -> ThreadChoice:
-    """Chooses the number of threads for a CPU; a GPU's work does not depend on it."""
+def choose_threads(generator: Generator, most: int, at_once: bool) -> ThreadChoice:
+    """Chooses the number of threads for a CPU, at once or by what work takes; a GPU's does not depend on it."""
     if generator.model.device.type != "cpu":
         return FIXED
     step = generator.rehearsal(WARM_UP_PROMPT)
-    # The first run records it.
-    step()
-    threads = ThreadChoice(step, torch.get_num_threads())
-    threads.choose()
+    threads = ThreadChoice(step, most)
+    if at_once:
+        # The first run records it.
+        step()
+        threads.choose()
     return threads
 
 

@@ -6,6 +6,7 @@ prefix) is not stored: the same model makes it again, bit for bit.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from engine.live.channel_state import ChannelState, PastChunk, Place, RenderStat
 from engine.live.generator import Generator
 from engine.live.plan_writer import GOP
 from engine.perceptual.base import VideoState
+from engine.runtime.pytree import leaves
 from engine.wire.files import write_atomically
 
 FORMAT = 2
@@ -48,6 +50,12 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
         "gops": [_record(gop) for gop in plan.gops],
         "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _copy(used)},
     }
+
+
+def snapshot_bytes(state: ChannelState) -> int:
+    """Memory that the tensors of such a record take, but for the planner's cache."""
+    parts = [getattr(state, name) for name in _RENDERING], state.vae, state.past
+    return sum(tensor.nbytes for tensor in leaves(parts))
 
 
 def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
@@ -85,16 +93,20 @@ def write_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
     write_atomically(path, lambda part: torch.save(snapshot, part))
 
 
-def read_snapshot(path: Path) -> dict[str, Any]:
-    """The record in a file. Raises ValueError if it is missing, damaged, or no record."""
+def read_snapshot(path: Path | io.BytesIO) -> dict[str, Any]:
+    """The record in a file, or in memory. Raises ValueError if it is missing, damaged, or no record."""
     try:
         snapshot = torch.load(path, "cpu", weights_only=True)
     except (OSError, EOFError, ValueError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is missing, damaged or no snapshot ({reason})") from error
+        raise ValueError(f"{_named(path)} is missing, damaged or no snapshot ({reason})") from error
     if not isinstance(snapshot, dict):
-        raise ValueError(f"{path} is no snapshot: it holds a {type(snapshot).__name__}")
+        raise ValueError(f"{_named(path)} is no snapshot: it holds a {type(snapshot).__name__}")
     return snapshot
+
+
+def _named(path: Path | io.BytesIO) -> str:
+    return str(path) if isinstance(path, Path) else "what is in memory"
 
 
 def _check(generator: Generator, snapshot: dict[str, Any]) -> None:

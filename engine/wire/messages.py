@@ -92,11 +92,12 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class ChannelOpened:
-    """The channel's video begins."""
+    """The channel's video begins, or goes on."""
 
     channel: str
     unread: tuple[str, ...] = ()  # words of its prompt that have no effect
     understood: Understood | None = None  # what is shown of it; None from a model that cannot say
+    went_on: bool = False  # from the state that another process left; changes that it answered hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class RingReader:
 
     def __init__(self, config: RingConfig) -> None:
         self._config = config
-        self._file = _memory_file()
+        self._file = memory_file()
         os.ftruncate(self._file.fileno(), config.total_bytes)
         self._memory = mmap.mmap(self._file.fileno(), config.total_bytes)
 
@@ -122,7 +122,7 @@ class RingReader:
         self._file.close()
 
 
-def _memory_file() -> IO[bytes]:
+def memory_file() -> IO[bytes]:
     """A file in memory. Not one in /dev/shm, which containers make smaller than a ring may get."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("frames"), "w+b", buffering=0)

@@ -18,6 +18,8 @@ class EngineSettings:
     memory_gb: float | None = None  # most of the device's memory to use, 10^9 bytes; None keeps everything there
     log_level: str = "info"
     state: str | None = None  # folder for journals and snapshots of the channels; None keeps none
+    spare: bool = False  # it is warmed up beside one that serves, at low priority
+    warm_up: bool = True  # False where viewers wait: the first chunks are slower
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,16 @@ class ChannelStart:
 
     frame: int = 0  # number of the first video frame
     chunk: int = 0  # number of the first chunk, which keys the noise together with the seed
+    shown: int | None = None  # number of the next frame to show, where some before `frame` are there
 
     def __post_init__(self) -> None:
         if self.frame < 0 or self.chunk < 0:
             raise ValueError(f"a channel cannot start at frame {self.frame}, chunk {self.chunk}: both count from 0")
+
+    @property
+    def at_nought(self) -> bool:
+        """Whether there is nothing before it."""
+        return not self.frame and not self.chunk
 
 
 @dataclass(frozen=True, slots=True)

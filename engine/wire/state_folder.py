@@ -1,13 +1,65 @@
-"""Where a channel's journal and snapshots lie in the server's state folder, for both processes."""
+"""Where a channel's journal, snapshots and last state lie in the server's state folder, for both processes."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from engine.wire.kept_state import KeptState
+
 JOURNAL = "journal.jsonl"
+STATE = "state.json"  # of a channel that is not ended: a server that starts goes on with it
+LOCK = ".lock"
 
 
 def channel_folder(state: Path, channel: str) -> Path:
     """The folder of a channel, whatever its id."""
     return state / quote(channel, safe="").replace(".", "%2E")
+
+
+@contextmanager
+def taken(state: Path, preset: str) -> Iterator[list[KeptState]]:
+    """Makes the folder; within the block no other server takes it. However the process ends, the lock goes with it.
+
+    Yields the last states of channels that were not ended, by id.
+
+    Raises ValueError, in one line, for a folder that another server has, or that cannot be written, or with a state
+    that a server of this preset and version cannot go on from.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ValueError(f"state folder {state} cannot be written ({error.strerror}): give another --state") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another server has the state folder {state}: give another --state") from error
+        yield _kept_states(state, preset)
+    finally:
+        os.close(descriptor)
+
+
+def _kept_states(state: Path, preset: str) -> list[KeptState]:
+    found = []
+    for path in sorted(state.glob(f"*/{STATE}")):
+        try:
+            kept = KeptState.from_json(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): give another --state") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; give another --state, or remove that file to begin anew") from error
+        if kept.preset != preset:
+            raise ValueError(
+                f"{path} is of preset {kept.preset!r}, not {preset!r}: give --preset {kept.preset} or another --state"
+            )
+        if channel_folder(state, kept.channel) != path.parent:
+            # A folder that was set aside or copied.
+            continue
+        found.append(kept)
+    return found

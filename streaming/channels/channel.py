@@ -71,7 +71,8 @@ class Channel:
 
     def settings(self) -> ChannelSettings:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
-        start = ChannelStart(self._playout.frames.end, self._next_chunk)
+        frames = self._playout.frames
+        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None)
         newest = self._prompts.newest
         return dataclasses.replace(self._first, prompt=newest.prompt, seed=newest.seed, start=start)
 
@@ -88,7 +89,7 @@ class Channel:
         """Takes one message of the engine. Raises ValueError when it breaks the protocol."""
         match message:
             case ChannelOpened():
-                self._prompts.read(message)
+                self._publish(self._prompts.read(message, self._playout.frames.end))
                 self._settle(None)
             case ChannelRefused():
                 self._settle(RequestRefused(message.reason))
@@ -119,8 +120,7 @@ class Channel:
         """The engine process ended. Buffered frames still go on air, then the last one repeats."""
         self._playout.frames.forget_slots()
         self._settle(Unavailable("The engine stopped before it made the channel; try again."))
-        reason = "The engine stopped before it took the prompt; try again."
-        self._publish(self._prompts.interrupt(self._playout.frames.end, reason))
+        self._prompts.interrupt("The engine stopped before it took the prompt; try again.")
 
     @property
     def paused(self) -> bool:
@@ -173,7 +173,7 @@ class Channel:
         self._ended = True
         self.events.end()
         self._settle(Unavailable("The channel has ended."))
-        self._prompts.interrupt(self._playout.frames.end, "The channel has ended.")
+        self._prompts.interrupt("The channel has ended.")
 
     async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
         """Changes prompt or seed, where given, and answers with the first frame under them.

@@ -75,7 +75,13 @@ class PromptBook:
         return self._asked
 
     def accept(self, answer: PromptSet) -> list[PromptDropped]:
-        """The engine took a prompt; whoever asked gets its report. Prompts that it leaves no frame are never shown."""
+        """The engine took a prompt; whoever asked gets its report. Prompts that it leaves no frame are never shown.
+
+        What another process answered before counts once.
+        """
+        known = self._reports.get(answer.request)
+        if known is not None and known.frame == answer.frame:
+            return []
         asked = self._asked if self._asked is not None and self._asked.number == answer.request else None
         seed = self.newest.seed if asked is None or asked.seed is None else asked.seed
         report = PromptReport(
@@ -96,9 +102,19 @@ class PromptBook:
             self._asked = None
         return dropped
 
-    def read(self, answer: ChannelOpened) -> None:
-        """The engine read the prompt that it was opened with, which is the newest."""
-        self.newest.unread, self.newest.understood = answer.unread, answer.understood
+    def read(self, answer: ChannelOpened, frame: int) -> list[PromptDropped]:
+        """The engine read the prompt that it was opened with, which is the newest; its first frame is `frame`.
+
+        Unless it went on with what another answered, the prompts before that one are over.
+        """
+        *others, newest = self._current
+        newest.unread, newest.understood = answer.unread, answer.understood
+        if answer.went_on:
+            return []
+        dropped = [_drop(one, newest.prompt) for one in others if one.frame is not None and one.frame >= frame]
+        if newest.frame is not None:
+            newest.frame = min(newest.frame, frame)
+        return dropped
 
     def replace(self, answer: PromptReplaced) -> list[PromptDropped]:
         """The engine took another prompt for the chunk of an earlier one, which is never shown."""
@@ -114,17 +130,12 @@ class PromptBook:
                 self._asked.report.set_exception(RequestRefused(answer.reason))
             self._asked = None
 
-    def interrupt(self, frame: int, reason: str) -> list[PromptDropped]:
-        """The engine is gone. Its successor begins at `frame` under the newest prompt; open changes fail."""
-        *others, newest = self._current
-        dropped = [_drop(one, newest.prompt) for one in others if one.frame is not None and one.frame >= frame]
-        if newest.frame is not None:
-            newest.frame = min(newest.frame, frame)
+    def interrupt(self, reason: str) -> None:
+        """The engine is gone: open changes fail. Those that it took stay."""
         for request in (self._asked, self._waiting):
             if request is not None and not request.report.done():
                 request.report.set_exception(Unavailable(reason))
         self._asked = self._waiting = None
-        return dropped
 
     def show(self, frame: int) -> list[PromptShown]:
         """Frame number `frame` is on air: the prompts that begin with it, or began unseen before it, each once."""

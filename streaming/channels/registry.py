@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
+from engine.wire.kept_state import KeptState
 from engine.wire.ring import MOST_CHANNELS
-from engine.wire.settings import ChannelSettings
+from engine.wire.settings import ChannelSettings, ChannelStart
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
@@ -18,6 +20,15 @@ LEAST_FACTOR = 1.2  # seconds of video a second that every channel that runs mus
 
 class ChannelExists(Exception):
     """There is a channel of this id already."""
+
+
+def go_on(kept: KeptState) -> ChannelSettings:
+    """Settings of a channel that goes on where another server left it."""
+    if not kept.chunk:
+        # There is nothing to go on from: it begins with what was asked for last.
+        for promise in kept.promises:
+            kept = replace(kept, prompt=promise.prompt, seed=kept.seed if promise.seed is None else promise.seed)
+    return ChannelSettings(kept.prompt, kept.seed, kept.steps, ChannelStart(kept.frame, kept.chunk))
 
 
 class Channels(Mapping[str, Channel]):
@@ -47,11 +58,13 @@ class Channels(Mapping[str, Channel]):
                 self._put_on_air(channel)
             await asyncio.Event().wait()
 
-    def begin(self, name: str, settings: ChannelSettings) -> Channel:
-        """A channel that the server starts with: the engine must be able to make it."""
-        channel = self._new(name, settings)
-        self._engine.open(channel)
-        return channel
+    def begin(self, name: str, settings: ChannelSettings, left: Sequence[KeptState] = ()) -> None:
+        """The channels that the server starts with: those that a server left, and one of this name in any case.
+
+        The engine must be able to make them.
+        """
+        for one, of_one in {name: settings, **{kept.channel: go_on(kept) for kept in left}}.items():
+            self._engine.open(self._new(one, of_one))
 
     async def create(self, name: str, settings: ChannelSettings) -> Channel:
         """A new channel, which the engine has agreed to make.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from streaming.http.app import AppConfig
 
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 # Where a proxy strips the prefix, a request for these could not be told from one where it left it.
@@ -41,6 +46,17 @@ def add_access(options: ArgumentParser) -> None:
     )
     options.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate chain (PEM)")
     options.add_argument("--tls-key", metavar="FILE", help="and this key of it (PEM, no passphrase)")
+
+
+def app_config(arguments: Namespace) -> AppConfig:
+    """Settings of the HTTP interface from the command line."""
+    from streaming.http.access import Tokens
+    from streaming.http.app import AppConfig
+    from streaming.http.whep import Policy
+
+    policy = Policy(loopback=any(ipaddress.ip_address(address).is_loopback for address in arguments.ice_address))
+    tokens = Tokens(arguments.control_token or arguments.token, arguments.view_token or arguments.token)
+    return AppConfig(policy, tokens, frozenset(arguments.allow_origin), arguments.root_path)
 
 
 def token(text: str) -> str:

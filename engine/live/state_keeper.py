@@ -1,0 +1,266 @@
+"""Keeps each channel's state where this process's end does not reach it, for the engine process that comes next.
+
+The state behind every chunk goes to memory that the server owns, and to the state folder, for a server that comes
+next; what was answered since goes with it. Nothing is told to the outside before it is kept.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.live.channel_state import ChannelState, Place
+from engine.live.generator import Generator
+from engine.live.journal_writer import JournalWriter
+from engine.live.snapshot import read_snapshot, restore, snapshot_bytes, take_snapshot
+from engine.loading.weights import digest
+from engine.wire.files import explained, unfinished
+from engine.wire.kept_state import KeptState, Promise
+from engine.wire.messages import SetPrompt
+from engine.wire.settings import ChannelStart
+from engine.wire.state_folder import STATE, channel_folder
+from engine.wire.state_memory import StateMemory
+
+MOST_BYTES = 1 << 28  # of a snapshot that is kept behind every chunk
+MOST_TRIES = 2  # processes that may end in a chunk; the next one begins another video under the same prompt
+_FOREIGN = 1 << 32  # requests of another server are numbered from here
+FILES = ("last-1.snapshot", "last-2.snapshot")  # in turn: one is whole while the other is written
+
+_Job = tuple[KeptState, bytes | None]
+
+log = logging.getLogger(__name__)
+
+
+class StateKeeper:
+    """The states of all channels."""
+
+    def __init__(self, generator: Generator, memory: StateMemory | None, journals: JournalWriter | None) -> None:
+        """`journals` writes to the state folder; without it, and without `memory`, nothing is kept."""
+        self.generator, self.memory, self.journals = generator, memory, journals
+        folder = generator.model.folder
+        self.weights = "" if folder is None else digest(folder)
+        self.failed = False  # memory refused, which was told
+        self._left: dict[str, tuple[KeptState, bytes]] | None = None  # by the process before
+
+    def left(self, channel: str, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
+        """The state that the process before left of a channel, taken back to where the channel goes on.
+
+        None where it begins anew: it has no frame yet, no state is there, or that ended too many processes.
+
+        Raises:
+            ValueError: a server went on with a channel of its state folder, and its snapshot there is damaged or of
+                other weights.
+        """
+        if self._left is None:
+            # Not before: until then the process before may write.
+            self._left = {} if self.memory is None else self.memory.read()
+        if start.at_nought:
+            return None
+        if channel not in self._left:
+            return self._on_disk(channel)
+        kept, snapshot = self._left.pop(channel)
+        if kept.tries >= MOST_TRIES:
+            log.error("channel %s begins anew: %d processes ended in chunk %d", channel, kept.tries + 1, kept.chunk)
+            return None
+        try:
+            state = restore(self.generator, read_snapshot(io.BytesIO(snapshot)))
+            if start.frame < state.next.frame:
+                # Frames that the server dropped, for a cut.
+                self.generator.rewind(state, start.frame)
+        except ValueError as error:
+            log.error("channel %s begins anew: the state of the process before cannot be read (%s)", channel, error)
+            return None
+        return kept, state
+
+    def refuse(self, reason: str) -> None:
+        """States are not kept, which is told once."""
+        if not self.failed:
+            log.warning("a crash of the engine would begin other videos: no state can be kept (%s)", reason)
+        self.failed = True
+
+    def open(self, channel: str, state: ChannelState, steps: int | None, before: KeptState | None) -> ChannelKeeper:
+        """Keeps a channel from now on, which begins with `state`: that of `before`, or a new one."""
+        return ChannelKeeper(self, channel, state, steps, before)
+
+    def _on_disk(self, channel: str) -> tuple[KeptState, ChannelState] | None:
+        if self.journals is None:
+            return None
+        folder = channel_folder(self.journals.folder, channel)
+        try:
+            kept = KeptState.from_json((folder / STATE).read_bytes())
+        except (OSError, ValueError):
+            # The server has read it: it was there and is gone.
+            return None
+        if kept.weights != self.weights:
+            raise ValueError(f"{folder / STATE} is of other weights: give these with --weights, or another --state")
+        state = restore(self.generator, read_snapshot(folder / str(kept.snapshot)))
+        # Numbers of the server before, which this one may give to others.
+        promises = tuple(replace(one, request=_FOREIGN + number) for number, one in enumerate(kept.promises))
+        return replace(kept, promises=promises), state
+
+
+class ChannelKeeper:
+    """The state of one channel. All calls but that of the disk's thread return when the memory has it."""
+
+    def __init__(
+        self, keeper: StateKeeper, channel: str, state: ChannelState, steps: int | None, before: KeptState | None
+    ) -> None:
+        self._keeper = keeper
+        self._disk = None if keeper.journals is None else _StateFiles(keeper.journals, channel)
+        self._too_large = self._stale = False
+        preset = keeper.generator.model.config.name
+        self._kept = KeptState(
+            channel, preset, keeper.weights, state.prompt, state.seed, steps, state.next.chunk, state.next.frame
+        )
+        if before is not None:
+            # A chunk that never began ended no process.
+            tries = before.tries + (before.running is not None)
+            self._kept = replace(before, snapshot=None, chunk=state.next.chunk, tries=tries)
+        self._keep(state)
+
+    @property
+    def promises(self) -> tuple[Promise, ...]:
+        """Changes that were answered and are not in the snapshot yet."""
+        return self._kept.promises
+
+    def advanced(self, state: ChannelState, new_from: int) -> None:
+        """A chunk is done, or what was made is dropped: the next chunk's frames are new from `new_from` on."""
+        place, frame = state.next, max(state.next.frame, new_from)
+        later = tuple(one for one in self._kept.promises if one.mode == "flow" and one.latent > place.latent)
+        self._kept = replace(
+            self._kept, prompt=state.prompt, seed=state.seed, chunk=place.chunk, frame=frame, running=None, tries=0,
+            promises=later,
+        )  # fmt: skip
+        self._keep(state)
+
+    def begun(self, steps: int) -> None:
+        """The next chunk is being made: if it has to be made again, then like that."""
+        self._kept = replace(self._kept, running=(steps, torch.get_num_threads()))
+        self._write(None)
+
+    def promised(self, request: SetPrompt, at: Place, frame: int) -> None:
+        """A change is about to be answered: `frame` is the first one under it, of the chunk that begins at `at`."""
+        promise = Promise(request.request, request.prompt, request.seed, request.mode, at.latent, frame)
+        # What it takes the place of comes no more.
+        earlier = tuple(one for one in self._kept.promises if one.latent < at.latent and one.frame < frame)
+        self._kept = replace(self._kept, promises=(*earlier, promise))
+        self._write(None)
+
+    def close(self) -> None:
+        """The channel is no more."""
+        if self._keeper.memory is not None:
+            self._keeper.memory.forget(self._kept.channel)
+        if self._disk is not None:
+            self._disk.remove()
+
+    def _keep(self, state: ChannelState) -> None:
+        """Writes the whole state."""
+        if self._keeper.memory is None and self._disk is None:
+            return
+        # Asked before it is made: of the published model it is gigabytes.
+        self._too_large = snapshot_bytes(state) > MOST_BYTES
+        if self._too_large:
+            self._keeper.refuse(f"behind each chunk it would take {snapshot_bytes(state) / 1e9:.1f} GB")
+            self.close()
+            return
+        file = io.BytesIO()
+        torch.save(take_snapshot(self._keeper.generator, state), file)
+        self._write(file.getvalue())
+
+    def _write(self, snapshot: bytes | None) -> None:
+        keeper = self._keeper
+        if self._too_large:
+            return
+        # Without its snapshot a record is of no use.
+        if keeper.memory is not None and (snapshot is not None or not self._stale):
+            try:
+                keeper.memory.write(self._kept, snapshot)
+                self._stale = keeper.failed = False
+            except (OSError, ValueError) as error:
+                self._stale = True
+                keeper.refuse(str(error))
+        if self._disk is not None:
+            self._disk.write(self._kept, snapshot)
+
+
+class _StateFiles:
+    """A channel's state on the disk, written in the journals' thread: what waits is replaced by what is newer."""
+
+    def __init__(self, journals: JournalWriter, channel: str) -> None:
+        self._journals, self._folder = journals, channel_folder(journals.folder, channel)
+        self._lock = threading.Lock()
+        self._waiting: _Job | None = None
+        self._place: int | None = None  # of FILES, which holds the snapshot; None before one is written
+        self._closed = self._failed = False
+
+    def write(self, kept: KeptState, snapshot: bytes | None) -> None:
+        with self._lock:
+            waits = self._waiting is not None
+            if snapshot is None and self._waiting is not None:
+                snapshot = self._waiting[1]
+            self._waiting = kept, snapshot
+        if not waits and not self._journals.put(self._run):
+            # The disk is far behind; the next call tries again.
+            self._take()
+
+    def remove(self) -> None:
+        """The channel is no more. What remains is its journal."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._journals.put(self._unlink):
+            log.warning("%s may still be there when the server starts again: the disk is behind", self._folder / STATE)
+
+    def _take(self) -> _Job | None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+        return waiting
+
+    def _run(self) -> None:
+        waiting = self._take()
+        if waiting is None or self._closed:
+            return
+        try:
+            with explained(self._folder):
+                self._put(*waiting)
+        except OSError as error:
+            if not self._failed:
+                log.warning("a server that starts again goes on from an older state: %s", error)
+            self._failed = True
+
+    def _put(self, kept: KeptState, snapshot: bytes | None) -> None:
+        """The record last: it names the snapshot."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if snapshot is not None:
+            place = self._free_place()
+            _replace(self._folder / FILES[place], snapshot)
+            self._place, self._failed = place, False
+        # After a failure the snapshot is one of another time.
+        if self._place is not None and not self._failed:
+            _replace(self._folder / STATE, replace(kept, snapshot=FILES[self._place]).to_json())
+
+    def _free_place(self) -> int:
+        """That which the record on the disk does not name."""
+        if self._place is not None:
+            return 1 - self._place
+        with suppress(OSError, ValueError):
+            return 1 - FILES.index(str(KeptState.from_json((self._folder / STATE).read_bytes()).snapshot))
+        return 0
+
+    def _unlink(self) -> None:
+        for name in (STATE, *FILES):
+            (self._folder / name).unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A file that is whole whenever a process ends. Not forced to the disk: that is for journals, and takes long."""
+    with unfinished(path.with_name(f".{path.name}.part")) as part:
+        part.write_bytes(data)
+        os.replace(part, path)
