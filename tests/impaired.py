@@ -96,8 +96,8 @@ def impaired_networks(codec: str) -> Iterator[tuple[Networks, Link, Steady]]:
         made.plug("clean", "wire", f"{CLEAN_FAR}/24")
         spaces = [made.inside(name)[3] for name in ("server", "slow")]
         link = subprocess.Popen(
-            [sys.executable, str(HERE / "impaired_link.py"), spaces[0], f"{NEAR}/24", spaces[1], f"{FAR}/24"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "streaming.bench.link", spaces[0], f"{NEAR}/24", spaces[1], f"{FAR}/24"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE.parent,
         )  # fmt: skip
         steady = None
         try:

@@ -4,7 +4,7 @@ import pytest
 from fakes import FPS, serving
 
 from streaming.bench import chromium
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 
 # What a page notes of a video of 10 frames a second that stood for half a second: display time in ms, timestamp,
 # arrival in ms, frames presented so far, decoding time.

@@ -7,7 +7,8 @@ import pytest
 from fakes import FPS, serving
 
 from streaming.bench.client import BenchViewer, EventStream, Http, RequestError
-from streaming.bench.measure import Arrival, BenchError, fresh
+from streaming.bench.measure import fresh
+from streaming.bench.recording import Arrival, BenchError
 
 BODIES = {"/list": b"[]", "/text": b"text"}
 REFUSED = {"/unauthorized": 401, "/missing": 404, "/busy": 503}
@@ -93,7 +94,7 @@ async def test_no_reply_is_an_error_without_status() -> None:
 )
 async def test_an_endpoint_that_is_no_good_is_named(strange: Http, path: str, words: str) -> None:
     """Each in one line, with the address."""
-    viewer = BenchViewer(Http(strange.url + path), "", None, lambda arrival: None)
+    viewer = BenchViewer(Http(strange.url + path), "", None, lambda *seen: None)
     with pytest.raises(BenchError, match=words) as caught:
         await viewer.join()
     assert "\n" not in str(caught.value)
@@ -104,7 +105,7 @@ async def test_an_endpoint_that_sends_nothing_is_given_up(loopback: None, monkey
     """A connection without pictures ends in one line with its state."""
     monkeypatch.setattr("streaming.bench.client.JOIN_TIMEOUT_S", 0.01)
     async with serving() as running:
-        viewer = BenchViewer(Http(running.url + "/whep/main"), "", None, lambda arrival: None)
+        viewer = BenchViewer(Http(running.url + "/whep/main"), "", None, lambda *seen: None)
         with pytest.raises(BenchError, match="no picture came within 0 s; the connection is"):
             await viewer.join()
         await viewer.aclose()
@@ -124,7 +125,9 @@ async def test_viewer_reads_marks_and_leaves(loopback: None, codec: str) -> None
     """Every decoded frame has its number and a clock that fits its arrival; close ends the session, twice is fine."""
     async with serving() as running:
         seen: list[Arrival] = []
-        viewer = BenchViewer(Http(running.url), f"/whep/main?marker=1&codec={codec}", codec, seen.append)
+        viewer = BenchViewer(
+            Http(running.url), f"/whep/main?marker=1&codec={codec}", codec, lambda arrival, i420: seen.append(arrival)
+        )
         times = await viewer.join()
         assert 0 < times.http_s < times.picture_s < 30
         assert times.ice_s is not None and times.dtls_s is not None and times.key_frame_s is not None
@@ -150,7 +153,7 @@ async def test_viewer_reads_marks_and_leaves(loopback: None, codec: str) -> None
 async def test_viewer_tells_why_it_was_refused(loopback: None) -> None:
     """The server's own words reach whoever measures, and nothing stays open."""
     async with serving() as running:
-        viewer = BenchViewer(Http(running.url), "/whep/other", "vp8", lambda arrival: None)
+        viewer = BenchViewer(Http(running.url), "/whep/other", "vp8", lambda *seen: None)
         with pytest.raises(RequestError, match="There is no such channel"):
             await viewer.join()
         await viewer.aclose()
@@ -159,7 +162,7 @@ async def test_viewer_tells_why_it_was_refused(loopback: None) -> None:
 async def test_viewer_notices_the_end_of_the_video(loopback: None) -> None:
     """A server that stops ends the wait with an error."""
     async with serving() as running:
-        viewer = BenchViewer(Http(running.url), "/whep/main", "vp8", lambda arrival: None)
+        viewer = BenchViewer(Http(running.url), "/whep/main", "vp8", lambda *seen: None)
         await viewer.join()
     with pytest.raises(BenchError, match="the viewer's video ended"):
         await viewer.watch()

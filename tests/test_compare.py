@@ -6,7 +6,7 @@ import pytest
 
 from streaming.bench import page
 from streaming.bench.compare import SCHEMA, load, merged, rows, table, value
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 
 
 def report(**changed: Any) -> dict[str, Any]:

@@ -6,23 +6,9 @@ import numpy as np
 import pytest
 
 from streaming.bench import prompts
-from streaming.bench.measure import (
-    Arrival,
-    BenchError,
-    Change,
-    ChunkSeen,
-    Packets,
-    Recording,
-    Rendered,
-    by_stage,
-    counts,
-    delay_ms,
-    figures,
-    fresh,
-    memory,
-    rendered_s,
-    share_of_core,
-)
+from streaming.bench.measure import by_stage, delay_ms, figures, fresh, memory, rendered_s, share_of_core
+from streaming.bench.numbering import counts
+from streaming.bench.recording import Arrival, BenchError, Change, ChunkSeen, Packets, Recording, Rendered
 from streaming.media.marker import CLOCK_WRAP_MS, Mark
 
 FPS = 8.0
@@ -61,7 +47,7 @@ def recording(arrivals: Sequence[Arrival], **changed: Any) -> Recording:
         at_s = BEGIN_S + end / FPS - RENDERED_EARLIER_S
         made.rendered.append(Rendered(at_s, end))
         if end % 24 == 0:
-            made.chunks[end // 24] = ChunkSeen(at_s, {"plan": 100.0, "render": 200.0, "vae": 90.0})
+            made.chunks.append(ChunkSeen(at_s, {"plan": 100.0, "render": 200.0, "vae": 90.0}))
     return dataclasses.replace(made, **changed)
 
 
@@ -194,7 +180,7 @@ def test_without_an_api_the_changed_pixel_is_all_there_is() -> None:
     """A command that changed the prompt elsewhere, frames without markers, and no news of an engine."""
     shown = [arrival(n, None, look(n, 40.0 if n >= 110 else 0.0)) for n in range(200)]
     sent_s = BEGIN_S + 10.0
-    made = recording(shown, changes=[Change("p", sent_s, sent_s + 0.5)], samples=[], rendered=[], chunks={})
+    made = recording(shown, changes=[Change("p", sent_s, sent_s + 0.5)], samples=[], rendered=[], chunks=[])
     found = prompts.figures(made)
     assert found["prompts"][0]["pixel_s"] == pytest.approx(110 / FPS - 10 + 0.135, abs=0.01)
     assert found["prompts"][0]["split_ms"] == {"answer": 500.0}
@@ -213,6 +199,13 @@ def test_a_slower_engine_shows_in_its_chunks() -> None:
     quick = by_stage([{"plan": 100.0, "render": 200.0}])
     slow = by_stage([{"plan": 110.0, "render": 220.0}])
     assert slow["total"]["median"] / quick["total"]["median"] == pytest.approx(1.1)
+
+
+def test_a_number_that_is_far_too_high_hides_nothing_behind_it() -> None:
+    """Frames that come after it are as fresh as before."""
+    numbers = [1000 if number == 5 else number for number in range(10)]
+    shown = fresh([arrival(place, number) for place, number in enumerate(numbers)])
+    assert [one.mark.index for one in shown if one.mark is not None] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 
 
 def test_repeated_and_unreadable_frames_are_not_fresh() -> None:

@@ -23,8 +23,8 @@ from engine.wire.messages import (
 )
 from engine.wire.ring import RingConfig, RingReader
 from engine.wire.settings import ChannelSettings, EngineSettings
-from streaming.bench.measure import BenchError
 from streaming.bench.peers import aiortc_server, film, measure, race
+from streaming.bench.recording import BenchError
 
 FRAME_BYTES = film.WIDTH * film.HEIGHT * 3 // 2
 

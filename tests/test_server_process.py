@@ -7,7 +7,7 @@ import pytest
 from fakes import serving
 
 from streaming.bench import server_process
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 from streaming.bench.server_process import computing_s, find_endpoint, find_server, launch_server, machine, memory_mb
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))

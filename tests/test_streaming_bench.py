@@ -15,14 +15,15 @@ import pytest
 from fakes import FPS, serving
 
 from streaming.bench import __main__ as command
-from streaming.bench import watch
+from streaming.bench import watch, words
 from streaming.bench.compare import SCHEMA, value
-from streaming.bench.measure import BenchError, Recording
 from streaming.bench.profiles import PROFILES
+from streaming.bench.recording import BenchError, Recording
 from streaming.bench.run import BenchPlan, measure
 from streaming.bench.server_process import MeasuredServer
 from streaming.bench.watch import WatchConfig
 from streaming.bench.waves import WaveConfig
+from streaming.media.hub import Hub, Picture
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 CONFIG = WatchConfig(8.0, settle_s=0.5, first_prompt_s=4.0, prompt_every_s=4.0, sample_every_s=0.2, growth_from_s=1.0)
@@ -31,13 +32,14 @@ NIGHT = ("a white ball floats up under the stars at night",)
 
 
 def plan(**changed: Any) -> BenchPlan:
-    return BenchPlan(CONFIG, Path("unused.json"), **{"warm_joins": 2} | changed)
+    return BenchPlan(**{"watch": CONFIG, "json": Path("unused.json"), "warm_joins": 2} | changed)
 
 
 @pytest.fixture(autouse=True)
 def dark(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts that the fake engine shows."""
+    """Prompts that the fake engine shows; nobody judges its pictures."""
     monkeypatch.setattr(watch, "PROMPTS", NIGHT)
+    monkeypatch.setattr(words, "PRESET", "none")
 
 
 def check(report: dict[str, Any]) -> None:
@@ -103,6 +105,30 @@ async def test_measures_an_endpoint_of_any_make(loopback: None, tmp_path: Path) 
         assert value(report, path) is None
 
 
+async def test_planted_faults_are_found_by_their_figures(loopback: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every 32 frames one is dropped, one is sent twice, one has a wrong number, and one comes 300 ms late."""
+    encode = Hub.encode
+
+    async def faulty(hub: Hub, picture: Picture, pts: int) -> None:
+        place = picture.index % 32
+        if place == 28:
+            await asyncio.sleep(0.3)
+        if place == 20:
+            picture = dataclasses.replace(picture, index=picture.index + 5)
+        if place != 4:
+            await encode(hub, picture, pts)
+        if place == 12:
+            await encode(hub, picture, pts + 1000)
+
+    monkeypatch.setattr(Hub, "encode", faulty)
+    async with serving() as running:
+        config = dataclasses.replace(CONFIG, seconds=10.0)
+        report = await asyncio.to_thread(measure, plan(url=running.url, watch=config, warm_joins=0), ())
+    assert min(report[name] for name in ("frames_missing", "frames_doubled", "frames_misnumbered", "stalls")) >= 1
+    assert report["frames_misnumbered"] <= 10.0 * FPS / 32 + 1
+    assert report["longest_gap_ms"] > 300
+
+
 CHANGE = """
 import json, os, sys, urllib.request
 body = json.dumps({"prompt": os.environ["PROMPT"], "mode": "flow"}).encode()
@@ -140,7 +166,7 @@ def test_what_a_machine_lacks_is_said_and_the_rest_measured(monkeypatch: pytest.
     report = measure(plan(browser=True, profiles=("loss1",), warm_joins=0), COMMAND)
     assert report["not_measured"] == [
         "browser: /nowhere/chromium is missing: apt-get install chromium",
-        "profile loss1: ip is missing: apt-get install iproute2 nftables",
+        "profile loss1: ip is missing: apt-get install iproute2",
     ]
     assert report["failed"] == [] and report["frames"] > 0
     assert set(PROFILES) == {"clean", "loss1", "loss5", "cap300k", "blackhole3s", "lan", "mobile"}

@@ -25,6 +25,7 @@ from engine.config import preset
 from engine.evaluation import drift
 from engine.evaluation.prompt_set import judge_prompts, prompts_markdown, read_prompts
 from engine.evaluation.report import SHEET_FRAMES, SHEET_ROWS, SheetRow, contact_sheet, markdown
+from engine.evaluation.watched import judge_frames
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
 from engine.loading.model import Model, load
@@ -198,9 +199,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--plans", action="store_true", help="of --prompts: judge plans, not pictures; fast")
     told = "of --prompts: each prompt comes in the video of the one before, and its second chunk is judged"
     parser.add_argument("--after-change", action="store_true", help=told)
+    told = "I420 frames that were watched under --prompts, an array each: when does every word become right"
+    parser.add_argument("--frames", type=Path, metavar="F.npz", help=told)
     add_model(parser)
     parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (default: the preset's own)")
     arguments = parser.parse_args(argv)
+    if arguments.frames is not None:
+        return judge_frames(arguments)
     if arguments.prompts is not None:
         return judge_file(arguments, " ".join(["python -m engine evaluate", *argv]))
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from engine.wire.files import check_target, write_atomically
 from streaming.bench import compare, page
-from streaming.bench.measure import BenchError
 from streaming.bench.peers import PEERS
 from streaming.bench.profiles import PROFILES
+from streaming.bench.recording import BenchError
 from streaming.bench.run import BenchPlan, measure
 from streaming.bench.server_process import SERVER
 from streaming.bench.watch import WatchConfig

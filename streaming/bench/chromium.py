@@ -11,7 +11,7 @@ import shutil
 from typing import Any
 
 from streaming.bench import timeline
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 from streaming.bench.timeline import Figures, Frame, spread
 
 CHROMIUM = "/usr/bin/chromium"

@@ -18,17 +18,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
 from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 from aiortc.mediastreams import MediaStreamError
 
 from streaming.bench import change
-from streaming.bench.measure import Arrival, BenchError, Packets
+from streaming.bench.recording import Arrival, BenchError, Packets
 from streaming.media import marker
 from streaming.media.hub import CODECS
 from streaming.media.pacer import MEDIA_CLOCK_HZ
 from streaming.media.rtp_hooks import end_consent_with_connection
 
+Pixels = npt.NDArray[np.uint8]
 MOST_PENDING = 512  # frames whose packets are remembered
 REQUEST_TIMEOUT_S = 30.0
 EVENTS_END_S = 5.0
@@ -142,12 +145,13 @@ class JoinTimes(NamedTuple):
 
 
 class BenchViewer:
-    """A viewer of one WHEP endpoint that decodes every frame and hands its arrival to `seen`, in the event loop.
+    """A viewer of one WHEP endpoint that decodes every frame and hands it to `seen` in the event loop: its arrival, and
+    I420 [3H/2, W].
 
     `path` is that of the endpoint at `http`; `codec` None takes what the server chooses.
     """
 
-    def __init__(self, http: Http, path: str, codec: str | None, seen: Callable[[Arrival], None]) -> None:
+    def __init__(self, http: Http, path: str, codec: str | None, seen: Callable[[Arrival, Pixels], None]) -> None:
         self._http, self._path, self._codec, self._seen = http, path, codec, seen
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._receiver = self._peer.addTransceiver("video", direction="recvonly").receiver
@@ -242,7 +246,7 @@ class BenchViewer:
         origin = self._receiver.__dict__["_RTCRtpReceiver__timestamp_mapper"]._origin
         packets = self._packets.get((frame.pts + origin) & 0xFFFFFFFF)
         size = (frame.width, frame.height)
-        self._seen(Arrival(at_s, frame.pts / MEDIA_CLOCK_HZ, mark, change.sketch(i420, top), packets, size))
+        self._seen(Arrival(at_s, frame.pts / MEDIA_CLOCK_HZ, mark, change.sketch(i420, top), packets, size), i420)
         return at_s
 
     async def _on_packet(self, packet: Any, arrival_time_ms: int) -> None:

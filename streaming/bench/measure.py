@@ -9,97 +9,28 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from streaming.bench import timeline
-from streaming.bench.change import Sketch
+from streaming.bench.numbering import counts
+from streaming.bench.recording import Arrival, BenchError, Recording, Rendered
 from streaming.bench.timeline import Figures, Frame, percentiles, spread
 from streaming.media.marker import CLOCK_WRAP_MS, Mark
 
 GROWTH_SAMPLES = 5  # at either end, whose median counts
-STANDING = 0.05  # levels of 255 between two frames that show the same
-
-
-class BenchError(Exception):
-    """The measurement cannot go on; the text says why, in one line."""
-
-
-class Packets(NamedTuple):
-    """Arrivals of the packets of one frame, retransmissions too."""
-
-    first_s: float
-    last_s: float
-    size: int  # bytes of payload
-
-
-class Arrival(NamedTuple):
-    """A decoded frame."""
-
-    at_s: float
-    media_s: float  # its timestamp, of a clock that begins with the first frame
-    mark: Mark | None  # its marker's content, None when it cannot be read
-    sketch: Sketch
-    packets: Packets | None
-    size: tuple[int, int]  # width and height, pixels
-
-
-@dataclass(slots=True)
-class Change:
-    """A prompt change that was asked for."""
-
-    prompt: str
-    sent_s: float
-    answered_s: float | None = None
-    frame: int | None = None  # the first under the prompt, as the server says; None where none says it
-    mode: str = "flow"
-
-
-class Rendered(NamedTuple):
-    """News of the engine: all frames below `end` are rendered."""
-
-    at_s: float
-    end: int
-
-
-class ChunkSeen(NamedTuple):
-    """A chunk that was reported: when, and milliseconds by stage."""
-
-    at_s: float
-    ms: dict[str, float]
-
-
-@dataclass(slots=True)
-class Recording:
-    """Notes while a viewer watches; times of samples, memory and computing count from `begin_s`."""
-
-    begin_s: float
-    end_s: float
-    same_clock: bool  # the server's clock marks are on the viewer's own clock
-    arrivals: list[Arrival]  # in the order they came
-    changes: list[Change] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    samples: list[tuple[float, dict[str, Any]]] = field(default_factory=list)  # the channel's reports
-    rendered: list[Rendered] = field(default_factory=list)
-    chunks: dict[int, ChunkSeen] = field(default_factory=dict)
-    memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # MB by process
-    computing: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # seconds by process
-    encode_s: float | None = None  # mean of a frame
-    stats: dict[str, float] = field(default_factory=dict)  # the receiver's own, at the end
 
 
 def fresh(arrivals: Iterable[Arrival]) -> list[Arrival]:
-    """Arrivals that show a frame for the first time."""
+    """Arrivals that show a frame for the first time. A number so high that the next one goes back is a wrong one."""
     listed = list(arrivals)
     marked = any(arrival.mark is not None for arrival in listed)
+    placed = [(arrival, place) for arrival in listed if (place := _place(arrival, marked)) is not None]
     shown: list[Arrival] = []
-    for arrival in listed:
-        place = _place(arrival, marked)
-        if place is not None and (not shown or place > (_place(shown[-1], marked) or 0)):
+    last = float("-inf")
+    behind = [place for _, place in placed[1:]] + [float("inf")]
+    for (arrival, place), following in zip(placed, behind, strict=True):
+        if last < place and not last < following < place:
             shown.append(arrival)
+            last = place
     return shown
 
 
@@ -117,43 +48,6 @@ def content(shown: Sequence[Arrival], fps: float) -> list[Frame]:
 def sent(shown: Sequence[Arrival]) -> list[Frame]:
     """Fresh frames with timestamp and the arrival of their last packet; what the decoder makes of them is left out."""
     return [Frame(one.packets.last_s, one.media_s) for one in shown if one.packets is not None]
-
-
-def counts(arrivals: Sequence[Arrival], fps: float) -> Figures:
-    """What is wrong with the frames themselves: missing, doubled, misnumbered, unreadable, of another size."""
-    marks = [(arrival.media_s, arrival.mark) for arrival in arrivals if arrival.mark is not None]
-    steps = [
-        (later[1].index - earlier[1].index, round((later[0] - earlier[0]) * fps)) for earlier, later in pairwise(marks)
-    ]
-    jumps = [step for step, periods in steps if step < 0 or step > max(periods, 1)]
-    return {
-        "frames": len(arrivals),
-        "frames_missing": _missing(arrivals, fps),
-        "frames_doubled": sum(_same_number(*pair) for pair in pairwise(arrivals)) if marks else None,
-        "pictures_doubled": sum(_same_picture(*pair) for pair in pairwise(arrivals)),
-        "frames_misnumbered": len(jumps),
-        "frames_unreadable": sum(arrival.mark is None for arrival in arrivals) if marks else None,
-        "sizes": [list(size) for size in dict.fromkeys(arrival.size for arrival in arrivals)],
-    }
-
-
-def _missing(arrivals: Sequence[Arrival], fps: float) -> int:
-    """Frames that never came: by number, or by timestamp where there is none."""
-    numbers = [arrival.mark.index for arrival in arrivals if arrival.mark is not None]
-    if numbers:
-        steps = (later - earlier for earlier, later in pairwise(numbers))
-        # A number that is wrong jumps there and back; what lies between is not missing.
-        return sum(step - 1 for step in steps if 1 < step) if numbers == sorted(numbers) else 0
-    gaps = (round((later.media_s - earlier.media_s) * fps) for earlier, later in pairwise(arrivals))
-    return sum(gap - 1 for gap in gaps if gap > 1)
-
-
-def _same_number(earlier: Arrival, later: Arrival) -> bool:
-    return earlier.mark is not None and later.mark is not None and earlier.mark.index == later.mark.index
-
-
-def _same_picture(earlier: Arrival, later: Arrival) -> bool:
-    return earlier.size == later.size and bool(np.abs(earlier.sketch - later.sketch).max() < STANDING)
 
 
 def delay_ms(at_s: float, mark: Mark) -> float:
@@ -262,8 +156,9 @@ def _server(recording: Recording, settle_s: float, growth_from_s: float) -> Figu
     return {
         "realtime_factor": factor,
         "realtime_factor_least": least,
+        "rung_changes": recording.rung_changes,
         "repeats": last["repeats"] - recording.samples[0][1]["repeats"],
-        "chunk_ms": by_stage(chunk.ms for chunk in recording.chunks.values()),
+        "chunk_ms": by_stage(chunk.ms for chunk in recording.chunks),
         "encode_ms": None if recording.encode_s is None else round(recording.encode_s * 1000, 3),
         "rss_mb": {name: memory(series, growth_from_s) for name, series in recording.memory.items()},
         "cpu_percent": {name: share_of_core(series, settle_s) for name, series in recording.computing.items()},

@@ -1,47 +1,46 @@
-"""Impaired networks: server and viewer in namespaces of their own, joined by a wire that loses, delays or stops.
-
-netem delays and limits where the kernel has it. Where it has not, nftables drop what comes in: loss, and what is above
-a rate (a policer, without the queue of a real link); delay there is none. Needs root.
+"""Impaired networks: server and viewer in namespaces of their own, joined by a link (`link.py`) that loses, delays or
+stops. Needs root, and TUN devices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
-from streaming.bench.measure import BenchError
+from streaming.bench.link import Impairments
+from streaming.bench.recording import BenchError
+from streaming.bench.server_process import ROOT
 
 SERVER_ADDRESS, VIEWER_ADDRESS = "10.77.7.1", "10.77.7.2"
-BURST_BYTES = 16_000  # that a limited link takes at once; nftables add what it takes in a second
 BLACKHOLE_AFTER_S = 10.0  # of watching
 _numbers = count()
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A network, both ways: delay of one way, loss, and the rate towards the viewer."""
+    """A network, the same both ways, and for how long it is gone meanwhile."""
 
-    delay_ms: float = 0.0
-    delay_varies_ms: float = 0.0
-    loss: float = 0.0
-    rate_kbps: int | None = None
+    link: Impairments = field(default_factory=Impairments)
     blackhole_s: float = 0.0
 
 
 PROFILES = {
     "clean": Profile(),
-    "loss1": Profile(loss=0.01),
-    "loss5": Profile(loss=0.05),
-    "cap300k": Profile(rate_kbps=300),
+    "loss1": Profile(Impairments(loss=0.01)),
+    "loss5": Profile(Impairments(loss=0.05)),
+    "cap300k": Profile(Impairments(rate_bps=300_000)),
     "blackhole3s": Profile(blackhole_s=3.0),
-    "lan": Profile(delay_ms=1.0, delay_varies_ms=0.2),
-    "mobile": Profile(delay_ms=40.0, delay_varies_ms=10.0, loss=0.01, rate_kbps=4000),
+    "lan": Profile(Impairments(delay_s=0.001, delay_varies_s=0.0002)),
+    "mobile": Profile(Impairments(loss=0.01, delay_s=0.04, delay_varies_s=0.01, rate_bps=4_000_000)),
 }
 
 
@@ -49,62 +48,49 @@ class Wire:
     """Two namespaces, `server` and `viewer`, with a wire between them."""
 
     def __init__(self) -> None:
-        self._prefix = f"bench{os.getpid()}x{next(_numbers)}"
-        self.prefix = ("ip", "netns", "exec", self._prefix + "server")  # before a command that runs at the server's end
+        self._name = f"bench{os.getpid()}x{next(_numbers)}"
+        self._link: subprocess.Popen[str] | None = None
+        self.prefix = ("ip", "netns", "exec", self._name + "server")  # before a command that runs at the server's end
 
     def make(self, profile: Profile) -> None:
         """Raises BenchError, in one line, for what this machine cannot do."""
-        server, viewer = self._prefix + "server", self._prefix + "viewer"
-        for name in (server, viewer):
-            _run("ip", "netns", "add", name)
-            _run("ip", "-n", name, "link", "set", "lo", "up")
-        _run("ip", "link", "add", "wire", "netns", server, "type", "veth", "peer", "name", "wire", "netns", viewer)
-        for name, address in ((server, SERVER_ADDRESS), (viewer, VIEWER_ADDRESS)):
-            _run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "wire")
-            _run("ip", "-n", name, "link", "set", "wire", "up")
-        self._impair(profile)
+        argv = [sys.executable, "-m", "streaming.bench.link"]
+        for end, address in (("server", SERVER_ADDRESS), ("viewer", VIEWER_ADDRESS)):
+            _run("ip", "netns", "add", self._name + end)
+            _run("ip", "-n", self._name + end, "link", "set", "lo", "up")
+            argv += [self._name + end, f"{address}/24"]
+        pipe = subprocess.PIPE
+        self._link = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+        self._answer()
+        self.impair(profile.link)
 
-    def _impair(self, profile: Profile) -> None:
-        server, viewer = self._prefix + "server", self._prefix + "viewer"
-        if profile.delay_ms:
-            words = ["delay", f"{profile.delay_ms}ms", f"{profile.delay_varies_ms}ms"]
-            try:
-                for name in (server, viewer):
-                    _run("tc", "-n", name, "qdisc", "add", "dev", "wire", "root", "netem", *words)
-            except BenchError as error:
-                raise BenchError(f"delay needs netem, which this kernel lacks ({error})") from error
-        rules = []
-        if profile.loss:
-            rules.append(f"meta l4proto udp numgen random mod 10000 < {round(profile.loss * 10000)} drop")
-        if profile.rate_kbps:
-            limit = f"{profile.rate_kbps * 125} bytes/second burst {BURST_BYTES} bytes"
-            rules.append(f"meta l4proto udp limit rate over {limit} drop")
-        if rules:
-            self._drop(viewer, *rules)
-        if profile.loss:
-            self._drop(server, rules[0])
+    def impair(self, link: Impairments) -> None:
+        """Changes what the wire does to packets, now. Raises BenchError when it is gone."""
+        assert self._link is not None and self._link.stdin is not None, "the wire is made"
+        with suppress(BrokenPipeError):
+            self._link.stdin.write(json.dumps(dataclasses.asdict(link)) + "\n")
+            self._link.stdin.flush()
+        self._answer()
 
-    def _drop(self, name: str, *rules: str) -> None:
-        chain = f"chain drops {{ type filter hook input priority 0; {'; '.join(rules)}; }}"
-        _run("ip", "netns", "exec", name, "nft", f"table inet bench {{ {chain}; }}")
+    def _answer(self) -> None:
+        assert self._link is not None and self._link.stdout is not None and self._link.stderr is not None
+        if not self._link.stdout.readline():
+            said = self._link.stderr.read().strip().split("\n")[-1]
+            raise BenchError(f"there is no link between network namespaces: {said}")
 
     async def play(self, profile: Profile) -> None:
         """What happens while it is watched, from the first picture on."""
         if not profile.blackhole_s:
             return
         await asyncio.sleep(BLACKHOLE_AFTER_S)
-        for end in ("server", "viewer"):
-            self._drop(self._prefix + end, "meta l4proto udp drop")
-        try:
-            await asyncio.sleep(profile.blackhole_s)
-        finally:
-            for end in ("server", "viewer"):
-                _run("ip", "netns", "exec", self._prefix + end, "nft", "delete table inet bench")
+        self.impair(dataclasses.replace(profile.link, dead=True))
+        await asyncio.sleep(profile.blackhole_s)
+        self.impair(profile.link)
 
     @contextmanager
     def at_viewer(self) -> Iterator[None]:
         """This thread, and what it starts, is at the viewer's end inside the block."""
-        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self._prefix}viewer") as there:
+        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self._name}viewer") as there:
             _enter(there.fileno())
             try:
                 yield
@@ -113,9 +99,14 @@ class Wire:
 
     def close(self) -> None:
         """Takes everything away; idempotent."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.kill()
+            # Closes its pipes too.
+            link.communicate()
         for end in ("server", "viewer"):
             with suppress(BenchError):
-                _run("ip", "netns", "delete", self._prefix + end)
+                _run("ip", "netns", "delete", self._name + end)
 
 
 @contextmanager
@@ -139,7 +130,7 @@ def _run(*command: str) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise BenchError(f"{command[0]} is missing: apt-get install iproute2 nftables") from error
+        raise BenchError(f"{command[0]} is missing: apt-get install iproute2") from error
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().split("\n")[0] or f"status {error.returncode}"
         raise BenchError(f"{' '.join(command[:4])} ...: {said}") from error

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streaming.bench.change import Seen, first_change
-from streaming.bench.measure import Arrival, Change, Recording, delay_ms, fresh, rendered_s
+from streaming.bench.measure import delay_ms, fresh, rendered_s
+from streaming.bench.recording import Arrival, Change, Recording
 from streaming.bench.timeline import Figures, spread
 
 SETTLED_S = 3.0  # after a change, until the picture has only its own motion
@@ -94,7 +95,7 @@ def _split(recording: Recording, change: Change, first: Arrival | None, pixel_s:
 def _stages(recording: Recording, frame: int) -> dict[str, float]:
     """Seconds that the chunk with this frame took until its first frames were there."""
     made_s = rendered_s(recording.rendered, frame) or 0.0
-    chunks = sorted(recording.chunks.values())
+    chunks = recording.chunks
     place = next((place for place, chunk in enumerate(chunks) if chunk.at_s >= made_s), None)
     if place is None:
         return {}

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from streaming.bench import chromium, compare, peers, profiles, prompts, waves
+from streaming.bench import chromium, compare, peers, profiles, prompts, waves, words
 from streaming.bench.client import BenchViewer, JoinTimes, RequestError
-from streaming.bench.measure import BenchError, Recording, content, figures, fresh
+from streaming.bench.measure import content, figures, fresh
+from streaming.bench.recording import BenchError, Recording
 from streaming.bench.server_process import MeasuredServer, find_endpoint, find_server, launch_server, machine
 from streaming.bench.timeline import Figures, Frame, lateness_s, period_of, spread
 from streaming.bench.watch import WatchConfig, watch
@@ -56,13 +57,23 @@ class BenchPlan:
 
 def measure(plan: BenchPlan, command: Sequence[str]) -> Figures:
     """The report of a plan, of servers that `command` starts where none runs already. Raises BenchError."""
-    runs = [asyncio.run(_bench(plan, lambda: _server(plan, command))) for _ in range(plan.repeat)]
+    runs = [_run(plan, command) for _ in range(plan.repeat)]
     report: Figures = {"schema": compare.SCHEMA} | compare.merged(runs)
     for name in plan.profiles:
         with _optional(report, f"profile {name}"):
             report.setdefault("profiles", {})[name] = _behind_wire(plan, command, name)
     if plan.peers:
         report["peers"] = peers.measure(plan.peers, report["not_measured"])
+    return report
+
+
+def _run(plan: BenchPlan, command: Sequence[str]) -> Figures:
+    """One run; what was watched for its words is judged when the server is gone."""
+    watched: list[words.WatchedChange] = []
+    report = asyncio.run(_bench(plan, lambda: _server(plan, command), watched=watched))
+    if watched:
+        with _optional(report, "prompt to words"):
+            report |= words.figures(watched)
     return report
 
 
@@ -97,8 +108,10 @@ async def _bench(
     plan: BenchPlan,
     open_server: Callable[[], AbstractAsyncContextManager[MeasuredServer]],
     beside: Callable[[Recording], Coroutine[Any, Any, None]] | None = None,
+    watched: list[words.WatchedChange] | None = None,
 ) -> Figures:
-    """One run. `beside` goes on while it is watched; without one that is the plan's wave."""
+    """One run. `beside` goes on while it is watched; without one that is the plan's wave. Changes that a judge can
+    read go to `watched`, where it is given."""
     task = asyncio.current_task()
     assert task is not None, "it runs in a task"
     if threading.current_thread() is threading.main_thread():
@@ -120,7 +133,10 @@ async def _bench(
                 progress = lambda watched_s: bar.update(min(bar.total, round(watched_s)) - bar.n)  # noqa: E731
                 ride = beside or functools.partial(_ride, server, plan, config, rides)
                 times, recording = await watch(server, config, progress, ride)
-        report = _report(server, config, joins, times, recording, first_s)
+            report = _report(server, config, joins, times, recording, first_s)
+            if watched is not None and report["conditions"]["preset"] == words.PRESET:
+                with _optional(report, "prompt to words"):
+                    watched += await words.watch(server, config.codec, config.modes, recording)
         report["conditions"]["load_average"] = [load, os.getloadavg()[0]]
         for one in rides:
             report["wave"] = waves.figures(one, recording, _fps(recording), config.settle_s)
@@ -131,7 +147,7 @@ async def _bench(
 
 async def _join(server: MeasuredServer, config: WatchConfig) -> JoinTimes:
     """One viewer that leaves with its first picture."""
-    viewer = BenchViewer(server.http, server.endpoint(config.codec), config.codec, lambda arrival: None)
+    viewer = BenchViewer(server.http, server.endpoint(config.codec), config.codec, lambda *seen: None)
     async with aclosing(viewer):
         return await viewer.join()
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from streaming.bench.client import Http, RequestError
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 
 ROOT = Path(__file__).parents[2]
 SERVER = (sys.executable, str(ROOT / "server.py"))
@@ -51,11 +51,12 @@ class MeasuredServer:
     ready_s: float | None  # from its start to ready; None for one that ran already
     ended: Callable[[], Any]  # coroutine function that raises BenchError when the server ends
 
-    def endpoint(self, codec: str | None) -> str:
+    def endpoint(self, codec: str | None, marked: bool = True) -> str:
         """Path of the WHEP endpoint, with numbers and clocks in the pixels where the server can draw them."""
         if self.channel is None:
             return ""
-        return f"/whep/{self.channel.rpartition('/')[2]}?marker=1" + (f"&codec={codec}" if codec else "")
+        path = f"/whep/{self.channel.rpartition('/')[2]}?marker={int(marked)}"
+        return path + (f"&codec={codec}" if codec else "")
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -10,19 +11,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
+from statistics import median
 from typing import Any
 
-from streaming.bench.client import BenchViewer, EventStream, JoinTimes, RequestError
-from streaming.bench.measure import Arrival, BenchError, Change, ChunkSeen, Recording, Rendered
+from streaming.bench.client import BenchViewer, EventStream, JoinTimes, Pixels, RequestError
+from streaming.bench.labels import LABELS
+from streaming.bench.recording import Arrival, BenchError, Change, ChunkSeen, Recording, Rendered
 from streaming.bench.server_process import MeasuredServer, computing_s, memory_mb
 
-PROMPTS = (
-    "a blue sailboat drifts to the left on the sea",
-    "a red car drives slowly to the right through the desert",
-    "a white ball floats up under the stars at night",
-    "a yellow fish moves quickly to the right over green hills by day",
-)
+PROMPTS = tuple(LABELS)
 COMMAND_LIMIT_S = 30.0
 
 
@@ -57,9 +55,13 @@ async def watch(
     It lasts longer where `beside`, which goes on meanwhile, does.
     """
     arrivals: list[Arrival] = []
+
+    def note(arrival: Arrival, _: Pixels) -> None:
+        arrivals.append(arrival)
+
     async with (
-        _news(server) as news,
-        aclosing(BenchViewer(server.http, server.endpoint(config.codec), config.codec, arrivals.append)) as viewer,
+        open_news(server) as news,
+        aclosing(BenchViewer(server.http, server.endpoint(config.codec), config.codec, note)) as viewer,
     ):
         times = await viewer.join()
         begin_s = arrivals[0].at_s
@@ -68,7 +70,7 @@ async def watch(
         async with asyncio.TaskGroup() as group:
             works = [viewer.watch(), server.ended(), _change_prompts(server, config, recording)]
             if server.channel is not None:
-                works.append(_listen(news, recording))
+                works.append(listen(news, recording))
             if server.pid is not None:
                 works.append(_sample(server.pid, config, recording))
             helpers = [group.create_task(work) for work in works]
@@ -80,12 +82,14 @@ async def watch(
             for helper in helpers:
                 helper.cancel()
         recording.encode_s = _mean_between(before, await _encoding(server))
+        recording.rung_changes = await _rung_changes(server)
         recording.stats = viewer.stats()
     return times, recording
 
 
 @asynccontextmanager
-async def _news(server: MeasuredServer) -> AsyncIterator[EventStream | None]:
+async def open_news(server: MeasuredServer) -> AsyncIterator[EventStream | None]:
+    """The channel's reports; None where there is no channel of ours."""
     if server.channel is None:
         yield None
         return
@@ -93,9 +97,10 @@ async def _news(server: MeasuredServer) -> AsyncIterator[EventStream | None]:
         yield events
 
 
-async def _listen(news: EventStream | None, recording: Recording) -> None:
+async def listen(news: EventStream | None, recording: Recording) -> None:
     """Notes when frames were rendered and chunks done, as the channel tells it."""
     assert news is not None, "a channel has events"
+    known = None
     while True:
         at_s, report = await news.get()
         if "buffered_s" not in report:
@@ -109,8 +114,10 @@ async def _listen(news: EventStream | None, recording: Recording) -> None:
                 recording.rendered.pop()
             if not recording.rendered or end > recording.rendered[-1].end:
                 recording.rendered.append(Rendered(at_s, end))
-        if report["chunk"] is not None:
-            recording.chunks.setdefault(report["chunk"]["index"], ChunkSeen(at_s, report["chunk"]["ms"]))
+        # What was done before the first report may have been so for long.
+        if known is not None and report["chunk"] not in (None, known["chunk"]):
+            recording.chunks.append(ChunkSeen(at_s, report["chunk"]["ms"]))
+        known = report
 
 
 async def _sample(pid: int, config: WatchConfig, recording: Recording) -> None:
@@ -137,22 +144,42 @@ async def _change_prompts(server: MeasuredServer, config: WatchConfig, recording
         if due_s + config.prompt_every_s > recording.end_s + 0.001:
             return
         await asyncio.sleep(due_s - time.monotonic())
+        await between_chunks(recording, chunk_period_s(recording))
         prompt, mode = PROMPTS[number % len(PROMPTS)], config.modes[number % len(config.modes)]
-        change = Change(prompt, time.monotonic(), mode=mode)
-        try:
-            if config.command is not None:
-                await _run(config.command, prompt)
-            else:
-                answer = await server.http.json("PATCH", str(server.channel), {"prompt": prompt, "mode": mode})
-                if answer["replaced_by"] is not None:
-                    recording.refused.append(f"{prompt!r} was replaced by {answer['replaced_by']!r}")
-                    continue
-                change.frame = answer["frame"]
-        except RequestError as error:
-            recording.refused.append(str(error))
-            continue
-        change.answered_s = time.monotonic()
-        recording.changes.append(change)
+        await change_prompt(server, recording, prompt, mode, config.command)
+
+
+def chunk_period_s(recording: Recording) -> float | None:
+    """Seconds from chunk to chunk; None where too few were seen."""
+    steps = [later.at_s - earlier.at_s for earlier, later in pairwise(recording.chunks)]
+    return median(steps) if steps else None
+
+
+async def between_chunks(recording: Recording, period_s: float | None) -> None:
+    """Waits for the middle between a chunk that is done and the next: what a change has to wait for in the mean."""
+    if period_s and recording.chunks:
+        await asyncio.sleep((recording.chunks[-1].at_s + period_s / 2 - time.monotonic()) % period_s)
+
+
+async def change_prompt(
+    server: MeasuredServer, recording: Recording, prompt: str, mode: str, command: str | None = None
+) -> None:
+    """Asks for a change and notes it, or that it was refused. Raises BenchError for a command that fails."""
+    change = Change(prompt, time.monotonic(), mode=mode)
+    try:
+        if command is not None:
+            await _run(command, prompt)
+        else:
+            answer = await server.http.json("PATCH", str(server.channel), {"prompt": prompt, "mode": mode})
+            if answer["replaced_by"] is not None:
+                recording.refused.append(f"{prompt!r} was replaced by {answer['replaced_by']!r}")
+                return
+            change.frame = answer["frame"]
+    except RequestError as error:
+        recording.refused.append(str(error))
+        return
+    change.answered_s = time.monotonic()
+    recording.changes.append(change)
 
 
 async def _run(command: str, prompt: str) -> None:
@@ -173,6 +200,17 @@ async def _run(command: str, prompt: str) -> None:
     if process.returncode:
         said = error.decode(errors="replace").strip().split("\n")[-1]
         raise BenchError(f"--command {shlex.quote(command)} ended with status {process.returncode}: {said}")
+
+
+async def _rung_changes(server: MeasuredServer) -> int | None:
+    """Of the only viewer; None where nobody counts them, or others watch."""
+    if server.channel is None:
+        return None
+    with suppress(RequestError, ValueError):
+        _, body = await server.http.request("GET", f"{server.channel}/viewers")
+        reports = json.loads(body)
+        return int(reports[0]["rung_changes"]) if len(reports) == 1 else None
+    return None
 
 
 async def _encoding(server: MeasuredServer) -> tuple[float, float] | None:

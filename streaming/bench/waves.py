@@ -15,7 +15,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from streaming.bench.measure import BenchError, Recording, fresh, share_of_core
+from streaming.bench.measure import fresh, share_of_core
+from streaming.bench.recording import BenchError, Recording
 from streaming.bench.server_process import ROOT
 from streaming.bench.timeline import STALL_PERIODS, Figures
 

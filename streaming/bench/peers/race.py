@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from streaming.bench.measure import BenchError
 from streaming.bench.peers import film
+from streaming.bench.recording import BenchError
 from streaming.bench.server_process import ROOT, answers, own_addresses
 from streaming.bench.timeline import Figures
 from streaming.bench.waves import WaveConfig, crowd
@@ -31,6 +31,7 @@ OURS = (
     "import sys, server; from streaming.bench.peers.film import film_engine; "
     "sys.exit(server.main(sys.argv[1:], film_engine))"
 )
+GSTREAMER = "python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-nice"
 GOCODE = Path("/usr/share/gocode")
 FEW, MANY = 2, 30  # viewers
 MANY_ENCODERS = 8  # of one that encodes for each: more would fill two cores
@@ -149,7 +150,10 @@ async def _gstreamer(films: Films, stack: AsyncExitStack) -> Running:
     port = _port()
     program = ("/usr/bin/python3", str(HERE / "gstreamer_server.py"), str(films.h264), str(port), str(film.FPS))
     process = await _start(stack, *program)
-    await answers(f"http://127.0.0.1:{port}/", process)
+    try:
+        await answers(f"http://127.0.0.1:{port}/", process)
+    except BenchError as error:
+        raise BenchError(f"GStreamer does not start ({error}): apt-get install {GSTREAMER}") from error
     # libnice never takes loopback.
     return Running(f"http://127.0.0.1:{port}/whep", process.pid, own_addresses())
 
