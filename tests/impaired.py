@@ -163,11 +163,14 @@ def gaps(frames: list[list[float]], since_s: float, until_s: float) -> list[tupl
     return [(a - since_s, b - a) for a, b in pairs if b - a > FREEZE_S and b > since_s]
 
 
-def steadiness(seen: dict[str, Any]) -> dict[str, Any]:
-    """Frames that the viewer on the clean path lacks, and how late they were decoded, over the earliest."""
-    frames = seen["frames"]
+def steadiness(seen: dict[str, Any], since_s: float) -> dict[str, Any]:
+    """Frames that the viewer on the clean path lacks from a time on, and how late they were decoded, over the earliest.
+
+    Before, the browser starts, which keeps every core busy.
+    """
+    frames = [frame for frame in seen["frames"] if frame[1] >= since_s]
     steps = [b[0] - a[0] for a, b in zip(frames, frames[1:], strict=False)]
-    delays = sorted(seen_s - pts_s for pts_s, seen_s in frames[16:])
+    delays = sorted(seen_s - pts_s for pts_s, seen_s in frames)
     late = [delay - delays[0] for delay in delays]
     return {
         "frames": len(frames),
@@ -186,6 +189,7 @@ async def measure(case: str, codec: str) -> dict[str, Any]:
         async with browsing(made, codec) as page:
             link.set(delay_s=0.05 if case.endswith("%") else 0.01)
             await asyncio.sleep(8)
+            settled_s = time.monotonic()
             figures: dict[str, Any] = {"case": case, "codec": codec}
             clean_s = 6.0
             before = link.set()[0]
@@ -201,6 +205,8 @@ async def measure(case: str, codec: str) -> dict[str, Any]:
             figures["freezes"] = [[round(at, 2), round(long, 2)] for at, long in found]
             figures["longest_s"] = round(max((long for _, long in found), default=0.0), 2)
             figures["total_s"] = round(sum(long for _, long in found), 2)
+            reports = await page.evaluate("fetch('/channels/main/viewers').then((reply) => reply.json())")
+            figures["viewer"] = reports[1]
             metrics = await page.evaluate("fetch('/metrics').then((reply) => reply.text())")
             figures["server"] = {
                 line.split()[0]: float(line.split()[-1])
@@ -210,7 +216,7 @@ async def measure(case: str, codec: str) -> dict[str, Any]:
                 )
             }
             figures["chromium"] = await page.evaluate(STATS)
-        figures["clean_path"] = steadiness(steady.end())
+        figures["clean_path"] = steadiness(steady.end(), settled_s)
     return figures
 
 

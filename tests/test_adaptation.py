@@ -30,6 +30,7 @@ class Ends:
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.asked_report = asyncio.Event()
+        self.held_s: float | None = None
 
     def pause(self) -> None:
         self.asked.append("pause")
@@ -39,6 +40,9 @@ class Ends:
 
     def request_keyframe(self) -> None:
         self.asked.append("key frame")
+
+    def hold(self, delay_s: float) -> None:
+        self.held_s = delay_s
 
     def limit(self, rate_bps: int) -> None:
         self.asked.append(rate_bps)
@@ -72,6 +76,15 @@ async def test_broken_picture_gets_a_key_frame() -> None:
     one, ends = adaptation(Refresh())
     one.heard(Feedback(0, 0))
     assert ends.asked == ["key frame"]
+
+
+async def test_lost_packets_let_pictures_wait() -> None:
+    """The receiver that asks for many is told to hold pictures back."""
+    one, ends = adaptation(STAY, STAY)
+    one.heard(Feedback(0, 0))
+    assert ends.held_s == 0.0
+    one.heard(Feedback(100, 100_000, requested=10))
+    assert ends.held_s and ends.held_s > 0.2
 
 
 @pytest.mark.parametrize(("seconds", "parts"), [(0.1, [1000] * 5), (0.0, [5000])])

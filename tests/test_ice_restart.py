@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -156,6 +157,26 @@ async def test_restarts_at_once_are_told_apart() -> None:
         statuses = sorted([reply.status_code for reply in await asyncio.gather(*both)])
         assert statuses[0] == 200 and statuses[1] in (409, 412)
         await restarted(running, watcher)
+        await watcher.received(8)
+
+
+async def test_a_restart_that_comes_slowly_is_judged_when_it_is_there() -> None:
+    """Its ETag is stale where another restart was answered while its body came."""
+    async with serving() as running, watching(running) as watcher:
+        assert watcher.answer is not None
+        known = TRICKLE | {"if-match": watcher.answer.headers["etag"]}
+        go_on = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield body("slow").encode()[:20]
+            await go_on.wait()
+            yield body("slow").encode()[20:]
+
+        slow = asyncio.create_task(running.http.patch(watcher.location, content=slowly(), headers=known))
+        await asyncio.sleep(0.1)
+        assert (await running.http.patch(watcher.location, content=body(), headers=known)).status_code == 200
+        go_on.set()
+        assert (await slow).status_code == 412
         await watcher.received(8)
 
 

@@ -59,6 +59,20 @@ async def test_slow_network_has_a_low_bit_rate_and_hurts_nobody(codec: str) -> N
         assert steady.end()["packets_lost"] == 0
 
 
+async def test_lossy_network_keeps_its_bit_rate() -> None:
+    """At 5 % loss the viewer is told to hold pictures back, and stays at the high rung while each is repaired."""
+    with impaired_networks("vp8") as (made, link, steady):
+        async with browsing(made, "vp8") as page:
+            link.set(delay_s=0.05, loss=0.05)
+            await until(made, lambda report: report["playout_delay_s"] > 0.2)
+            shown = await page.evaluate("window.frames.length")
+            await page.wait_for_function(f"window.frames.length > {shown + 160}", timeout=40_000)
+            report = slow_viewer(made)
+            assert (report["rung"], report["rung_changes"], report["keyframe_requests"]) == ("high", 0, 0)
+            assert report["retransmissions"] > 50
+        assert steady.end()["packets_lost"] == 0
+
+
 async def test_dead_network_comes_back_with_a_picture() -> None:
     """After three seconds without a packet the same session goes on."""
     with impaired_networks("vp8") as (made, link, steady):

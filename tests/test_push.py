@@ -19,10 +19,12 @@ from fastapi import Response
 from fastapi.responses import RedirectResponse
 from test_app import refused
 from test_ice import free_tcp_port, needs_coturn, turn_server
+from test_viewer import say
 from whip_endpoint import WhipEndpoint, whip_endpoint
 
 from engine.wire.startup import log_from
 from streaming.media.push import PushConfig
+from streaming.media.rate import RateConfig
 
 pytestmark = pytest.mark.usefixtures("loopback")
 PUSHES = "/channels/main/pushes"
@@ -91,6 +93,23 @@ async def test_a_push_brings_the_video(running: Serving, endpoint: WhipEndpoint,
     for method in ("GET", "DELETE"):
         assert refused(await running.http.request(method, location), 404)
     await running.until(lambda report: report["state"] == "idle")
+
+
+async def test_a_push_follows_what_its_far_end_reports(
+    running: Serving, endpoint: WhipEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that loses most packets gets the low rung, and the high one again; no frame out of order."""
+    monkeypatch.setattr("streaming.media.rate.RateConfig", partial(RateConfig, wait_s=0.5, drain_s=0.1))
+    location = (await push(running, endpoint.url)).headers["location"]
+    session = endpoint.sessions[0]
+    await session.received(4)
+    assert (await running.http.get(location)).json()["rung"] == "high"
+    await say(session, lost=200)
+    await until(running, location, lambda report: report["rung"] == "low")
+    await session.received(8)
+    await until(running, location, lambda report: report["rung"] == "high", 20.0)
+    await session.received(4)
+    assert session.pts == sorted(session.pts)
 
 
 async def test_the_offer_is_whips(running: Serving, endpoint: WhipEndpoint) -> None:

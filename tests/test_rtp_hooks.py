@@ -144,6 +144,20 @@ async def test_requests_count_once() -> None:
     assert [one.requested for one in bench.heard] == [3, 1]
 
 
+async def test_few_packets_and_lost_reports_make_no_loss() -> None:
+    """The share is of the packets since the last word on it, whatever each report says of its own few."""
+    bench = Bench()
+    lost = 0
+    for highest in range(0, 1000, 10):
+        # One packet in twenty, told by a report over two packets; every other report gets lost.
+        lost += highest % 20 == 0
+        own = rtp.RtcpReceiverInfo(bench.sender._ssrc, 128, lost, highest, 0, 0, 0)
+        if highest % 20 == 0:
+            await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own]))
+    told = [one.lost_share for one in bench.heard if one.lost_share is not None]
+    assert told == [pytest.approx(0.05)] * 9
+
+
 async def test_receiver_report_tells_loss_and_round_trip() -> None:
     """The round trip is counted from the sender report that it answers, less the time the receiver kept it."""
     bench = Bench()
@@ -159,11 +173,17 @@ async def test_receiver_report_tells_loss_and_round_trip() -> None:
     own.highest_sequence = 2
     await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
     assert [one.lost_share for one in bench.heard] == [None, None], "two packets say nothing"
-    own.highest_sequence = 40
+    own.highest_sequence, own.packets_lost, own.fraction_lost = 104, 26, 0
     await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own, resent]))
     feedback = bench.heard[-1]
     assert (feedback.lost_share, feedback.resent_lost_share, feedback.asked_s) == (0.25, 0.5, 50.0)
     assert feedback.rtt_s == pytest.approx(0.3)
+    own.highest_sequence, own.packets_lost = 50, 0
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own]))
+    assert bench.heard[-1].lost_share is None, "a receiver that begins anew says nothing at first"
+    own.highest_sequence, own.packets_lost = 150, -3
+    await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own]))
+    assert bench.heard[-1].lost_share == 0.0, "packets that came late count as lost until then"
     own.lsr = 77
     await bench.sender._handle_rtcp_packet(rtp.RtcpRrPacket(ssrc=1, reports=[own]))
     assert bench.heard[-1].rtt_s is None, "that report was never sent"

@@ -49,15 +49,27 @@ class Line:
     def _connected(self) -> None:
         self.connections += 1
 
+    def extensions(self) -> list[dict[int, bytes]]:
+        """The header extensions of all packets that came, by their numbers."""
+        found = []
+        while (data := self._take()) is not None:
+            plain = self._session.unprotect(data)
+            end = 16 + 4 * int.from_bytes(plain[14:16], "big")
+            found.append(dict(rtp.unpack_header_extensions(int.from_bytes(plain[12:14], "big"), plain[16:end])))
+        return found
+
+    def _take(self) -> bytes | None:
+        try:
+            return self._receiver.recv(2000)
+        except BlockingIOError:
+            return None
+
     def received(self) -> list[Any]:
         """All packets that came, in order."""
         found = []
-        while True:
-            try:
-                data = self._receiver.recv(2000)
-            except BlockingIOError:
-                return found
+        while (data := self._take()) is not None:
             found.append(rtp.RtpPacket.parse(self._session.unprotect(data), self._known))
+        return found
 
 
 @asynccontextmanager
@@ -95,6 +107,42 @@ async def test_a_frame_goes_out_as_its_packets() -> None:
     assert first.timestamp == third.timestamp and (fourth.timestamp - first.timestamp) % (1 << 32) == 11250
     assert {(packet.ssrc, packet.payload_type) for packet in (first, fourth)} == {(one.sender._ssrc, 97)}
     assert first.extensions.mid == "0" and first.extensions.abs_send_time > 0
+
+
+OFFER = "v=0\r\na=extmap:3 urn:x\r\na=extmap:{} http://www.webrtc.org/experiments/rtp-hdrext/playout-delay\r\n"
+
+
+async def test_every_packet_tells_how_long_to_hold_pictures_back() -> None:
+    """From the first delay on, also in what is sent again; 0 ends it."""
+    transceiver: Any = SimpleNamespace(_headerExtensions=[])
+    async with line() as one:
+        one.packets.negotiate_playout_delay(transceiver, OFFER.format("7/recvonly"))
+        (negotiated,) = transceiver._headerExtensions
+        assert (negotiated.id, negotiated.uri.rpartition("/")[2]) == (7, "playout-delay")
+        one.packets.hold(0.0)
+        one.packets.send([b"first"], 0)
+        assert [sorted(values) for values in one.extensions()] == [[2, 5]]
+        one.packets.hold(0.35)
+        one.packets.send([b"next", b"last"], 5)
+        one.packets.resend(one.packets.last(1)[0])
+        told = one.extensions()
+        assert [values[7].hex() for values in told] == ["0233e8"] * 3
+        assert {values[5] for values in told} == {b"0"}
+        one.packets.hold(0.0)
+        one.packets.send([b"later"], 9)
+        assert [values[7].hex() for values in one.extensions()] == ["0003e8"]
+
+
+@pytest.mark.parametrize("offer", ["v=0\r\n", OFFER.format("0"), OFFER.format("15"), OFFER.format("x")])
+async def test_a_receiver_that_knows_no_playout_delay_is_told_none(offer: str) -> None:
+    """Neither one that does not offer it nor one with a number that the short header has not."""
+    transceiver: Any = SimpleNamespace(_headerExtensions=[])
+    async with line() as one:
+        one.packets.negotiate_playout_delay(transceiver, offer)
+        one.packets.hold(0.35)
+        assert (transceiver._headerExtensions, one.packets.playout_delay_s) == ([], 0.0)
+        one.packets.send([b"first"], 0)
+        assert [sorted(values) for values in one.extensions()] == [[2, 5]]
 
 
 async def test_a_frame_goes_out_without_a_descriptor_left() -> None:

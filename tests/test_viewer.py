@@ -158,13 +158,19 @@ async def test_second_viewer_does_not_disturb_the_first() -> None:
         assert (report["repeats"], report["viewers"]) == (0, 1)
 
 
-async def say(watcher: Watcher, lost: int) -> None:
-    """Receiver reports of a viewer over a hundred packets, with the share of lost ones in 1/256."""
+async def say(watcher: Any, lost: int) -> None:
+    """Receiver reports of who has a `peer` over a hundred packets, with the share of lost ones in 1/256."""
     receiver = watcher.peer.getReceivers()[0]
     (ssrc,) = [one.source for one in receiver.getSynchronizationSources()]
     for highest in (0, 100):
         report = rtp.RtcpReceiverInfo(
-            ssrc=ssrc, fraction_lost=lost, packets_lost=0, highest_sequence=highest, jitter=0, lsr=0, dlsr=0
+            ssrc=ssrc,
+            fraction_lost=lost,
+            packets_lost=highest * lost // 256,
+            highest_sequence=highest,
+            jitter=0,
+            lsr=0,
+            dlsr=0,
         )
         await receiver._send_rtcp(rtp.RtcpRrPacket(ssrc=1, reports=[report]))
 
@@ -195,6 +201,28 @@ async def test_slow_viewer_has_a_bit_rate_of_its_own(monkeypatch: pytest.MonkeyP
         report = (await running.http.get("/channels/main/viewers")).json()[0]
         assert (report["number"], report["codec"], report["rung_changes"]) == (0, codec, 2)
         assert 'viewer="1"' not in (await running.http.get("/metrics")).text
+
+
+async def test_lossy_viewer_is_told_to_hold_pictures_back() -> None:
+    """One that offers the header extension, when it asks for packets again; the video goes on."""
+
+    class Lossy(Watcher):
+        async def offer(self) -> str:
+            return await super().offer() + "a=extmap:9 http://www.webrtc.org/experiments/rtp-hdrext/playout-delay\r\n"
+
+    async with serving() as running:
+        watcher = Lossy(running.http)
+        await watcher.join()
+        await watcher.received(2)
+        assert watcher.answer is not None and "a=extmap:9 http" in watcher.answer.text
+        receiver = watcher.peer.getReceivers()[0]
+        (ssrc,) = [one.source for one in receiver.getSynchronizationSources()]
+        lost = list(range(1, 11))
+        await receiver._send_rtcp(rtp.RtcpRtpfbPacket(rtp.RTCP_RTPFB_NACK, ssrc=1, media_ssrc=ssrc, lost=lost))
+        await watcher.received(4)
+        (report,) = (await running.http.get("/channels/main/viewers")).json()
+        assert report["playout_delay_s"] == 0.35
+        await watcher.close()
 
 
 async def test_sessions_leave_nothing_behind() -> None:

@@ -107,13 +107,15 @@ def _add_sessions(app: FastAPI, state: ServerState, policy: Policy) -> None:
     )
     async def patch(request: Request, channel_id: str, session: str) -> Response:
         """Adds ICE candidates, or restarts ICE. `If-Match` may name the ICE session; a restart must have it, or `*`."""
+        # Read first: ICE may be restarted while it comes.
+        body = await request.body()
         viewer = state.viewer(channel_id, session)
         tags = request.headers.getlist("if-match")
         if not matches(tags, viewer.etag):
             raise HTTPException(412, "If-Match names another ICE session; this one's ETag came with the last answer.")
         try:
             content_type = request.headers.get("content-type", "")
-            fragment = check_fragment(await request.body(), content_type, viewer.offer, policy)
+            fragment = check_fragment(body, content_type, viewer.offer, policy)
             if fragment.restart is None:
                 await viewer.add(fragment)
                 return Response(status_code=204)

@@ -1,13 +1,20 @@
-"""Carries a viewer between the two rungs, as `rate.py` decides."""
+"""Carries a receiver, a viewer or the far end of a push, between the two rungs, as `rate.py` decides.
+
+It also lets a receiver that loses packets hold pictures back, as `playout_delay.py` decides.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from streaming.media.feed import Feed
+from streaming.media.playout_delay import PlayoutDelay
 from streaming.media.rate import Decision, Feedback, Move, Probe, RateController, Refresh, Rung
+from streaming.media.rtp_hooks import SenderHooks
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +22,7 @@ TURN_S = 0.02  # between the parts of a probe
 
 
 class Stream(Protocol):
-    """The packets of one viewer."""
+    """The packets of one receiver."""
 
     def pause(self) -> None:
         """Sends nothing until the next `change`."""
@@ -29,9 +36,13 @@ class Stream(Protocol):
         """Asks for a key frame of the rung."""
         ...
 
+    def hold(self, delay_s: float) -> None:
+        """Tells the receiver to show pictures that much later than it could."""
+        ...
+
 
 class Link(Protocol):
-    """The connection of one viewer."""
+    """The connection of one receiver."""
 
     def limit(self, rate_bps: int) -> None:
         """The video has another bit rate from now on; what was sent before is not sent again."""
@@ -52,12 +63,13 @@ class Link(Protocol):
 
 
 class Adaptation:
-    """One viewer's. `link` must be set before anything is heard; `close` ends what runs."""
+    """One receiver's. `link` must be set before anything is heard; `close` ends what runs."""
 
     def __init__(self, name: str, stream: Stream, controller: RateController) -> None:
         self.changes = 0
         self.link: Link | None = None
         self._name, self._stream, self._controller = name, stream, controller
+        self._playout = PlayoutDelay()
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
 
@@ -67,7 +79,9 @@ class Adaptation:
 
     def heard(self, feedback: Feedback) -> None:
         """Takes what the receiver says."""
-        self._act(self._controller.take(feedback, time.monotonic()))
+        now_s = time.monotonic()
+        self._stream.hold(self._playout.take(feedback, now_s))
+        self._act(self._controller.take(feedback, now_s))
         self.tick()
 
     def tick(self) -> None:
@@ -85,7 +99,7 @@ class Adaptation:
     def _act(self, decision: Decision) -> None:
         match decision:
             case Move(rung, pause_s, reason):
-                log.info("viewer %s: to the %s rung, %s", self._name, rung, reason)
+                log.info("%s: to the %s rung, %s", self._name, rung, reason)
                 assert self.link is not None, "somebody was heard"
                 self.close()
                 self.changes += 1
@@ -116,3 +130,11 @@ class Adaptation:
             return
         finally:
             self._probing = None
+
+
+def adapt(name: str, feed: Feed, sender: Any, rates_bps: Mapping[Rung, int]) -> tuple[Adaptation, SenderHooks]:
+    """The adaptation of one aiortc RTCRtpSender before it connects, and the hooks by which it hears its receiver."""
+    adaptation = Adaptation(name, feed, RateController(rates_bps, time.monotonic()))
+    hooks = SenderHooks(sender, feed.packets, feed.request_keyframe, rates_bps[Rung.HIGH], heard=adaptation.heard)
+    adaptation.link = hooks
+    return adaptation, hooks

@@ -60,6 +60,10 @@ class Feed:
         if self._hub is not None:
             self._hub.request_keyframe()
 
+    def hold(self, delay_s: float) -> None:
+        """Lets the receiver show pictures later, if it can be told."""
+        self.packets.hold(delay_s)
+
     def end(self) -> None:
         """Sends nothing any more; idempotent."""
         self._ended, self._hub = True, None

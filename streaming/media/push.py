@@ -16,6 +16,7 @@ from typing import Any
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from streaming.errors import Unavailable
+from streaming.media.adaptation import Adaptation, adapt
 from streaming.media.feed import Feed
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
@@ -58,6 +59,7 @@ class PushReport:
     error: str | None  # why it was not live last; null until it failed once
     live_s: float | None  # for how long it is live now
     reconnects: int  # times that it was live again
+    rung: str  # "high" or "low", as the far end's network takes it
 
 
 class Push:
@@ -79,6 +81,7 @@ class Push:
         self._state = "connecting"
         self._error: str | None = None
         self._live_since_s: float | None = None
+        self._uplink: _Uplink | None = None
         self._times_live = 0
         self._settled = asyncio.Event()  # the first connection is made or refused
         self._refusal: Exception | None = WhipError("The push was ended before it was live.")
@@ -106,7 +109,8 @@ class Push:
         since_s = self._live_since_s
         live_s = None if since_s is None else round(time.monotonic() - since_s, 3)
         again = max(0, self._times_live - 1)
-        return PushReport(self.id, self.target.origin, self.codec, self._state, self._error, live_s, again)
+        rung = (self._uplink.rung if self._uplink else Rung.HIGH).value
+        return PushReport(self.id, self.target.origin, self.codec, self._state, self._error, live_s, again, rung)
 
     async def _live(self) -> None:
         """The push's life: connects, stays until the connection ends, waits, and connects again."""
@@ -131,7 +135,7 @@ class Push:
     async def _connection(self) -> None:
         """One connection from its beginning to its end. Raises WhipError or Unavailable where it never is live."""
         self._state = "connecting"
-        uplink = _Uplink(self)
+        uplink = self._uplink = _Uplink(self)
         try:
             await uplink.connect()
             self._state, self._live_since_s = "live", time.monotonic()
@@ -141,7 +145,7 @@ class Push:
             self._settled.set()
             self._error = await uplink.end()
         finally:
-            self._live_since_s = None
+            self._live_since_s = self._uplink = None
             await uplink.aclose()
 
 
@@ -154,6 +158,7 @@ class _Uplink:
         self._transceiver: Any = self._peer.addTransceiver("video", direction="sendonly")
         self._feed = Feed(self._transceiver.sender, self._join, push._metrics)
         self._hooks: SenderHooks | None = None
+        self._adaptation: Adaptation | None = None
         self._session: WhipSession | None = None
         self._connected = asyncio.Event()
         self._over = asyncio.Event()
@@ -163,7 +168,8 @@ class _Uplink:
         """Returns when media flows. Raises WhipError, or Unavailable where the channel cannot be joined."""
         push, sender = self._push, self._transceiver.sender
         push.channel.check()
-        self._hooks = SenderHooks(sender, self._feed.packets, self._feed.request_keyframe, push.channel.rate_bps())
+        rates_bps = {rung: push.channel.rate_bps(rung) for rung in Rung}
+        self._adaptation, self._hooks = adapt(f"push {push.id[:6]}", self._feed, sender, rates_bps)
         self._transceiver.setCodecPreferences(capabilities(push.codec))
         end_consent_with_connection(sender.transport)
         take_rsa_certificates(sender.transport)
@@ -178,6 +184,10 @@ class _Uplink:
         if not self._connected.is_set() or self._over.is_set():
             raise WhipError(f"{push.target.origin} answers, but no media connection to it comes about; see /doctor.")
 
+    @property
+    def rung(self) -> Rung:
+        return self._adaptation.rung if self._adaptation else Rung.HIGH
+
     async def end(self) -> str:
         """Why the connection ended, once it did."""
         while not self._over.is_set():
@@ -186,10 +196,14 @@ class _Uplink:
                     await self._over.wait()
             if self._is_silent(time.monotonic()):
                 return f"{self._push.target.origin} reports nothing any more."
+            assert self._adaptation is not None, "it is connected"
+            self._adaptation.tick()
         return f"the connection to {self._push.target.origin} was lost."
 
     async def aclose(self) -> None:
         """Frees everything, and tells the far end if it answered."""
+        if self._adaptation is not None:
+            self._adaptation.close()
         self._push.channel.leave(self._feed)
         self._feed.end()
         with suppress(TimeoutError):

@@ -112,7 +112,7 @@ class RateController:
         self._tried = False  # True at a high rung that probes led to
         self._penalty = 1  # factor of waits, for high rungs that did not last
         self._heard_s: float | None = None
-        self._shortest = _Shortest(self._config.memory_s)  # round trip
+        self._shortest = Shortest(self._config.memory_s)  # round trip
         self._sent: deque[tuple[float, int, int]] = deque()  # time, packets, bytes: of the last two windows
         self._lost: deque[tuple[float, int]] = deque()  # time, packets: of the last window
         # True once the receiver estimated as much as is sent: after a low rung estimates take half a minute to grow.
@@ -243,7 +243,7 @@ class RateController:
         self._probe_at_s = now_s + min(wait_s, config.longest_wait_s)
 
 
-class _Shortest:
+class Shortest:
     """The shortest time lately, which forgets: a route may become longer for good."""
 
     def __init__(self, memory_s: float) -> None:

@@ -48,7 +48,7 @@ CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 RESEND_SHARE, RESEND_LEAST_BPS = 0.25, 100_000  # of the video's bit rate, and at least
 RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
 BUDGET_S = 1.0  # seconds of budget that can be saved up
-REPORT_LEAST = 20  # packets of which a share is told
+REPORT_LEAST = 100  # packets of which a share is told: of few many may be lost by chance
 REPORTS_KEPT = 8  # sender reports that a receiver may still answer
 DLSR_HZ = 65536  # unit of the time between a sender report and its answer
 PROBE_PACKETS = 32  # the last ones, largest first
@@ -80,8 +80,7 @@ class SenderHooks:
         self._packets = packets
         self._handle_rtcp, self._send_rtcp = sender._handle_rtcp_packet, sender._send_rtcp
         self._request_keyframe = request_keyframe
-        self._highest: int | None = None  # sequence number of the last receiver report
-        self._expected, self._lost = 0, 0.0  # packets, since a share of them was told
+        self._told: tuple[int, int] | None = None  # highest sequence number and packets lost when a share was told last
         self._requested: dict[int, int] = {}  # sequence number by its place in the history
         self._reports: deque[tuple[int, float]] = deque(maxlen=REPORTS_KEPT)  # LSR and time of sender reports
         self.limit(rate_bps)
@@ -150,23 +149,28 @@ class SenderHooks:
             if report.ssrc == self._sender._rtx_ssrc:
                 said["resent_lost_share"] = report.fraction_lost / 256
             elif report.ssrc == self._sender._ssrc:
-                self._count_lost(report)
-                if self._expected >= REPORT_LEAST:
-                    self.lost_share = said["lost_share"] = self._lost / self._expected
-                    self._expected, self._lost = 0, 0.0
+                share = self._count_lost(report.highest_sequence, report.packets_lost)
+                if share is not None:
+                    self.lost_share = said["lost_share"] = share
                 sent_s = next((time_s for lsr, time_s in self._reports if lsr == report.lsr and report.dlsr), None)
                 if sent_s is not None:
                     self.rtt_s = said["rtt_s"] = max(0.0, self._now() - sent_s - report.dlsr / DLSR_HZ)
                     said["asked_s"] = sent_s
         return said
 
-    def _count_lost(self, report: Any) -> None:
-        """Adds up reports: receivers send one with each request, and half of two packets says nothing."""
-        expected = (report.highest_sequence - self._highest) & 0xFFFFFFFF if self._highest is not None else 0
-        self._highest = report.highest_sequence
-        if expected < 1 << 31:
-            self._expected += expected
-            self._lost += report.fraction_lost / 256 * expected
+    def _count_lost(self, highest: int, lost: int) -> float | None:
+        """Share of the packets that were lost since it was told last; None while they are few.
+
+        By the sums of a report, not its own share: receivers send a report with each request, over a few packets, and
+        some reports get lost.
+        """
+        highest_then, lost_then = self._told or (highest, lost)
+        expected = (highest - highest_then) & 0xFFFFFFFF
+        if self._told is not None and expected < REPORT_LEAST:
+            return None
+        self._told = highest, lost
+        # Otherwise the first one, or the receiver counts anew.
+        return min(1.0, max(0.0, (lost - lost_then) / expected)) if 0 < expected < 1 << 31 else None
 
     def _count_requested(self, numbers: Sequence[int]) -> int:
         """How many packets are asked for that were not before."""

@@ -8,6 +8,7 @@ names of aiortc, aioice and pylibsrtp.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aioice.ice import StunProtocol
-from aiortc import clock, rtp
+from aiortc import RTCRtpHeaderExtensionParameters, clock, rtp
 from aiortc.rtcdtlstransport import State
 from aiortc.utils import random16, random32
 from pylibsrtp import _binding
@@ -26,6 +27,9 @@ SLOTS = 64  # packets that are encrypted before they are sent
 HEADER = struct.Struct("!BBHII")
 EXTENDED = 0x10  # of a header's first byte: extensions follow
 MARKER = 0x80  # of its second byte: the last packet of a frame
+PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
+PLAYOUT_UNIT_S = 0.01
+PLAYOUT_MOST = 1000  # units; what receivers allow where nothing is said
 COMPONENT = 1  # of ICE: RTP and RTCP share it
 # aiortc mangles them.
 SENDER = "_RTCRtpSender__"
@@ -60,6 +64,9 @@ class RtpSender:
         self._payload_type = 0
         self._resent_type: int | None = None
         self._outlet: _Outlet | None = None
+        self._playout_id: int | None = None  # of the header extension; None where the receiver knows none
+        self._playout_delay: bytes | None = None  # its value; None until there was one to tell
+        self.playout_delay_s = 0.0  # that the receiver is told to hold pictures back
         sender._run_rtp = self._run
 
     def send(self, payloads: Sequence[bytes], pts: int) -> bool:
@@ -81,6 +88,21 @@ class RtpSender:
             self._outlet.send(self._payload_type, self._sender._ssrc, extensions, packets[begin : begin + SLOTS])
             for begin in range(0, len(packets), SLOTS)
         )
+
+    def negotiate_playout_delay(self, transceiver: Any, offer: str) -> None:
+        """Takes the header extension into the answer to an offer that has it; to be called before that is made."""
+        if found := re.search(rf"^a=extmap:([0-9]+)\S* {re.escape(PLAYOUT_DELAY)}\s*$", offer, re.MULTILINE):
+            # Larger numbers make every header larger.
+            if 0 < int(found[1]) < 15:
+                self._playout_id = int(found[1])
+                transceiver._headerExtensions.append(RTCRtpHeaderExtensionParameters(self._playout_id, PLAYOUT_DELAY))
+
+    def hold(self, delay_s: float) -> None:
+        """Tells the receiver to show pictures that much later than it could, where it knows how."""
+        if self._playout_id is not None and delay_s != self.playout_delay_s:
+            self.playout_delay_s = delay_s
+            value = round(delay_s / PLAYOUT_UNIT_S) << 12 | PLAYOUT_MOST
+            self._playout_delay = value.to_bytes(3, "big")
 
     def sent(self, number: int) -> Sent | None:
         """The packet of a sequence number, as long as it can be sent again."""
@@ -133,9 +155,13 @@ class RtpSender:
             getattr(sender, SENDER + "rtp_exited").set()
 
     def _extensions(self, ntp: int) -> bytes:
-        """Header extensions with the time of sending, as negotiated; empty if none was."""
+        """Header extensions with the time of sending and the playout delay, as negotiated; empty if none was."""
         values = rtp.HeaderExtensions(abs_send_time=(ntp >> 14) & 0x00FFFFFF, mid=getattr(self._sender, SENDER + "mid"))
         profile, content = getattr(self._sender, SENDER + "rtp_header_extensions_map").set(values)
+        if self._playout_delay is not None:
+            # In every packet: any of them may get lost.
+            others = rtp.unpack_header_extensions(profile, content)
+            profile, content = rtp.pack_header_extensions([*others, (self._playout_id, self._playout_delay)])
         return struct.pack("!HH", profile, len(content) // 4) + content if profile else b""
 
     def _count(self, ntp: int, timestamp: int, payloads: Sequence[bytes]) -> None:

@@ -20,14 +20,14 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSession
 from aiortc.sdp import candidate_from_sdp
 
 from streaming.errors import Unavailable
-from streaming.media.adaptation import Adaptation
+from streaming.media.adaptation import Adaptation, adapt
 from streaming.media.feed import Feed
 from streaming.media.hub import Hub, Sink
 from streaming.media.ice import IceAgent
 from streaming.media.ice_restart import IceRestarts
 from streaming.media.metrics import Metrics
 from streaming.media.offer import MOST_CANDIDATES, Fragment, IceSession, Offer, WhepError
-from streaming.media.rate import RateController, Rung
+from streaming.media.rate import Rung
 from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
 from streaming.media.viewer_report import ViewerReport
 
@@ -139,6 +139,7 @@ class Viewer:
             remb_bps=hooks.remb_bps if hooks else None,
             round_trip_s=hooks.rtt_s if hooks else None,
             retransmissions=hooks.resent if hooks else 0,
+            playout_delay_s=feed.packets.playout_delay_s if feed else 0.0,
             withheld=hooks.withheld if hooks else 0,
             keyframes=feed.keyframes if feed else 0,
             keyframe_requests=hooks.keyframe_requests if hooks else 0,
@@ -171,19 +172,12 @@ class Viewer:
             async with asyncio.timeout(self._config.negotiate_s):
                 transceiver.setCodecPreferences(capabilities(offer.codec))
                 await self._peer.setRemoteDescription(RTCSessionDescription(offer.sdp, "offer"))
+                feed.packets.negotiate_playout_delay(transceiver, offer.sdp)
                 transport = transceiver.sender.transport
                 end_consent_with_connection(transport)
                 self._restarts = IceRestarts(self._name, transport, self._ice, self._config.connect_s)
                 rates_bps = {rung: self.channel.rate_bps(rung) for rung in Rung}
-                controller = RateController(rates_bps, time.monotonic())
-                adaptation = self._adaptation = Adaptation(self._name, feed, controller)
-                adaptation.link = self._hooks = SenderHooks(
-                    transceiver.sender,
-                    feed.packets,
-                    feed.request_keyframe,
-                    rates_bps[Rung.HIGH],
-                    heard=adaptation.heard,
-                )
+                self._adaptation, self._hooks = adapt(f"viewer {self._name}", feed, transceiver.sender, rates_bps)
                 await self._peer.setLocalDescription(await self._peer.createAnswer())
         except TimeoutError as error:
             raise WhepError(400, "The offer could not be answered in time.") from error

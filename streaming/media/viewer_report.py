@@ -18,6 +18,7 @@ class ViewerReport:
     loss: float | None  # share of packets that its last report calls lost
     remb_bps: int | None  # its estimate of its bandwidth
     round_trip_s: float | None
+    playout_delay_s: float  # that it is told to hold pictures back, since it loses packets
     retransmissions: int  # packets sent again
     withheld: int  # packets that it asked for and did not get, since they would have filled its network
     keyframes: int  # sent
