@@ -54,6 +54,7 @@ FLOORS = (
     "streaming.doctor",
     "streaming.http",
     "streaming.bench",
+    "streaming.chaos",
     "server",
 )
 

@@ -5,14 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
 
 import pytest
 from fakes import BREAK, CRASH, HANG, MISSING, fake_engine
 
 from engine.wire.messages import Stop
+from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
+from engine.wire.state_memory import StateMemory
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
 from streaming.engines.process import EngineTarget, SupervisorConfig
@@ -222,6 +226,34 @@ async def test_a_spare_that_ends_is_followed_by_another(caplog: pytest.LogCaptur
             os.kill(one, signal.SIGKILL)
         await state(channel, "restarting")
         await state(channel, "idle")
+
+
+def slow_spare(settings: EngineSettings, ring: RingWriter, control: Connection, memory: StateMemory) -> None:
+    """An engine whose spare is long in loading."""
+    if settings.spare:
+        time.sleep(1.0)
+    fake_engine(settings, ring, control, memory)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_a_spare_that_is_not_warm_yet_is_hurried(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the server's priority and goes on; where that is not allowed, a new process begins in its place."""
+
+    def refused(*_: int) -> None:
+        raise PermissionError
+
+    if not allowed:
+        monkeypatch.setattr("os.setpriority", refused)
+    async with supervised(slow_spare, SPARE) as (supervisor, channel, _):
+        async with asyncio.timeout(20):
+            while supervisor.spare is None:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        assert supervisor.engine is not None
+        pid = supervisor.spare.pid
+        os.kill(supervisor.engine.pid, signal.SIGKILL)
+        await state(channel, "restarting")
+        await state(channel, "idle")
+        assert (supervisor.engine.pid == pid) == allowed and alive(pid) == allowed
 
 
 @pytest.mark.parametrize(("weights", "error"), [(MISSING, "no weights in 'missing'"), ("crash", "status 3")])

@@ -105,7 +105,9 @@ class Supervisor:
     async def _next(self) -> EngineProcess:
         """The spare if there is one, else a new process."""
         engine, self.spare = self.spare, None
-        if engine is not None and engine.ended:
+        if engine is not None and (engine.ended or (engine.ready is None and not engine.hurry())):
+            # At the lowest priority it could take for ever to be warm.
+            engine.end("it is not warm")
             await engine.stop()
             engine = None
         if engine is None:

@@ -1,0 +1,119 @@
+"""Kills, stops and bad disks, viewers, offers and prompts at random under a seed, while a viewer checks every frame.
+
+Everything is on loopback and ends by itself. The exit status is 1 where a frame was wrong or missing, a process or
+memory was left behind, or a request was answered as none may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from streaming.bench.client import RequestError
+from streaming.bench.measure import BenchError
+from streaming.bench.server_process import SERVER
+from streaming.chaos.faults import FAULTS, Scene
+from streaming.chaos.report import Flaw, Report
+from streaming.chaos.stage import Stage
+from streaming.chaos.witness import Witness
+
+MOST_MINUTES = 24 * 60.0
+PAUSE_S = (1.0, 9.0)  # between two faults
+FIRST_S = 60.0  # until the first frame
+LAST_FRAMES = 16
+CALM_S = 30.0  # at the end, for the video to go on
+
+
+async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names: Sequence[str] = ()) -> Report:
+    """Lets faults happen for so long, those of the names if any are given. Raises BenchError without a server."""
+    report, rng = Report(seed), random.Random(seed)
+    chosen = {fault: share for fault, share in FAULTS.items() if not names or fault.__name__ in names}
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        stage = Stage(command, Path(folder))
+        witness = Witness(stage.http)
+        try:
+            await stage.start()
+            watching = asyncio.create_task(witness.run())
+            try:
+                await _frames(witness, 1, FIRST_S)
+                await stage.account()
+                began_s, count = time.monotonic(), Counter[str]()
+                while (left_s := began_s + 60 * minutes - time.monotonic()) > 0:
+                    await asyncio.sleep(min(rng.uniform(*PAUSE_S), left_s))
+                    (fault,) = rng.choices(list(chosen), list(chosen.values()))
+                    count[fault.__name__] += 1
+                    report.findings += await fault(Scene(stage, witness, rng))
+                await _frames(witness, LAST_FRAMES, CALM_S)
+                report.findings += await stage.account()
+                report.seconds, report.faults = time.monotonic() - began_s, dict(count)
+                report.seen = await _seen(stage, witness)
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+        finally:
+            await stage.stop()
+    report.findings += witness.findings
+    return report
+
+
+async def _frames(witness: Witness, count: int, limit_s: float) -> None:
+    """Waits for new frames; that they do not come is found wrong."""
+    wanted, give_up_s = witness.frames + count, time.monotonic() + limit_s
+    while witness.frames < wanted:
+        if time.monotonic() > give_up_s:
+            witness.findings.append(Flaw("missing", f"no frame follows {witness.last} within {limit_s:.0f} s"))
+            return
+        await asyncio.sleep(0.1)
+
+
+async def _seen(stage: Stage, witness: Witness) -> dict[str, float]:
+    seen = {
+        "frames": witness.frames,
+        "repeats": witness.repeats,
+        "lost_on_the_way": witness.lost,
+        "lost_with_servers": witness.between_servers,
+        "joins": witness.joins,
+        "longest_gap_s": round(witness.longest_gap_s, 2),
+    }
+    try:
+        report = await stage.report()
+    except RequestError as error:
+        witness.findings.append(Flaw("answer", str(error)))
+        return seen
+    if report["state"] not in ("live", "idle"):
+        witness.findings.append(Flaw("answer", f"the channel is {report['state']}: {report['error']}"))
+    return seen | {name: round(value, 1) for name, value in stage.figures().items()}
+
+
+def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> int:
+    """Runs, and prints the report; returns the exit status: 1 something was wrong, 2 bad arguments."""
+    parser = argparse.ArgumentParser(prog="python -m streaming.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0, metavar="N", help="how long (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens when (default: 0)")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the report there, too")
+    names = [fault.__name__ for fault in FAULTS]
+    parser.add_argument("--only", action="append", default=[], choices=names, help="this fault only; may be repeated")
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.minutes <= MOST_MINUTES:
+        parser.error(f"--minutes {arguments.minutes:g}: above 0, and {MOST_MINUTES:g} at most")
+    try:
+        report = asyncio.run(run(arguments.minutes, arguments.seed, command, arguments.only))
+    except BenchError as error:
+        sys.stderr.write(f"chaos failed: {error}\n")
+        return 1
+    sys.stdout.write(report.text())
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+    return 1 if report.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

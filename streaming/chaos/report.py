@@ -1,0 +1,42 @@
+"""What a run found, as text and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Flaw(NamedTuple):
+    """Something that must not be."""
+
+    kind: str  # "wrong" or "missing" frames, "answer", "leak"
+    words: str
+
+
+@dataclass(slots=True)
+class Report:
+    """Faults, what the viewer saw, and what must not be."""
+
+    seed: int
+    seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)  # how many of each kind
+    seen: dict[str, float] = field(default_factory=dict)
+    findings: list[Flaw] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "seconds": round(self.seconds, 1),
+            "faults": self.faults,
+            "seen": self.seen,
+            "findings": [finding._asdict() for finding in self.findings],
+        }
+
+    def text(self) -> str:
+        """For a terminal."""
+        rows = [f"seed {self.seed}, {self.seconds:.0f} s, {sum(self.faults.values())} faults"]
+        rows += [f"  {count:4d}  {name}" for name, count in sorted(self.faults.items())]
+        rows += ["seen"] + [f"  {value:8g}  {name.replace('_', ' ')}" for name, value in self.seen.items()]
+        rows += ["nothing was wrong" if not self.findings else "WRONG"]
+        rows += [f"  {finding.kind}: {finding.words}" for finding in self.findings]
+        return "\n".join(rows) + "\n"

@@ -1,0 +1,151 @@
+"""The chaos test: what its viewer calls wrong, that its faults do what they say, and a short run of all of it."""
+
+import asyncio
+import json
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from streaming.bench.client import Http
+from streaming.bench.measure import Arrival, BenchError
+from streaming.bench.server_process import SERVER
+from streaming.chaos import __main__ as command
+from streaming.chaos import faults
+from streaming.chaos.faults import Scene
+from streaming.chaos.report import Flaw, Report
+from streaming.chaos.stage import Stage
+from streaming.chaos.witness import AGAIN, MOST_IN_A_ROW, Witness
+from streaming.media.marker import Mark
+
+FAKE = (sys.executable, str(Path(__file__).parent / "fakes.py"))
+
+
+def watched(*numbers: int, level: float = 0.0, witness: Witness | None = None) -> Witness:
+    """A witness that saw frames of these numbers, a little lighter each."""
+    witness = witness or Witness(Http("http://nowhere"))
+    for number in numbers:
+        sketch = np.full(144, level + 0.5 * number, np.float32)
+        witness.see(Arrival(number / 8, number / 8, Mark(number, 0), sketch, None, (192, 128)))
+    return witness
+
+
+def test_frames_in_order_are_right() -> None:
+    """Each once or again; a few that were lost on the way are counted."""
+    witness = watched(0, 1, 1, 1, 2, 3, 5, 6)
+    assert witness.findings == []
+    assert (witness.frames, witness.repeats, witness.lost, witness.last) == (6, 2, 1, 6)
+
+
+def test_frames_out_of_order_are_wrong() -> None:
+    """One that went back, and many that are not there."""
+    assert [finding.kind for finding in watched(5, 6, 4).findings] == ["wrong"]
+    assert watched(1, 2, 3 + MOST_IN_A_ROW).findings == []
+    (finding,) = watched(1, 2, 4 + MOST_IN_A_ROW).findings
+    assert finding == Flaw("missing", f"frames 3 to {3 + MOST_IN_A_ROW}")
+
+
+def test_another_server_may_leave_out_a_little() -> None:
+    """What it had made and not shown; no more, and it does not begin anew."""
+    for number, findings in ((112, 0), (108, 0), (111 + AGAIN, 0), (112 + AGAIN, 1), (0, 1)):
+        witness = watched(109, 110)
+        witness.another_server = True
+        assert len(watched(number, witness=witness).findings) == findings
+        assert not witness.another_server
+
+
+def test_another_video_is_wrong() -> None:
+    """A step far beyond the usual one, but for a change that was asked for."""
+    witness = watched(*range(20))
+    assert watched(20, level=80.3, witness=witness).findings[0].words == "frame 20 is of another video: 81 levels"
+    witness = watched(*range(20))
+    witness.changed = True
+    assert watched(20, 21, 22, level=80.0, witness=witness).findings == []
+
+
+def test_reports_are_for_people_and_programs() -> None:
+    """Each fault, figure and finding is in both."""
+    report = Report(7, 61.0, {"engine_killed": 2}, {"frames": 480}, [Flaw("wrong", "frame 4 follows frame 6")])
+    text = report.text()
+    assert "seed 7, 61 s, 2 faults" in text and "WRONG" in text and "frame 4 follows frame 6" in text
+    (finding,) = json.loads(json.dumps(report.as_json()))["findings"]
+    assert finding == {"kind": "wrong", "words": "frame 4 follows frame 6"}
+    assert "nothing was wrong" in Report(7).text()
+
+
+@pytest.fixture
+async def scene(tmp_path: Path, loopback: None) -> AsyncIterator[Scene]:
+    """A server with engines that draw test frames, and a viewer."""
+    stage = Stage((*FAKE, "--spare-engine"), tmp_path)
+    await stage.start()
+    try:
+        yield Scene(stage, Witness(stage.http), random.Random(1))
+    finally:
+        await stage.stop()
+
+
+async def test_faults_do_what_they_say(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines and servers end and come back, disks and viewers suffer; a sound server makes none of it a finding."""
+    monkeypatch.setattr(Scene, "wait", lambda self, least_s, most_s: asyncio.sleep(0.2))
+    monkeypatch.setattr(faults, "SETTLE_S", 0.2)
+    stage = scene.stage
+    watching = asyncio.create_task(scene.witness.run())
+    try:
+        for fault in (faults.bad_offers, faults.prompts_storm, faults.events_unread, faults.channels_come_and_go):
+            assert await fault(scene) == []
+        for fault in (faults.viewers_die, faults.server_stopped, faults.engine_stopped, faults.spare_killed):
+            assert await fault(scene) == []
+        (stage.state / "main").mkdir(exist_ok=True)
+        (stage.state / "main" / "journal.jsonl").write_text("{}\n")
+        for fault in (faults.disk_gone, faults.disk_hangs):
+            assert await fault(scene) == []
+        assert (stage.state / "main" / "journal.jsonl").read_text() == "{}\n"
+        engine = stage.engine()
+        assert await faults.engine_killed(scene) == []
+        async with asyncio.timeout(20):
+            while stage.engine() in (None, engine):  # noqa: ASYNC110 - the log is all that there is
+                await asyncio.sleep(0.05)
+        await stage.ready()
+        server = stage.pid
+        assert await faults.server_killed(scene) == []
+        assert scene.stage.pid != server and not psutil.pid_exists(server)
+        assert scene.witness.another_server or scene.witness.frames
+        assert stage.figures().keys() == {"memory_mb", "files"} and (await stage.report())["id"] == "main"
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def test_a_server_that_does_not_start_is_told(tmp_path: Path, loopback: None) -> None:
+    """The error has the last words of its log; what was answered wrongly is a finding."""
+    stage = Stage((*FAKE, "--weights", "missing"), tmp_path)
+    with pytest.raises(BenchError, match="the server ended with status 1: .*no weights in 'missing'"):
+        await stage.start()
+    await stage.stop()
+    assert faults._answers("an offer", [400, None, 500], {400}) == [Flaw("answer", "an offer was answered with 500")]
+
+
+def test_bad_arguments_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """A length that is none ends with status 2; a server that does not start with 1 and a line."""
+    for minutes in ("0", "-1", "nan", "inf"):
+        with pytest.raises(SystemExit) as caught:
+            command.main(["--minutes", minutes])
+        assert caught.value.code == 2
+    assert command.main(["--minutes", "0.1"], (sys.executable, "-c", "raise SystemExit('no')")) == 1
+    assert "chaos failed: the server ended with status 1" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_chaos_of_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real server and engine with all kinds of faults: no frame is wrong or missing, and nothing is left behind."""
+    status = command.main(["--minutes", "0.5", "--seed", "7", "--json", str(tmp_path / "r.json")], SERVER)
+    assert status == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "r.json").read_text())
+    # The first three of this seed.
+    assert (
+        report["seen"]["frames"] > 0 and report["faults"]["engine_killed"] >= 2 and "server_killed" in report["faults"]
+    )
