@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from streaming.bench.client import BenchViewer, Http
 from streaming.bench.measure import Arrival, BenchError
@@ -72,8 +73,8 @@ class Witness:
         if not watching.cancelled() and watching.exception() is not None:
             raise BenchError("the connection ended")
 
-    def see(self, arrival: Arrival) -> None:
-        """Checks a frame."""
+    def see(self, arrival: Arrival, i420: npt.NDArray[np.uint8] | None = None) -> None:
+        """Checks a frame, by what was read of its picture."""
         self._seen_s = arrival.at_s
         if arrival.mark is None:
             return
