@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from streaming.bench.client import Http
-from streaming.bench.measure import Arrival, BenchError
+from streaming.bench.recording import Arrival, BenchError
 from streaming.bench.server_process import SERVER
 from streaming.chaos import __main__ as command
 from streaming.chaos import faults

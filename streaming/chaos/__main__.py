@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from streaming.bench.client import RequestError
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 from streaming.bench.server_process import SERVER
 from streaming.chaos.faults import FAULTS, Scene
 from streaming.chaos.report import Flaw, Report

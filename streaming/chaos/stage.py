@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from streaming.bench.client import Http, RequestError
-from streaming.bench.measure import BenchError
+from streaming.bench.recording import BenchError
 from streaming.chaos.report import Flaw
 
 READY_S = 120.0

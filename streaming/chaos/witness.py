@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaming.bench.client import BenchViewer, Http
-from streaming.bench.measure import Arrival, BenchError
+from streaming.bench.recording import Arrival, BenchError
 from streaming.chaos.report import Flaw
 
 ENDPOINT = "/whep/main?marker=1&codec=vp8"
