@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from test_interleave import SETTINGS, MemoryRing, _generator, _offline
 from tiny import tiny_config
 
 from engine.config import PRESETS
+from engine.live import state_keeper
 from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import Interleaver
@@ -255,6 +257,39 @@ async def test_memory_that_is_full_costs_the_state_alone(
     assert caplog.text.count("no state can be kept") == 1
     async with viewer.engine() as engine:
         assert not (await _until(engine, ChannelOpened)).went_on
+
+
+async def test_states_that_are_too_large_are_not_kept(
+    journals: JournalWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As those of the published model, which take gigabytes: nothing stale remains, and the log says it once."""
+    memory = StateMemory()
+    viewer = Viewer(memory, journals)
+    async with viewer.engine() as engine:
+        await _until(engine, ChannelOpened)
+        assert "main" in memory.read()
+        monkeypatch.setattr(state_keeper, "MOST_BYTES", 1000)
+        await _until(engine, ChunkDone, 2)
+    journals.close(60)
+    assert memory.read() == {} and not (journals.folder / "main" / STATE).exists()
+    assert caplog.text.count("behind each chunk it would take 0.0 GB") == 1
+
+
+async def test_a_slow_disk_has_the_newest_state_waiting(journals: JournalWriter) -> None:
+    """However many states come meanwhile, one waits; what it says at last is the newest."""
+    released = threading.Event()
+    viewer = Viewer(None, journals)
+    async with viewer.engine() as engine:
+        await _until(engine, ChunkDone)
+        journals.put(lambda: released.wait(60))
+        for number in range(20):
+            engine.pipe.send(SetPrompt(number, "main", "the sea", "flow"))
+            await _until(engine, PromptSet)
+        assert journals._jobs.qsize() < 5
+    released.set()
+    journals.close(60)
+    kept = KeptState.from_json((journals.folder / "main" / STATE).read_bytes())
+    assert [promise.request for promise in kept.promises][-1] == 19
 
 
 async def test_a_channel_that_ends_leaves_nothing(journals: JournalWriter) -> None:
