@@ -59,3 +59,12 @@ def test_costs_are_means_of_what_was_measured() -> None:
     assert costs is not None
     assert (costs.plan_s, costs.step_s, costs.stretch) == pytest.approx((0.2, 0.4, 1.5))
     assert costs.first_frames_s(2) == pytest.approx(SPARE_S + SLACK * 1.5 * (0.1 + 0.8 + 0.05))
+
+
+def test_costs_of_another_process_count_until_there_are_own_ones() -> None:
+    """A process that goes on for another knows at once what a chunk costs."""
+    meter = CostMeter(100)
+    meter.begin_with(Costs(0.5, 0.1, 0.2, 0.3))
+    assert meter.costs(2.0) == Costs(0.5, 0.1, 0.2, 0.3, 2.0)
+    meter.begin_with(Costs(9.0, 9.0, 9.0, 9.0))
+    assert meter.costs(1.0) == Costs(0.5, 0.1, 0.2, 0.3)

@@ -9,14 +9,14 @@ import pytest
 from engine.wire.kept_state import FORMAT, KeptState, Promise
 
 KEPT = KeptState(
-    "main", "mini", "ab", "a red ball", 3, 4, 4, 97, "last-1.snapshot", (4, 2), 1,
+    "main", "mini", "ab", "a red ball", 3, 4, 4, 97, "last-1.snapshot", (4, 2), (0.3, 0.1, 0.05, 0.1), 1,
     (Promise(7, "the sea", None, "flow", 31, 121),),
 )  # fmt: skip
 
 
 def test_a_record_comes_back() -> None:
     """All of its fields, from JSON."""
-    for kept in (KEPT, replace(KEPT, steps=None, running=None, snapshot=None, promises=())):
+    for kept in (KEPT, replace(KEPT, steps=None, running=None, costs=None, snapshot=None, promises=())):
         assert KeptState.from_json(kept.to_json()) == kept
 
 
@@ -24,7 +24,8 @@ def test_a_record_comes_back() -> None:
     "field",
     [
         {"channel": 3}, {"prompt": None}, {"seed": -1}, {"chunk": "4"}, {"frame": True}, {"steps": -2},
-        {"running": [1]}, {"running": [0, 1]}, {"running": 4}, {"snapshot": "../x"}, {"snapshot": ".x"},
+        {"running": [1]}, {"running": [0, 1]}, {"running": 4},
+        {"costs": [1]}, {"costs": [-1, 0, 0, 0]}, {"costs": "1"}, {"snapshot": "../x"}, {"snapshot": ".x"},
         {"promises": [{}]}, {"promises": 3}, {"tries": None}, {"unknown": 1},
     ],
 )  # fmt: skip

@@ -90,6 +90,12 @@ class CostMeter:
         """The rendering of a chunk, as in `Costs`."""
         self._chunks.append((open_s, step_s, slice_s))
 
+    def begin_with(self, costs: Costs) -> None:
+        """What another process measured."""
+        if not self._chunks:
+            self._plans.append((costs.plan_s, self._chunk_tokens))
+            self._chunks.append((costs.open_s, costs.step_s, costs.slice_s))
+
     def costs(self, stretch: float) -> Costs | None:
         """What a chunk costs where time stretches so; None before the first one."""
         if not self._chunks:

@@ -17,7 +17,7 @@ import torch
 from engine.config import FRAMES_PER_LATENT
 from engine.live.changes import Changes
 from engine.live.control_pipe import ControlPipe
-from engine.live.controller import CostMeter
+from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
@@ -142,7 +142,7 @@ class Interleaver:
             chunk = self._generator.chunk(channel.state, channel.choose_steps(self._fps))
             if channel.journal is not None:
                 chunk = channel.journal.recorded(channel.state, chunk, max(chunk.start.frame, channel.new_from))
-            channel.keeper.begun(chunk.steps)
+            channel.keeper.begun(chunk.steps, channel.costs())
             channel.begin(chunk)
         assert channel.chunk is not None, "it was begun"
         began_s = time.monotonic()
@@ -248,9 +248,13 @@ class Interleaver:
             return
         steps, threads = kept.running
         torch.set_num_threads(min(threads, torch.get_num_threads()))
-        # What is there of it must fit; where nothing is, time may be short.
-        some = channel.delivered > channel.next.frame or channel.buffered >= self._low_mark
-        channel.next_steps = steps if some else min(steps, channel.least_steps)
+        if kept.costs is not None:
+            self._meter.begin_with(Costs(*kept.costs))
+        channel.next_steps = steps
+        if channel.delivered <= channel.next.frame:
+            # None of it is there that the rest must fit, and some of the time for it is gone.
+            floor, left_s = min(steps, channel.least_steps), channel.buffered / self._fps
+            channel.next_steps = choose_steps(left_s, channel.costs(), floor, steps)
         while self._generator.needs_plan(channel.state):
             self._plan(channel)
         self._advance(channel)

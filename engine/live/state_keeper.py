@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from engine.live.channel_state import ChannelState, Place
+from engine.live.controller import Costs
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.snapshot import read_snapshot, restore, snapshot_bytes, take_snapshot
@@ -140,9 +141,10 @@ class ChannelKeeper:
         )  # fmt: skip
         self._keep(state)
 
-    def begun(self, steps: int) -> None:
+    def begun(self, steps: int, costs: Costs | None) -> None:
         """The next chunk is being made: if it has to be made again, then like that."""
-        self._kept = replace(self._kept, running=(steps, torch.get_num_threads()))
+        spent = None if costs is None else (costs.plan_s, costs.open_s, costs.step_s, costs.slice_s)
+        self._kept = replace(self._kept, running=(steps, torch.get_num_threads()), costs=spent)
         self._write(None)
 
     def promised(self, request: SetPrompt, at: Place, frame: int) -> None:

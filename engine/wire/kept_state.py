@@ -35,6 +35,7 @@ class KeptState:
     frame: int  # first one of the next chunk that nobody has seen in another version
     snapshot: str | None = None  # file beside this one; None in memory
     running: tuple[int, int] | None = None  # denoising steps and threads of the next chunk, once it began
+    costs: tuple[float, float, float, float] | None = None  # seconds: planning, opening, a step, a slice of a chunk
     tries: int = 0  # processes that began with it and ended before the next chunk was done
     promises: tuple[Promise, ...] = ()  # in the order in which they come true
 
@@ -53,8 +54,8 @@ class KeptState:
             raise ValueError(f"it has format {form!r}, and this version reads {FORMAT}")
         try:
             promises = tuple(Promise(**promise) for promise in fields.pop("promises"))
-            running = fields.pop("running")
-            kept = cls(**fields, running=None if running is None else tuple(running), promises=promises)
+            pairs = {name: None if fields[name] is None else tuple(fields[name]) for name in ("running", "costs")}
+            kept = cls(**fields | pairs, promises=promises)
             kept._check()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"it is damaged ({error})") from error
@@ -67,6 +68,8 @@ class KeptState:
             _whole(number)
         if self.running is not None and (len(self.running) != 2 or min(self.running) < 1):
             raise ValueError(f"{self.running!r} are no steps and threads")
+        if self.costs is not None and (len(self.costs) != 4 or not all(0 <= cost < 1e6 for cost in self.costs)):
+            raise ValueError(f"{self.costs!r} are no seconds of a chunk")
         # A name, lest it leads elsewhere.
         if self.snapshot is not None and (_text(self.snapshot).startswith(".") or "/" in self.snapshot):
             raise ValueError(f"{self.snapshot!r} is no name of a file beside it")
