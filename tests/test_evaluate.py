@@ -43,6 +43,16 @@ def test_the_command_writes_figures_and_sheet_and_prints_a_table(
     assert "| minute 1 of long videos" in table
 
 
+def test_videos_that_go_on_from_clips_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the clip decides, and the seams behind it, with intervals; the command tells them as a table."""
+    out = tmp_path / "s.json"
+    assert main(["evaluate", "--json", str(out), "--starts", "2", "--steps", "1", "--device", "cpu"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["kept"]["n"] == 6 and figures["kept"]["share"] > 0.5 and len(figures["clips"]) == 2
+    assert 0 < figures["seam_ratio"]["ratio"] < 2 and figures["later_seam_ratio"]["n"] == 2
+    assert f"| seam ratio | {figures['seam_ratio']['ratio']:.3f} ±" in capsys.readouterr().out
+
+
 def test_a_judge_that_sees_nothing_is_not_believed() -> None:
     """An untrained judge fails its proof on true videos."""
     torch.manual_seed(0)
@@ -91,6 +101,7 @@ def test_flicker_is_of_still_scenes() -> None:
         (["--json", "q.txt"], ".json"),
         (["--json", "none/q.json"], "none"),
         (["--json", "q.json", "--captions", "1"], "--captions must be at least 2"),
+        (["--json", "q.json", "--starts", "1"], "--starts must be at least 2"),
         (["--json", "q.json", "--drift-videos", "0"], "--drift-videos 1"),
         (["--json", "q.json", "--drift-minutes", "0"], "--drift-minutes above 0"),
     ],

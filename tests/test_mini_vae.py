@@ -104,6 +104,31 @@ def test_small_jumps_between_latents_are_spread_and_large_ones_stay() -> None:
     torch.testing.assert_close(frames(0.4, chunk_begins=1), torch.tensor([0.0, 0.37, 0.38, 0.39, 0.4]))
 
 
+@torch.no_grad()
+def test_a_video_goes_on_from_a_picture_that_is_not_its_own() -> None:
+    """Its first frame is near to the picture, whose look fades away within the chunk; the next chunk has none of it."""
+    vae = TinyVAE(replace(WHOLE, smoothing=0.0, seam_smoothing=0.0, given_smoothing=0.2, fading=0.5))
+    vae.basis.copy_(torch.eye(768))
+    latents = vae.encode(torch.zeros(1, 21, 3, 8, 8), TinyVAEState())
+
+    def after(picture: float) -> torch.Tensor:
+        """Levels behind the second latent, before which the picture comes; the fifth begins another chunk."""
+        state, parts = TinyVAEState(), []
+        for number, latent in enumerate(latents.split(1, dim=1)):
+            if number == 2:
+                vae.show(state, torch.full((1, 3, 8, 8), picture))
+            if number in (2, 4):
+                vae.begin_chunk(state)
+            parts.append(vae.decode(latent, state))
+        assert state.offset is None
+        return torch.cat(parts, dim=1)[0, 5:, 0, 0, 0]
+
+    fading = torch.tensor([0.875, 0.75, 0.625, 0.5, 0.4375, 0.375, 0.3125, 0.25] + [0.0] * 8)
+    torch.testing.assert_close(after(0.1), 0.1 * fading, atol=1e-6, rtol=0)
+    # Of what differs more a part is kept.
+    torch.testing.assert_close(after(-0.7), -0.2 * fading, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("shape", "word"), [((1, 6, 3, 16, 24), "6 frames"), ((1, 5, 3, 12, 24), "12x24")])
 def test_videos_that_do_not_fit_are_refused(vae: TinyVAE, shape: tuple[int, ...], word: str) -> None:
     """A wrong number of frames or pixels is named."""

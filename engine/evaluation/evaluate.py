@@ -25,6 +25,7 @@ from engine.config import preset
 from engine.evaluation import drift
 from engine.evaluation.prompt_set import judge_prompts, prompts_markdown, read_prompts
 from engine.evaluation.report import SHEET_FRAMES, SHEET_ROWS, SheetRow, contact_sheet, markdown
+from engine.evaluation.starts import evaluate_starts, starts_markdown
 from engine.evaluation.watched import judge_frames
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
@@ -179,8 +180,21 @@ def judge_file(arguments: argparse.Namespace, command: str) -> int:
     model, theia = load_judged(arguments)
     judged = None if arguments.plans else theia
     figures = judge_prompts(Generator(model), judged, prompts, arguments.seed, arguments.after_change)
+    return tell(arguments, command, model, figures, prompts_markdown(figures))
+
+
+def judge_starts(arguments: argparse.Namespace, command: str) -> int:
+    """Judges videos that go on from clips."""
+    check_target(arguments.json, ".json")
+    model, theia = load_judged(arguments)
+    figures = evaluate_starts(Generator(model), theia, arguments.starts, arguments.seed)
+    return tell(arguments, command, model, figures, starts_markdown(figures))
+
+
+def tell(arguments: argparse.Namespace, command: str, model: Model, figures: dict[str, Any], told: str) -> int:
+    """Prints the figures' table and writes them to their file, with the conditions."""
     figures = {"conditions": conditions(command, arguments.weights or "shipped", model), **figures}
-    sys.stdout.write(prompts_markdown(figures))
+    sys.stdout.write(told)
     write_atomically(arguments.json, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n"))
     return 0
 
@@ -201,6 +215,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--after-change", action="store_true", help=told)
     told = "I420 frames that were watched under --prompts, an array each: when does every word become right"
     parser.add_argument("--frames", type=Path, metavar="F.npz", help=told)
+    told = "judge so many videos that go on from drawn clips of 6 s, in place of those that begin with a prompt"
+    parser.add_argument("--starts", type=int, metavar="N", help=told)
     add_model(parser)
     parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (default: the preset's own)")
     arguments = parser.parse_args(argv)
@@ -208,6 +224,10 @@ def main(argv: Sequence[str]) -> int:
         return judge_frames(arguments)
     if arguments.prompts is not None:
         return judge_file(arguments, " ".join(["python -m engine evaluate", *argv]))
+    if arguments.starts is not None:
+        if arguments.starts < 2:
+            parser.error("--starts must be at least 2")
+        return judge_starts(arguments, " ".join(["python -m engine evaluate", *argv]))
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
         parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
     sheet_path = arguments.json.with_suffix(".png")

@@ -278,7 +278,7 @@ class Generator:
     def _decode_slice(self, state: VideoState, latents: Tensor, begins: bool) -> tuple[Download, VideoState]:
         """Frames on their way to the host, and the state after them; `begins` says that it is a chunk's first slice."""
         if state.started:
-            key = ("decode", latents.shape, begins)
+            key = ("decode", latents.shape, begins, len(leaves(state)))
             planes, state = self._graphs.call(key, self._sliced, (latents, state))
         else:
             planes = to_planes(self.model.vae.decode(latents, state))

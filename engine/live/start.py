@@ -62,6 +62,8 @@ class Starter:
         for latent in latents.split(model.vae.slice_lengths(latents.shape[1], False), dim=1):
             with model.computing():
                 model.vae.decode(latent, state.vae)
+        # The picture itself and not what the autoencoder makes of it: viewers saw that.
+        model.vae.show(state.vae, video[:, -1] / 127.5 - 1)
         length = config.context_length
         state.next = Place(0, 0, latents.shape[1])
         state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()

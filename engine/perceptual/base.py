@@ -68,6 +68,10 @@ class Autoencoder(Protocol):
         """Says that the next latent to decode is the first of a chunk."""
         ...
 
+    def show(self, state: Any, frame: Tensor) -> None:
+        """Says that what is on air before the next latent to decode is this frame [B, 3, H, W], and not its own."""
+        ...
+
     def slice_lengths(self, latents: int, started: bool) -> list[int]:
         """Lengths into which a chunk's latents are cut for `decode`. Raises ValueError if they cannot be cut."""
         ...

@@ -72,6 +72,10 @@ class VAE(nn.Module):
     def begin_chunk(state: CausalState) -> None:
         """Chunks are decoded as one run of latents."""
 
+    @staticmethod
+    def show(state: CausalState, frame: Tensor) -> None:
+        """Frames follow from latents alone."""
+
     def decode(self, latents: Tensor, state: CausalState) -> Tensor:
         """Frames of the next latents, one slice or several.
 

@@ -26,6 +26,8 @@ class TinyVAEConfig:
     `smoothing`, in pixels' range of 2: where pictures change by no more than this as a new latent begins, the change is
     spread over its four frames. Without it flaws of latents that stand for a still picture pulse twice a second.
     `seam_smoothing` is the same where a chunk begins: its latents were rendered apart from those before.
+    `given_smoothing` is what of the difference to a picture that the video goes on from fades away in the first chunk,
+    by `fading` a latent: the autoencoder and the renderer have a look of their own.
     """
 
     latent_channels: int = 24
@@ -38,6 +40,8 @@ class TinyVAEConfig:
     residual_scale: float = 0.1
     smoothing: float = 0.15
     seam_smoothing: float = 0.3
+    given_smoothing: float = 0.04
+    fading: float = 0.65
 
     def __post_init__(self) -> None:
         if self.latent_channels > self.patch_values:
@@ -60,6 +64,9 @@ class TinyVAEState:
     frame: Tensor | None = None  # [B, 3, H, W] float32, of a decoder
     started: bool = False
     seam: bool = False  # the next latent to decode begins a chunk
+    # What is still kept of the difference to a picture that was given, [B, 3, H, W] float32; None without one.
+    offset: Tensor | None = None
+    given: bool = False  # the last frame is such a picture
 
 
 class TinyVAEBlock(nn.Module):
@@ -137,6 +144,14 @@ class TinyVAE(nn.Module):
     def begin_chunk(state: TinyVAEState) -> None:
         """The next latent to decode is the first of a chunk."""
         state.seam = True
+        if not state.given:
+            state.offset = None
+        state.given = False
+
+    @staticmethod
+    def show(state: TinyVAEState, frame: Tensor) -> None:
+        """What is on air before the next latent to decode is this frame [B, 3, H, W] in -1..1, and not its own."""
+        state.frame, state.offset, state.given = frame.float(), torch.zeros_like(frame, dtype=torch.float32), True
 
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents of the next frames.
@@ -202,6 +217,8 @@ class TinyVAE(nn.Module):
         weights = torch.arange(FRAMES_PER_LATENT - 1, -1, -1, device=frames.device) / FRAMES_PER_LATENT
         smooth = []
         for latent in frames.unbind(1):
+            if state.offset is not None and state.frame is not None:
+                latent = self._fade(latent, state.frame, state)
             if state.frame is not None:
                 most = self.config.seam_smoothing if state.seam else self.config.smoothing
                 jump = (latent[:, 0] - state.frame).clamp(-most, most)
@@ -210,3 +227,12 @@ class TinyVAE(nn.Module):
             state.frame, state.seam = latent[:, -1].clone(), False
             smooth.append(latent)
         return torch.stack(smooth, dim=1)
+
+    def _fade(self, latent: Tensor, before: Tensor, state: TinyVAEState) -> Tensor:
+        """[B, 4, 3, H, W] -> the same shape: nearer to the picture that was given, which counts less and less."""
+        most, left = self.config.given_smoothing, self.config.fading
+        offset = (latent[:, 0] - before).clamp(-most, most) if state.seam else state.offset
+        assert offset is not None, "a picture was given"
+        state.offset = left * offset
+        shares = 1 - (1 - left) * torch.arange(1, FRAMES_PER_LATENT + 1, device=latent.device) / FRAMES_PER_LATENT
+        return latent - shares[:, None, None, None] * offset[:, None]
