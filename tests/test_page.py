@@ -293,6 +293,34 @@ async def test_the_menu_lists_channels(browser: Any) -> None:
         assert errors == []
 
 
+async def test_channels_are_paused_and_ended_in_the_menu(browser: Any) -> None:
+    """A click pauses one for all or lets it go on; to end one takes a second click, and both take the token."""
+    async with serving("--control-token", "c0ntrol") as running:
+        await running.http.post("/channels", json={"id": "sea", "prompt": "a boat"})
+        page, errors = await opened(browser, running.url)
+        await page.click("#channel")
+        row = page.locator("#channel-list li[data-id=sea]")
+        await row.wait_for(timeout=LIMIT_MS)
+        await row.get_by_title("Pause sea for all who watch").click()
+        await page.wait_for_selector("#lock[open]", timeout=LIMIT_MS)
+        await page.fill("#token", "c0ntrol")
+        await page.press("#token", "Enter")
+        await page.click("#channel")
+        await row.get_by_title("Pause sea for all who watch").click()
+        await row.get_by_title("Let sea go on").click(timeout=LIMIT_MS)
+        await row.get_by_title("Pause sea for all who watch").wait_for(timeout=LIMIT_MS)
+        assert (await running.http.get("/channels/sea")).json()["state"] == "idle"
+        end = row.get_by_title("End sea", exact=True)
+        await end.click()
+        end = row.get_by_title("End sea for all who watch")
+        assert await end.inner_text() == "End it?"
+        assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main", "sea"]
+        await end.click()
+        await row.wait_for(state="detached", timeout=LIMIT_MS)
+        assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main"]
+        assert errors == []
+
+
 async def test_a_channel_is_made_and_shown(browser: Any) -> None:
     """The menu's form makes it with the control token, its video plays, and a refusal is told beside the form."""
     async with serving("--control-token", "c0ntrol") as running:

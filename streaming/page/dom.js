@@ -22,6 +22,16 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** A drawing of one path on 24 by 24 units. */
+export function icon(d) {
+  const [svg, path] = ["svg", "path"].map((name) => document.createElementNS("http://www.w3.org/2000/svg", name));
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  path.setAttribute("d", d);
+  svg.append(path);
+  return svg;
+}
+
 let hiding;
 
 /** Says something in passing, on screen and to screen readers. */
