@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from engine.wire.messages import (
     Stop,
 )
 from engine.wire.ring import CHANNEL_SLOTS, RingWriter
-from engine.wire.settings import EngineSettings
+from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings, Fork
 from engine.wire.startup import follow_parent
 from streaming.engines.process import EngineTarget
 from streaming.http.listening import listen
@@ -66,6 +66,8 @@ COMPUTE_S = 0.1  # that a chunk is said to take
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
 UNREAD = "zebra"  # a word that the engine does not know
 COLOURS = ((81, 90, 240), (145, 54, 34), (41, 240, 110), (106, 202, 222))  # Y, U, V of four squares
+FORKED, FORKED_SEED, FORKED_CHUNKS = "what was there", 77, 9  # of every journal: prompt, seed and number of chunks
+PNG = b"\x89PNG\r\n\x1a\n"
 MISSING = "missing"  # weights that cannot be found
 
 
@@ -153,6 +155,10 @@ class _FakeEngine:
         match message:
             case OpenChannel(settings=settings) if settings.prompt == REFUSE:
                 self._control.send(ChannelRefused(message.channel, "this prompt is refused for the test"))
+            case OpenChannel(settings=settings) if isinstance(settings.source, Fork):
+                self._fork(message.channel, settings, settings.source)
+            case OpenChannel(settings=settings) if settings.source is not None:
+                self._start(message.channel, settings, Path(settings.source.path))
             case OpenChannel():
                 start = message.settings.start
                 self._channels[message.channel] = _FakeChannel(message.channel, start.frame, start.frame, start.chunk)
@@ -184,6 +190,25 @@ class _FakeEngine:
                 self._control.send(PromptSet(message.request, channel.name, message.prompt, channel.index, unread))
             case Stop():
                 self._stopped = True
+
+    def _fork(self, name: str, settings: ChannelSettings, fork: Fork) -> None:
+        """Goes on behind the first chunks of any journal, of which there are a few."""
+        if fork.chunk >= FORKED_CHUNKS:
+            self._control.send(ChannelRefused(name, f"chunk {fork.chunk} is not made yet"))
+            return
+        start = ChannelStart(fork.chunk * sum(CHUNK_SLICES) + 1, fork.chunk)
+        said, seed = settings.prompt or FORKED, FORKED_SEED if settings.seed is None else settings.seed
+        told = ChannelSettings(said, seed, settings.steps, start)
+        self._channels[name] = _FakeChannel(name, start.frame, start.frame, start.chunk)
+        self._control.send(ChannelOpened(name, settings=told))
+
+    def _start(self, name: str, settings: ChannelSettings, path: Path) -> None:
+        """Goes on from any file that begins as a PNG does."""
+        if not path.read_bytes().startswith(PNG):
+            self._control.send(ChannelRefused(name, "the file is no picture"))
+            return
+        self._channels[name] = _FakeChannel(name, 0, 0, 0)
+        self._control.send(ChannelOpened(name, settings=replace(settings, source=None)))
 
     def _render(self, channel: _FakeChannel) -> bool:
         """Renders a slice; False where the channel has enough of them."""

@@ -1,13 +1,18 @@
 import asyncio
+import base64
 import json
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
-from fakes import CRASH, REFUSE, Serving, Watcher, serving, watching
+from fakes import CRASH, FORKED, FORKED_CHUNKS, FORKED_SEED, PNG, REFUSE, Serving, Watcher, serving, watching
 from test_app import refused
 
 from engine.wire.ring import MOST_CHANNELS
+from engine.wire.state_folder import JOURNAL
+from streaming.http.channel_bodies import MOST_BASE64
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
@@ -20,6 +25,10 @@ async def running() -> AsyncIterator[Serving]:
 
 async def create(running: Serving, **body: object) -> httpx.Response:
     return await running.http.post("/channels", json={"prompt": "a red ball"} | body)
+
+
+async def fork(running: Serving, source: object, **body: object) -> httpx.Response:
+    return await running.http.post("/channels", json={"from": source} | body)
 
 
 async def test_channels_are_made_watched_and_deleted(running: Serving) -> None:
@@ -67,6 +76,96 @@ async def test_an_id_of_its_own(running: Serving) -> None:
     ids = [(await create(running)).json()["id"] for _ in range(2)]
     assert len(set(ids)) == 2
     assert {one["id"] for one in (await running.http.get("/channels")).json()} == {"main", *ids}
+
+
+async def test_a_channel_forks_another(running: Serving) -> None:
+    """From a chunk of one that runs, with prompt and seed that were there, or with others; it can be watched."""
+    reply = await fork(running, {"channel": "main", "chunk": 2}, id="second")
+    assert reply.status_code == 201
+    assert (reply.json()["prompt"], reply.json()["seed"]) == (FORKED, FORKED_SEED)
+    assert reply.json()["prompts"][0]["frame"] == 49
+    second = Watcher(running.http)
+    await second.join(endpoint="/whep/second")
+    await second.received(3)
+    assert (await running.http.get("/channels/second")).json()["frame"] >= 49
+    assert (await running.http.patch("/channels/second", json={"prompt": "a ball"})).json()["frame"] > 49
+    await second.close()
+    reply = await fork(running, {"channel": "main", "chunk": 2}, prompt="the sea", seed=4)
+    assert (reply.json()["prompt"], reply.json()["seed"]) == ("the sea", 4)
+
+
+async def test_a_journal_that_is_kept_can_be_forked(tmp_path: Path) -> None:
+    """By the name of its folder, whether its channel has ended or has begun anew."""
+    async with serving("--state", str(tmp_path)) as running:
+        for name in ("ended", "main.20261129-201530-123456"):
+            assert refused(await fork(running, {"journal": name, "chunk": 1}), 404)
+            (tmp_path / name).mkdir()
+            (tmp_path / name / JOURNAL).write_bytes(b"")
+            assert (await fork(running, {"journal": name, "chunk": 1})).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("source", "status"),
+    [
+        ({"channel": "main", "chunk": FORKED_CHUNKS}, 409),
+        ({"channel": "nobody", "chunk": 1}, 404),
+        ({"channel": "main", "chunk": -1}, 422),
+        ({"channel": "main", "chunk": 2**64}, 422),
+        ({"channel": "main", "chunk": "1"}, 422),
+        ({"channel": "main"}, 422),
+        ({"channel": "main", "journal": "main", "chunk": 1}, 422),
+        ({"journal": "../main", "chunk": 1}, 422),
+        ({"journal": "main/..", "chunk": 1}, 422),
+        ({"chunk": 1}, 422),
+        ({}, 422),
+        (None, 422),
+        ("main", 422),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_forked_is_refused(running: Serving, source: object, status: int) -> None:
+    """With one problem that says why; nothing of it stays."""
+    assert refused(await fork(running, source), status)
+    assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main"]
+
+
+async def test_a_channel_goes_on_from_a_file(running: Serving) -> None:
+    """Sent as base64; nothing of it is left when it was read, or was no picture."""
+    before = set(os.listdir("/proc/self/fd"))
+    picture = PNG + bytes(3_000_000)
+    reply = await create(running, id="second", start=base64.b64encode(picture).decode())
+    assert reply.status_code == 201 and reply.json()["prompt"] == "a red ball"
+    assert refused(await create(running, start=base64.b64encode(b"no picture").decode()), 400)
+    open_files = (Path("/proc/self/fd") / one for one in set(os.listdir("/proc/self/fd")) - before)
+    assert not [one for one in open_files if one.exists() and "upload" in str(one.readlink())]
+    assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main", "second"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"start": ""}, 400),
+        ({"start": "%%%%"}, 400),
+        ({"start": "aGk"}, 400),
+        ({"start": "aGk=\naGk="}, 400),
+        ({"start": "A" * (MOST_BASE64 + 4)}, 422),
+        ({"start": "A" * 28_000_000}, 413),
+        ({"start": None}, 422),
+        ({"start": 7}, 422),
+        ({"start": "aGk=", "from": {"channel": "main", "chunk": 1}}, 422),
+    ],
+    ids=lambda one: str(one)[:20],
+)
+async def test_bad_files_are_refused(running: Serving, body: dict[str, object], status: int) -> None:
+    """With one problem that says why; nothing of them stays."""
+    assert refused(await create(running, **body), status)
+    assert [one["id"] for one in (await running.http.get("/channels")).json()] == ["main"]
+
+
+async def test_a_channel_begins_with_something(running: Serving) -> None:
+    """A prompt, or what it goes on from; null is neither."""
+    for body in ({}, {"prompt": None}, {"id": "a"}, {"prompt": None, "from": {"channel": "main", "chunk": 1}}):
+        assert refused(await running.http.post("/channels", json=body), 422)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A client that is generated from /openapi.json, at work on a real server."""
 
+import base64
 import importlib
 import json
 import re
@@ -8,7 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from fakes import UNREAD, serving
+from fakes import FORKED, FORKED_SEED, PNG, UNREAD, serving
 from test_openapi import document
 
 from streaming.http.access import Tokens
@@ -59,6 +60,12 @@ async def test_a_generated_client_steers_a_channel(client: Any) -> None:
             body = models.NewChannel(prompt="a red ball", id="sea")
             made = await client(".api.default.create").asyncio(client=api, body=body)
             assert (made.id, made.state) == ("sea", "idle")
+            body = models.NewChannel(prompt="a red ball", start=base64.b64encode(PNG).decode())
+            made = await client(".api.default.create").asyncio(client=api, body=body)
+            assert (made.prompt, made.state) == ("a red ball", "idle")
+            body = models.NewChannel(from_=models.FromChannel(channel="main", chunk=2))
+            made = await client(".api.default.create").asyncio(client=api, body=body)
+            assert (made.prompt, made.seed) == (FORKED, FORKED_SEED)
             ended = await client(".api.default.end").asyncio_detailed("sea", client=api)
             assert ended.status_code == 204
             missing = await client(".api.default.channel_report").asyncio("none", client=api)

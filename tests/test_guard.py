@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -85,7 +85,7 @@ async def test_body_limit_is_exact() -> None:
             yield bytes(1024)
         yield bytes(size % 1024)
 
-    limit = guard.BODY_LIMIT_BYTES
+    limit = guard.USUAL.most_bytes
     async with client(app()) as http:
         assert (await http.post("/echo", content=bytes(limit))).json() == limit
         assert (await http.post("/echo", content=pieces(limit))).json() == limit
@@ -95,7 +95,7 @@ async def test_body_limit_is_exact() -> None:
 
 async def test_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that never ends is 408 after the time limit."""
-    monkeypatch.setattr(guard, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(guard, "USUAL", guard.Bounds(guard.USUAL.most_bytes, 0.05))
     sent = []
 
     async def receive() -> dict[str, object]:
@@ -108,6 +108,47 @@ async def test_body_that_does_not_arrive_is_given_up(monkeypatch: pytest.MonkeyP
     scope = {"type": "http", "method": "POST", "path": "/echo", "headers": [], "query_string": b""}
     await app()(scope, receive, send)  # type: ignore[arg-type]
     assert sent[0]["status"] == 408
+
+
+async def test_files_are_taken_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to their own limit and a few at a time; on other routes, and of unknown length, they are too large."""
+    monkeypatch.setattr(guard, "UPLOADS", {("POST", "/echo")})
+    monkeypatch.setattr(guard, "UPLOAD", guard.Bounds(200_000, 60.0))
+    async with client(app()) as http:
+        assert (await http.post("/echo", content=bytes(200_000))).json() == 200_000
+        assert is_problem(await http.post("/echo", content=bytes(200_001)), 413)
+        assert is_problem(await http.post("/typed", content=bytes(100_000)), 413)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield bytes(100_000)
+
+        assert is_problem(await http.post("/echo", content=pieces()), 413)
+
+
+async def test_slow_files_are_given_up_and_leave_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is told to come back; those that do not arrive are 408, and their places are free again."""
+    monkeypatch.setattr(guard, "UPLOADS", {("POST", "/echo")})
+    monkeypatch.setattr(guard, "UPLOAD", guard.Bounds(200_000, 0.2))
+    monkeypatch.setattr(guard, "DRAIN_IDLE_S", 0.0)
+    guarded, sent = app(), [[] for _ in range(guard.MOST_UPLOADS + 1)]  # type: ignore[var-annotated]
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def ask(messages: list[dict[str, object]]) -> None:
+        async def send(message: dict[str, object]) -> None:
+            messages.append(message)
+
+        headers = [(b"content-length", b"100000")]
+        scope = {"type": "http", "method": "POST", "path": "/echo", "headers": headers, "query_string": b""}
+        await guarded(scope, receive, send)  # type: ignore[arg-type]
+
+    await asyncio.gather(*map(ask, sent))
+    assert [messages[0]["status"] for messages in sent] == [408] * guard.MOST_UPLOADS + [503]
+    assert (b"retry-after", b"2") in sent[-1][0]["headers"]
+    await ask(again := [])
+    assert again[0]["status"] == 408
 
 
 async def test_a_refused_body_is_read_on_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ grid, `L` text tokens, `K` text width.
 from __future__ import annotations
 
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 
@@ -77,8 +77,11 @@ class Generator:
         context_latents = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
         return RenderState(text, seed, steps, Place(), features, context_latents, self.model.vae.new_state())
 
-    def go_on(self, state: RenderState, prompt: str, before: PlanPart) -> ChannelState:
-        """A channel that goes on from what is rendered; `before` is the GOP up to there, `prompt` the state's."""
+    def go_on(self, state: RenderState, prompt: str, before: Iterable[PlanPart]) -> ChannelState:
+        """A channel that goes on from what is rendered, and from a plan up to there or further; `prompt` is its text's.
+
+        The plan goes on behind `before`.
+        """
         with self.model.computing(), self._streams.stream(_PLAN):
             plan = self._writer.begin(state.text.planner, state.seed, state.next.latent, before)
         return ChannelState(**{one.name: getattr(state, one.name) for one in fields(state)}, prompt=prompt, plan=plan)

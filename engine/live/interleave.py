@@ -21,13 +21,12 @@ from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
+from engine.live.opening import Openings
 from engine.live.state_keeper import StateKeeper
 from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
     ChannelClosed,
-    ChannelOpened,
-    ChannelRefused,
     CloseChannel,
     FramesReady,
     FromEngine,
@@ -43,6 +42,7 @@ from engine.wire.state_memory import StateMemory
 
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next chunk
 LOW_MARK_S = 2.5  # of video: a chunk begins only when no more than this is rendered and not shown
+OPENING_MARK_S = 1.5  # of video: a chunk begins then even where a channel is being made of what is there
 DEVICE_POLL_S = 0.0005  # between two looks at the device's events, when there is nothing to launch
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,15 @@ class Interleaver:
         self._ring = ring
         self._control = control
         self._threads = threads
-        self._journals = journals
-        self._keeper = StateKeeper(generator, memory, journals)
+        self._heard = asyncio.Event()
         self._channels: dict[str, LiveChannel] = {}
         self._changes = Changes(generator, self._send)
         self._meter = CostMeter(config.chunk_tokens)
+        keeper = StateKeeper(generator, memory, journals)
+        self._openings = Openings(generator, self._meter, keeper, self._send, self._begin, self._heard.set)
         self._running = self._stopped = False
-        self._heard = asyncio.Event()
         self._low_mark = round(low_mark_s * config.fps)  # frames
+        self._opening_mark = round(min(OPENING_MARK_S, low_mark_s) * config.fps)  # frames
         self._look_ahead = config.chunk_length + round(LOOK_AHEAD_S * config.fps / FRAMES_PER_LATENT)  # semantic frames
 
     async def run(self) -> None:
@@ -86,7 +87,7 @@ class Interleaver:
             while not self._stopped:
                 self._heard.clear()
                 # Asked before: what the device finishes meanwhile must not be waited for.
-                computing = not all(channel.mark.done for channel in self._channels.values())
+                computing = not all(one.mark.done for one in self._channels.values()) or self._openings.computing
                 if self._work():
                     await asyncio.sleep(0)
                 elif computing:
@@ -98,6 +99,7 @@ class Interleaver:
         except (BrokenPipeError, ConnectionResetError):
             log.info("the server is gone")
         finally:
+            self._openings.close()
             loop.remove_reader(self._control.fileno())
 
     def _work(self) -> bool:
@@ -105,11 +107,19 @@ class Interleaver:
         for channel in self._channels.values():
             if channel.batch is not None:
                 self._deliver(channel)
+        if self._openings.ready:
+            if not self._render_most_urgent([one for one in self._channels.values() if self._comes_first(one)]):
+                self._openings.work()
+            return True
         for paused in (False, True):
             channels = [channel for channel in self._channels.values() if channel.paused == paused]
             if self._render_most_urgent(channels) or self._plan_most_urgent(channels):
                 return True
         return False
+
+    def _comes_first(self, channel: LiveChannel) -> bool:
+        """Whether a channel that runs must not wait for one that is being made of what is there."""
+        return not channel.paused and (channel.chunk is not None or channel.buffered <= self._opening_mark)
 
     def _render_most_urgent(self, channels: Sequence[LiveChannel]) -> bool:
         """Does a unit for the channel whose buffer runs dry first, of those that render now; False if none does."""
@@ -197,7 +207,7 @@ class Interleaver:
             case Stop():
                 self._stopped = True
             case OpenChannel():
-                self._open(message)
+                self._openings.open(message, self._running)
             case CloseChannel():
                 self._close(message.channel)
             case Paused():
@@ -207,36 +217,9 @@ class Interleaver:
             case SetPrompt():
                 self._changes.take(self._channels.get(message.channel), message)
 
-    def _open(self, message: OpenChannel) -> None:
-        """Makes a channel. Raises ValueError when one cannot be made that the engine was started with."""
-        settings, start = message.settings, message.settings.start
-        text = self._generator.model.text
-        if unread := text.unread(settings.prompt):
-            log.warning("without effect in %r: %s", settings.prompt, ", ".join(unread))
-        try:
-            left = self._keeper.left(message.channel, start)
-            if left is None:
-                state = self._generator.open(settings.prompt, settings.seed, settings.steps, start.chunk, start.frame)
-        except ValueError as error:
-            if not self._running:
-                raise
-            self._send(ChannelRefused(message.channel, str(error)))
-            return
-        kept, state = left or (None, state)
-        # Of another video no frame can be made anew.
-        shown = state.open_from = start.frame if kept is None or start.shown is None else start.shown
-        least_steps = state.steps if settings.steps is not None else self._generator.model.config.least_steps
-        journal = None
-        if self._journals is not None:
-            journal = self._journals.open(message.channel, state, new=start.at_nought)
-        # Behind the journal, which may set the folder of an earlier video aside.
-        keeper = self._keeper.open(message.channel, state, settings.steps, kept)
-        channel = self._channels[message.channel] = LiveChannel(
-            message.channel, state, keeper, shown, start.frame, self._meter, min(least_steps, state.steps)
-        )
-        channel.journal = journal
-        told = unread, text.understood(settings.prompt, settings.seed)
-        self._send(ChannelOpened(message.channel, *told, went_on=kept is not None))
+    def _begin(self, channel: LiveChannel, kept: KeptState | None) -> None:
+        """A channel is there: a new one, or one that goes on from what an engine process before kept."""
+        self._channels[channel.name] = channel
         if kept is not None:
             self._go_on(channel, kept)
 
@@ -261,6 +244,7 @@ class Interleaver:
         self._changes.go_on(channel, began=True)
 
     def _close(self, name: str) -> None:
+        self._openings.cancel(name)
         channel = self._channels.pop(name, None)  # None for one that was refused
         if channel is not None:
             channel.abandon_chunk()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.loading.model import Model
 from engine.loading.weights import digest
 
 FORMAT = 1
+LINES = 64  # that are read at a time
 _TOKEN = np.dtype("<u2")
 _WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError)  # of a line that is damaged
 
@@ -143,8 +145,11 @@ class JournalEncoder:
 class Journal:
     """A journal to be read."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError if the file cannot be read, or is no journal of this engine."""
+    def __init__(self, path: Path, whole: bool = True) -> None:
+        """Reads all of it if `whole`, else its first lines.
+
+        Raises ValueError if the file cannot be read, or is no journal of this engine.
+        """
         self.folder = path.parent
         try:
             lines = path.read_bytes().split(b"\n")[:-1]
@@ -158,16 +163,23 @@ class Journal:
         if kind != "begin" or form != FORMAT:
             raise ValueError(f"{path} has format {form!r} of a journal; this engine reads {FORMAT}")
         self.config = preset(name)
-        self.records: list[Record] = []  # all of them, or those before a damaged line
-        self.damage: str | None = None  # which line, and what is wrong with it
-        reading = _Reading(self.config)
-        try:
-            for line in lines:
-                self.records.append(reading.record(json.loads(line)))
-        except _WRONG as error:
-            self.damage = f"line {len(self.records) + 1} of {path} is damaged ({error})"
+        self.records: list[Record] = []  # all that are read
+        self.damage: str | None = None  # which line ends them, and what is wrong with it
+        self._path, self._lines, self._reading = path, iter(lines), _Reading(self.config)
+        while self.read() and whole:
+            pass
         if not self.records:
             raise ValueError(f"{self.damage}: give another journal")
+
+    def read(self) -> bool:
+        """Reads on for some milliseconds; False at the end, or at a damaged line."""
+        lines = list(islice(self._lines, LINES))
+        try:
+            for line in lines:
+                self.records.append(self._reading.record(json.loads(line)))
+        except _WRONG as error:
+            self.damage = f"line {len(self.records) + 1} of {self._path} is damaged ({error})"
+        return bool(lines) and self.damage is None
 
     @property
     def beginning(self) -> Beginning:

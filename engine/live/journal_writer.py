@@ -31,6 +31,7 @@ MOST_SNAPSHOTS = 32  # of a channel; the older, the sparser
 MOST_BYTES = 10**9  # of them, but for the first and the newest
 MOST_WAITING = 64  # jobs for the disk
 CLOSE_S = 1.0  # for what waits when the engine ends
+FLUSH_S = 5.0  # for what waits when a journal is read
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,12 @@ class JournalWriter:
         except queue.Full:
             return False
         return True
+
+    def flush(self) -> None:
+        """Returns when all that waits is written, or after FLUSH_S; for other threads than the loop's."""
+        written = threading.Event()
+        if self.put(written.set):
+            written.wait(FLUSH_S)
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Writes what waits, for a moment at most."""

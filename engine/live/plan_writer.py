@@ -81,10 +81,10 @@ class PlanWriter:
         # What a captured pass reads must be there before.
         model.planner.prepare(self._length, model.device)
 
-    def begin(self, text: Tensor, seed: int, frame: int, before: PlanPart | None = None) -> Plan:
+    def begin(self, text: Tensor, seed: int, frame: int, before: Iterable[PlanPart] = ()) -> Plan:
         """An empty plan for the text [1, L, K] whose first frame has the number `frame`; later texts may be longer.
 
-        `before` is a GOP up to there, which the planner goes on from.
+        `before` are GOPs that are decided, which the planner goes on from: then they say where the plan begins.
         """
         config, model = self._model.config.planner, self._model
         cache = KVCache.allocate(
@@ -96,7 +96,8 @@ class PlanWriter:
             model.device,
             model.dtype,
         )
-        gops = [] if before is None else [self._closed(before)]
+        gops = [self._closed(part) for part in before]
+        frame = gops[-1].start + self._frames(gops[-1]) if gops else frame
         return Plan(seed, self._prefix(text), [*gops, self._gop(frame, gops[-1] if gops else None)], cache)
 
     def end(self, plan: Plan) -> int:

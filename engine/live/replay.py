@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, count
 
 import torch
@@ -30,12 +30,22 @@ def differences(journal: Environment, own: Environment) -> dict[str, str]:
     return {name: f"{name} {here[name]!r}, not {was!r}" for name, was in written.items() if here[name] != was}
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """A chunk of a journal, and what it began with."""
+
+    state: RenderState
+    parts: tuple[PlanPart, ...]  # of the plan up to there
+    record: ChunkRecord
+
+
 class Replay:
     """One journal, to be replayed from any place on."""
 
     def __init__(self, generator: Generator, journal: Journal, steps: int | None = None) -> None:
         """`steps` denoising steps of all chunks; those of each record if None."""
         self._generator, self._records, self._folder, self._steps = generator, journal.records, journal.folder, steps
+        self._damage = journal.damage
         self._behind = _behind(self._records)
         pairs = list(zip(self._records, self._behind, strict=True))
         shown = [behind if isinstance(one, SnapshotRecord) else _begin(one) for one, behind in pairs]
@@ -80,34 +90,67 @@ class Replay:
                 state = self._beginning(record)
             place = self._ends[number]
 
-    def before(self, chunk: int) -> abc.Generator[Unit, None, tuple[RenderState, tuple[PlanPart, ...], str]]:
-        """What a chunk began with, after some units of work: the state, and plan and prompt up to there.
+    def before(self, chunk: int, most_s: float) -> abc.Generator[Unit, None, ForkPoint]:
+        """What a chunk began with, after some units of work.
 
-        Raises ValueError for a chunk that the journal does not have, or where no state is there to begin from.
+        Raises ValueError for a chunk that the journal does not have, and where no state is there to begin from within
+        `most_s` seconds of video before it.
         """
-        chunks = [number for number, record in enumerate(self._records) if isinstance(record, ChunkRecord)]
-        places = [record.place for record in self._records if isinstance(record, ChunkRecord)]
-        made = {place.chunk: number for number, place in zip(chunks, places, strict=True)}
-        if chunk not in made:
-            newest = max(made, default=None)
-            reason = "it is not made yet" if newest is None or chunk > newest else "it is not in the journal"
-            raise ValueError(f"chunk {chunk} cannot be gone on from: {reason}; the newest is {newest}")
-        last = made[chunk]
-        record = self._records[last]
-        assert isinstance(record, ChunkRecord), "it was looked for"
+        last = self._number(chunk)
+        record = self._chunk(last)
         first, state = self._nearest(record.place.frame)
+        self._check_way(first, last, most_s)
         for number in range(first, last):
             before = self._records[number]
             if isinstance(before, ChunkRecord):
                 yield from self._units(state, number)
-            elif isinstance(before, Beginning):
+            elif isinstance(before, Beginning) and number != first:
                 state = self._beginning(before)
         self._go_back(state, record)
-        earlier = [one for one in self._records[:last] if not isinstance(one, SnapshotRecord)]
-        parts = earlier[-1].parts if isinstance(earlier[-1], ChunkRecord) else ()
-        return state, tuple(self._up_to(parts, record.place.latent)), earlier[-1].prompt
+        earlier = [one for one in self._records[:last] if not isinstance(one, SnapshotRecord)][-1]
+        return ForkPoint(state, tuple(self._up_to(self._planned(earlier), record.place.latent)), record)
 
-    def _up_to(self, parts: Sequence[PlanPart], latent: int) -> Iterator[PlanPart]:
+    def _chunk(self, number: int) -> ChunkRecord:
+        record = self._records[number]
+        assert isinstance(record, ChunkRecord), "it was looked for"
+        return record
+
+    def _number(self, chunk: int) -> int:
+        """Of the last record of a chunk. Raises ValueError if there is none."""
+        chunks = [(one.place.chunk, number) for number, one in enumerate(self._records) if isinstance(one, ChunkRecord)]
+        made = dict(chunks)
+        if chunk not in made:
+            if not made:
+                raise ValueError("no chunk is made yet: try again in a moment")
+            reason = "is not made yet" if chunk > max(made) and not self._damage else "is not in the journal"
+            there = f"those that are there are {min(made)} to {max(made)}"
+            raise ValueError(f"chunk {chunk} {reason}: {'; '.join(filter(None, (there, self._damage)))}")
+        return made[chunk]
+
+    def _check_way(self, first: int, last: int, most_s: float) -> None:
+        """Raises ValueError if there is too much to be made again from the record `first` to `last`."""
+        config, begin = self._generator.model.config, self._behind[first]
+
+        def way_s(number: int) -> float:
+            return (self._chunk(number).place.frame - begin) / config.fps
+
+        if way_s(last) > most_s:
+            made = [number for number in range(first, last) if isinstance(self._records[number], ChunkRecord)]
+            near = max((self._chunk(number).place.chunk for number in made if way_s(number) <= most_s), default=None)
+            raise ValueError(
+                f"to go on from there {way_s(last):.0f} s of video would have to be made again, and {most_s:.0f} s are "
+                f"the most: the last chunk before it that can be gone on from is {near}"
+            )
+
+    def _planned(self, record: Beginning | ChunkRecord) -> Iterator[PlanPart]:
+        """What was planned when a record was written."""
+        if isinstance(record, ChunkRecord):
+            yield from record.parts
+        elif record.snapshot is not None:
+            for gop in read_snapshot(self._folder / record.snapshot)["gops"]:
+                yield PlanPart(gop["start"], gop["tokens"][:, : gop["count"]])
+
+    def _up_to(self, parts: Iterable[PlanPart], latent: int) -> Iterator[PlanPart]:
         offsets = self._generator.model.config.tokenizer.offsets
         for part in parts:
             if part.start < latent:
@@ -147,8 +190,7 @@ class Replay:
 
     def _units(self, state: RenderState, number: int) -> Iterator[Unit]:
         """The chunk of a record."""
-        record = self._records[number]
-        assert isinstance(record, ChunkRecord), "others have no units"
+        record = self._chunk(number)
         self._go_back(state, record)
         if self._said != (record.prompt, record.seed):
             self._said = record.prompt, record.seed

@@ -6,6 +6,8 @@ latent channels.
 
 from __future__ import annotations
 
+from collections import abc
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.live.channel_state import ChannelState, Place
+from engine.live.chunk import Unit
 from engine.live.generator import Generator
 from engine.live.plan_writer import PlanPart, decode
 from engine.loading.weights import load_weights
@@ -35,7 +38,19 @@ class Starter:
         self._theia: Theia | None = None
 
     def begin(self, pictures: Pictures, prompt: str, seed: int, steps: int | None = None) -> ChannelState:
-        """A channel whose first frame follows the last picture.
+        """A channel whose first frame follows the last picture; arguments and errors as of `units`."""
+        units = self.units(pictures, prompt, seed, steps)
+        while True:
+            try:
+                next(units)
+            except StopIteration as end:
+                state: ChannelState = end.value
+                return state
+
+    def units(
+        self, pictures: Pictures, prompt: str, seed: int, steps: int | None = None
+    ) -> abc.Generator[Unit, None, ChannelState]:
+        """Makes a channel whose first frame follows the last picture.
 
         Args:
             pictures: of the preset's size and rate; `most_pictures` of them count. Where there are fewer, the first
@@ -54,12 +69,13 @@ class Starter:
         with model.computing():
             state = self._generator.start(model.text.embed(prompt, seed), seed, steps)
         video = torch.from_numpy(pictures).to(model.device).movedim(-1, 1)[None]
-        part = PlanPart(0, self._tokens(video))
-        latents = self._latents(video)
+        part = PlanPart(0, (yield from self._tokens(video)))
+        latents = yield from self._latents(video)
         with model.computing():
             features = decode(model, [part], 0).features
             model.vae.begin_chunk(state.vae)
         for latent in latents.split(model.vae.slice_lengths(latents.shape[1], False), dim=1):
+            yield Unit("render")
             with model.computing():
                 model.vae.decode(latent, state.vae)
         # The picture itself and not what the autoencoder makes of it: viewers saw that.
@@ -67,19 +83,27 @@ class Starter:
         length = config.context_length
         state.next = Place(0, 0, latents.shape[1])
         state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
-        return self._generator.go_on(state, prompt, part)
+        channel = self._generator.go_on(state, prompt, [part])
+        self._generator.settle()
+        return channel
 
-    def _tokens(self, video: Tensor) -> Tensor:
+    def load(self) -> None:
+        """Loads the extractor. Raises ValueError if the model has none, or its file is missing or damaged."""
+        self._extractor()
+
+    def _tokens(self, video: Tensor) -> abc.Generator[Unit, None, Tensor]:
         """Tokens [1, n] int64 of a GOP that shows the video [1, F, 3, H, W]."""
         model, features = self._generator.model, []
         for picture in video[:, ::FRAMES_PER_LATENT].split(1, dim=1):
             with model.computing():
                 features.append(self._extractor()(picture).float())
+            yield Unit("plan")
         with model.computing():
             tokens: Tensor = model.tokenizer.encode(torch.cat(features, dim=1))
+        yield Unit("plan")
         return tokens
 
-    def _latents(self, video: Tensor) -> Tensor:
+    def _latents(self, video: Tensor) -> abc.Generator[Unit, None, Tensor]:
         """Latents [1, T, C, h, w] float32 of the video [1, F, 3, H, W]."""
         vae = self._generator.model.vae
         state, latents = vae.new_state(), []
@@ -88,6 +112,7 @@ class Starter:
         for part in (first, *rest.split(slice_frames, dim=1)):
             with self._generator.model.computing():
                 latents.append(vae.encode(part.float() / 127.5 - 1, state).float())
+            yield Unit("render")
         return torch.cat(latents, dim=1)
 
     def _extractor(self) -> Theia:

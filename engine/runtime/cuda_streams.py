@@ -76,7 +76,9 @@ class CudaStreams:
         return StreamEvent(event)
 
     def wait(self) -> None:
-        """Returns when the work of every stream is done."""
+        """Returns when the work of every stream is done, the default one's too."""
+        if self._device.type == "cuda":
+            torch.cuda.default_stream(self._device).synchronize()
         for stream in self._streams.values():
             stream.synchronize()
 

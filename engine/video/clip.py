@@ -30,21 +30,29 @@ _MATRIX = struct.Struct("=9i")  # of a display: a b u, c d v, x y w
 class Clip(AbstractContextManager["Clip"]):
     """Reads one file once; use it in a `with` block."""
 
-    def __init__(self, path: Path, height: int, width: int, fps: float) -> None:
+    def __init__(self, path: Path, height: int, width: int, fps: float, formats: str | None = None) -> None:
         """Pictures will have `height` x `width` pixels, `fps` of them a second.
+
+        Args:
+            formats: names of those that are taken, with commas between them; all that FFmpeg knows if None.
 
         Raises:
             ValueError: if the file is missing, empty, of no known kind, cut short before its index, or has no video.
         """
         self._height, self._width, self._fps = height, width, Fraction(fps)
         self.frames = 0  # pictures that were read, also those that were left out
-        self._film = Film(path)
+        self._film = Film(path, formats)
 
     @property
     def frames_stated(self) -> int | None:
         """Pictures by the file's header, or as they are estimated without one; better known while it is read."""
         stated_s = self._film.stated_s
         return None if stated_s is None else max(1, math.ceil(stated_s * self._fps))
+
+    @property
+    def pixels(self) -> int:
+        """Of a picture of the file."""
+        return self._film.pixels
 
     @property
     def frames_promised(self) -> int | None:

@@ -30,13 +30,16 @@ _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 class Film(AbstractContextManager["Film"]):
     """Reads one file once; use it in a `with` block."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError if the file is missing, empty, of no known kind, cut short before its index, or no film."""
+    def __init__(self, path: Path, formats: str | None = None) -> None:
+        """`formats`: names of FFmpeg's that are taken, with commas between them; all if None.
+
+        Raises ValueError if the file is missing, empty, of no known kind, cut short before its index, or no film."""
         self._path = path
         try:
             _refuse_animated_webp(path)
             # FFmpeg takes what stands before a colon for a protocol.
-            self._container: InputContainer = av.open(f"file:{path}")
+            options = {} if formats is None else {"format_whitelist": formats, "protocol_whitelist": "file"}
+            self._container: InputContainer = av.open(f"file:{path}", options=options)
         except (av.FFmpegError, OSError) as error:
             raise ValueError(f"{path} is no video that can be read, empty or cut short ({error.strerror})") from error
         try:
@@ -62,6 +65,11 @@ class Film(AbstractContextManager["Film"]):
         if ticks is None:
             return None
         return (ticks + self._clock.shift) * self._tick_s - self._skipped_s
+
+    @property
+    def pixels(self) -> int:
+        """Of a picture."""
+        return self._stream.width * self._stream.height
 
     @property
     def pixel_aspect(self) -> float:

@@ -98,6 +98,7 @@ class ChannelOpened:
     unread: tuple[str, ...] = ()  # words of its prompt that have no effect
     understood: Understood | None = None  # what is shown of it; None from a model that cannot say
     went_on: bool = False  # from the state that another process left; changes that it answered hold
+    settings: ChannelSettings | None = None  # of one with a source: where it begins, and what it was not told
 
 
 @dataclass(frozen=True, slots=True)

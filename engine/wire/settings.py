@@ -41,16 +41,32 @@ class ChannelStart:
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """A chunk of a journal: a video goes on from what was there before it."""
+
+    folder: str  # of the journal, within the state folder
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFile:
+    """A picture or video that a video goes on from."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelSettings:
     """Prompt, seed, steps and start of one endless video."""
 
-    prompt: str
-    seed: int = 0
+    prompt: str | None  # None: that of the video which it forks
+    seed: int | None = 0  # likewise
     steps: int | None = None  # denoising steps of a chunk; None: as many of the preset's own as there is time for
     start: ChannelStart = ChannelStart()
+    source: Fork | StartFile | None = None  # what it goes on from; a fork says where it starts, too
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < SEED_LIMIT:
+        if self.seed is not None and not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below {SEED_LIMIT}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; a chunk takes at least 1")

@@ -5,7 +5,6 @@ A `Channel` lives in the server's event loop. The engine's link hands it message
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 import time
@@ -29,6 +28,7 @@ from engine.wire.messages import (
 )
 from engine.wire.settings import ChannelSettings, ChannelStart
 from streaming.channels.events import Broadcast, Event, StateChanged
+from streaming.channels.opening import Opening
 from streaming.channels.playout import Playout
 from streaming.channels.prompts import PromptBook, RequestRefused
 from streaming.channels.report import ChangeAnswer, ChannelReport, ChunkStats
@@ -61,16 +61,18 @@ class Channel:
         self._clock, self._admit = clock, admit
         self._playout = Playout(settings.start.frame, metrics, self, clock)
         self._next_chunk = settings.start.chunk
-        self._opening: asyncio.Future[None] | None = None  # until the engine has answered
+        self._opening = Opening()
         self._ended = False
         self._chunks = ChunkStats()
-        self._prompts = PromptBook(settings.prompt, settings.start.frame, settings.seed)
+        self._prompts = PromptBook.of(settings)
         self._no_journal: str | None = None  # why it is not written
         self._report_json, self._reported_s = "", float("-inf")
         self.engine_changed()
 
     def settings(self) -> ChannelSettings:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
+        if self._first.source is not None:
+            return self._first  # nothing is known of it yet
         frames = self._playout.frames
         start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None)
         newest = self._prompts.newest
@@ -81,18 +83,17 @@ class Channel:
 
         Raises RequestRefused with the reason when it cannot be made, Unavailable when the engine stops meanwhile.
         """
-        self._opening = asyncio.get_running_loop().create_future()
+        answer = self._opening.ask()
         self._engine.open(self)
-        await self._opening
+        await answer
 
     def receive(self, message: ChannelMessage) -> None:
         """Takes one message of the engine. Raises ValueError when it breaks the protocol."""
         match message:
             case ChannelOpened():
-                self._publish(self._prompts.read(message, self._playout.frames.end))
-                self._settle(None)
+                self._on_open(message)
             case ChannelRefused():
-                self._settle(RequestRefused(message.reason))
+                self._opening.settle(RequestRefused(message.reason))
             case FramesReady():
                 self._on_frames(message)
             case ChunkDone():
@@ -119,7 +120,7 @@ class Channel:
     def interrupted(self) -> None:
         """The engine process ended. Buffered frames still go on air, then the last one repeats."""
         self._playout.frames.forget_slots()
-        self._settle(Unavailable("The engine stopped before it made the channel; try again."))
+        self._opening.settle(Unavailable("The engine stopped before it made the channel; try again."))
         self._prompts.interrupt("The engine stopped before it took the prompt; try again.")
 
     @property
@@ -145,8 +146,9 @@ class Channel:
     def check(self) -> None:
         """Raises Unavailable when nobody can join now."""
         self._geometry()
-        if self._ended or self._opening is not None:
-            raise Unavailable("The channel has ended." if self._ended else "The channel is being made; try again.")
+        if self._ended:
+            raise Unavailable("The channel has ended.")
+        self._opening.check()
         if self.paused and not self._playout.held:
             self._admit()
 
@@ -172,7 +174,7 @@ class Channel:
         """The channel is no more: listeners are sent away, who waits for an answer gets Unavailable. Idempotent."""
         self._ended = True
         self.events.end()
-        self._settle(Unavailable("The channel has ended."))
+        self._opening.settle(Unavailable("The channel has ended."))
         self._prompts.interrupt("The channel has ended.")
 
     async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
@@ -181,14 +183,14 @@ class Channel:
         Raises Unavailable when the engine is not running or stops meanwhile, RequestRefused when it refuses.
         """
         self._engine.check()
+        self._opening.check()
         future = self._prompts.ask(prompt, mode, seed)
         self._send_prompt()
         report = await future
         eta_s = None
         if report.frame is not None and report.replaced_by is None:
             eta_s = round(max(0, report.frame - self._playout.frames.start) / self._geometry().fps, 3)
-        told = report.unread, report.understood
-        return ChangeAnswer(report.prompt, report.seed, report.frame, eta_s, report.replaced_by, *told)
+        return report.answer(report.frame, eta_s)
 
     def pause(self, paused: bool | None) -> ChangeAnswer:
         """Stops the video at the frame on air for all who receive it, or lets it go on; None leaves it as it is.
@@ -200,9 +202,8 @@ class Channel:
                 self._admit()
             self._playout.hold(paused)
             self._changed()
-        newest, picture = self._prompts.newest, self._playout.on_air
-        frame, told = picture.index if picture else None, (newest.unread, newest.understood)
-        return ChangeAnswer(newest.prompt, newest.seed, frame, 0.0, None, *told)
+        picture = self._playout.on_air
+        return self._prompts.newest.answer(picture.index if picture else None, 0.0)
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""
@@ -262,15 +263,14 @@ class Channel:
         for event in events:
             self.events.publish(event)
 
-    def _settle(self, error: Exception | None) -> None:
-        """Answers who waits for the channel to open, if someone does."""
-        opening, self._opening = self._opening, None
-        if opening is None or opening.done():
-            return
-        if error is None:
-            opening.set_result(None)
-        else:
-            opening.set_exception(error)
+    def _on_open(self, message: ChannelOpened) -> None:
+        if message.settings is not None:
+            self._first, start = message.settings, message.settings.start
+            self._playout.begin(start.frame)
+            self._next_chunk = start.chunk
+            self._prompts = PromptBook.of(message.settings)
+        self._publish(self._prompts.read(message, self._playout.frames.end))
+        self._opening.settle()
 
     def _on_frames(self, message: FramesReady) -> None:
         batch = FrameBatch(message.index, message.chunk, self._engine.frames(message))

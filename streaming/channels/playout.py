@@ -60,6 +60,10 @@ class Playout:
         self._still_s = float("-inf")  # when a held picture is sent again
         self._wake = asyncio.Event()
 
+    def begin(self, frame: int) -> None:
+        """The first frame has another number; none has come yet."""
+        self.frames = FrameQueue(frame)
+
     def start(self, geometry: Geometry) -> None:
         """Makes the media clock, once the picture's size is known; later calls change nothing."""
         if self.pacer is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from engine.wire.messages import ChannelOpened, PromptReplaced, PromptSet, Refused
+from engine.wire.settings import ChannelSettings
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.report import PromptReport
 from streaming.errors import Unavailable
@@ -42,6 +43,11 @@ class PromptBook:
         self._asked: PromptRequest | None = None  # with the engine
         self._waiting: PromptRequest | None = None
         self._numbers = count(1)
+
+    @classmethod
+    def of(cls, settings: ChannelSettings) -> PromptBook:
+        """That of a channel; without a prompt or seed where a fork is not told of its own yet."""
+        return cls(settings.prompt or "", settings.start.frame, settings.seed or 0)
 
     @property
     def newest(self) -> PromptReport:

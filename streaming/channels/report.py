@@ -24,6 +24,10 @@ class PromptReport:
     seed: int = 0
     understood: Understood | None = None  # what is shown of it; None before the engine said, or if it cannot
 
+    def answer(self, frame: int | None, eta_s: float | None) -> ChangeAnswer:
+        """The answer to a change that leads to it."""
+        return ChangeAnswer(self.prompt, self.seed, frame, eta_s, self.replaced_by, self.unread, self.understood)
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeAnswer:

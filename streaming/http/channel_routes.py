@@ -8,24 +8,15 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from types import NoneType
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    WithJsonSchema,
-)
-from pydantic_core import PydanticCustomError
 
-from engine.wire.prompt import LONGEST_PROMPT, check_prompt
-from engine.wire.settings import MOST_STEPS, SEED_LIMIT, ChannelSettings
+from engine.wire.settings import Fork, StartFile
+from engine.wire.state_folder import JOURNAL, channel_folder
 from streaming.channels.channel import REPORT_S, Channel
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import RequestRefused
@@ -33,12 +24,16 @@ from streaming.channels.registry import ChannelExists
 from streaming.channels.report import ChangeAnswer, ChannelReport
 from streaming.errors import Unavailable
 from streaming.http.access import address_of
+from streaming.http.channel_bodies import ChannelChange, FromChannel, NewChannel
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
+from streaming.http.upload import NoUpload, uploaded
 from streaming.media.viewer_report import ViewerReport
 
 ANSWER_TIMEOUT_S = 10.0
-ID = "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+MAKE_TIMEOUT_S = 60.0  # of a channel that goes on from what is there
+# Of a new channel, by what it goes on from: how long the engine may take, and the status of its refusal.
+LIMITS = {NoneType: (ANSWER_TIMEOUT_S, 422), Fork: (MAKE_TIMEOUT_S, 409), StartFile: (MAKE_TIMEOUT_S, 400)}
 STATE_EVERY_S = 1.0
 EVENT = {
     "type": "object",
@@ -49,34 +44,6 @@ EVENT = {
     },
 }
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
-# What `check_prompt` takes, for programs: no control characters but white space, and a visible character.
-_CONTROL = r"\u0000-\u0008\u000e-\u001f\u007f-\u0084\u0086-\u009f"
-_INVISIBLE = (
-    r"\s\u0085\u00ad\u0300-\u036f\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164"
-    r"\ufe00-\ufe0f\ufeff\uffa0"
-)
-PROMPT_SCHEMA = {
-    "type": "string",
-    "maxLength": LONGEST_PROMPT,
-    "pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}{_INVISIBLE}][^{_CONTROL}]*$",
-}
-
-
-def _prompt(text: str) -> str:
-    try:
-        return check_prompt(text)
-    except ValueError as error:
-        raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
-
-
-def _whole(value: object) -> object:
-    """5.0 is an integer in JSON's schemas."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_whole)]
-Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS), BeforeValidator(_whole)]
-Prompt = Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
 
 
 def json_only(request: Request) -> None:
@@ -84,32 +51,6 @@ def json_only(request: Request) -> None:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, "The content type must be application/json.")
-
-
-class NewChannel(BaseModel):
-    """Body of POST /channels."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: Annotated[str, Field(pattern=ID)] | None = None
-    prompt: Prompt
-    seed: Seed = 0
-    steps: Steps | Literal["auto"] = "auto"
-
-    def settings(self) -> ChannelSettings:
-        """What the engine is asked for."""
-        return ChannelSettings(self.prompt, self.seed, None if self.steps == "auto" else self.steps)
-
-
-class ChannelChange(BaseModel):
-    """Body of PATCH /channels/{id}; what is left out or null stays as it is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: Prompt | None = None
-    seed: Seed | None = None
-    mode: Literal["flow", "cut"] = "flow"
-    paused: StrictBool | None = None
 
 
 def add(app: FastAPI, state: ServerState) -> None:
@@ -124,14 +65,19 @@ def add(app: FastAPI, state: ServerState) -> None:
         "/channels",
         status_code=201,
         dependencies=[Depends(json_only)],
-        responses=problems(400, 409, 415, 422, 504),
+        responses=problems(400, 404, 409, 415, 422, 504),
     )
     async def create(request: Request, body: NewChannel, response: Response) -> ChannelReport:
-        """Makes a channel; its video begins with its first viewer, reader or recording."""
+        """Makes a channel: from a prompt, from a picture or video and a prompt, or from a chunk of another one's past.
+
+        Its video begins with its first viewer, reader or recording.
+        """
         name = body.id if body.id is not None else secrets.token_hex(4)
         try:
-            async with _answered():
-                channel = await state.channels.create(name, body.settings())
+            async with _source(state, body) as source:
+                settings = dataclasses.replace(body.settings(), source=source)
+                async with _answered(*LIMITS[type(source)]):
+                    channel = await state.channels.create(name, settings)
         except ChannelExists as error:
             raise HTTPException(409, str(error)) from error
         response.headers["Location"] = address_of(request, f"/channels/{name}")
@@ -189,17 +135,40 @@ def add(app: FastAPI, state: ServerState) -> None:
 
 
 @asynccontextmanager
-async def _answered() -> AsyncIterator[None]:
-    """What the engine answers in the block, or does not, as errors of a route."""
+async def _source(state: ServerState, body: NewChannel) -> AsyncIterator[Fork | StartFile | None]:
+    """What a channel goes on from; its file is there within the block.
+
+    Raises HTTPException: 404 for a channel or journal that is not there, 400 for what is no file.
+    """
+    if body.start is not None:
+        try:
+            async with uploaded(body.start) as path:
+                yield StartFile(path)
+        except NoUpload as error:
+            raise HTTPException(400, str(error)) from error
+    elif isinstance(body.from_, FromChannel):
+        yield Fork(channel_folder(Path(), state.channel(body.from_.channel).id).name, body.from_.chunk)
+    elif body.from_ is not None:
+        kept, folder = state.engine.settings.state, body.from_.journal
+        if kept is None or not await asyncio.to_thread((Path(kept) / folder / JOURNAL).exists):
+            raise HTTPException(404, "There is no such journal; its name is that of a folder in --state.")
+        yield Fork(folder, body.from_.chunk)
+    else:
+        yield None
+
+
+@asynccontextmanager
+async def _answered(limit_s: float = ANSWER_TIMEOUT_S, refused: int = 422) -> AsyncIterator[None]:
+    """What the engine answers in the block, or does not, as errors of a route; `refused` is the status of a refusal."""
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(limit_s):
             yield
     except Unavailable as error:
         raise HTTPException(503, str(error), RETRY) from error
     except RequestRefused as error:
-        raise HTTPException(422, str(error)) from error
+        raise HTTPException(refused, str(error)) from error
     except TimeoutError as error:
-        raise HTTPException(504, f"The engine did not answer within {ANSWER_TIMEOUT_S:.0f} s.", RETRY) from error
+        raise HTTPException(504, f"The engine did not answer within {limit_s:.0f} s.", RETRY) from error
 
 
 async def _stream(channel: Channel, address: str, stopping: asyncio.Event) -> AsyncIterator[str]:

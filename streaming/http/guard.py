@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -13,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_LIMIT_BYTES = 32 * 1024
-BODY_TIMEOUT_S = 10.0
+from streaming.http.paths import route_path
+
 # Read on of a body that is refused: a client that sends it whole before it reads must find the answer, not a reset.
 DRAIN_BYTES, DRAIN_S = 128 * 1024 * 1024, 30.0
 DRAIN_IDLE_S = 5.0  # without a byte of it; then nobody sends any more
@@ -67,38 +68,65 @@ async def _on_defect(request: Request, error: Exception) -> JSONResponse:
     return problem(500, "The server has a defect; its log says more.")
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a body: its size, and the time until it is there."""
+
+    most_bytes: int
+    limit_s: float
+
+
+USUAL = Bounds(32 * 1024, 10.0)
+UPLOAD = Bounds(28_000_000, 60.0)  # a file of 20 MB as base64 in JSON
+UPLOADS = {("POST", "/channels")}  # what takes one
+MOST_UPLOADS = 2  # at a time, for what they take of memory
+
+
 class BodyLimit:
     """Reads a request's body before the app does, up to a limit of size and time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in GUARDED:
             await self._app(scope, receive, send)
-            return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        announced = headers.get(b"content-length", b"")
+        elif _announced(scope) <= USUAL.most_bytes or (scope["method"], route_path(scope)) not in UPLOADS:
+            await self._take(scope, receive, send, USUAL)
+        elif self._uploads == MOST_UPLOADS:
+            headers = {"Retry-After": str(RETRY_AFTER_S), **_CLOSE}
+            reply = problem(503, "Other files are being uploaded; try again in a moment.", headers)
+            await answer_unread(reply, receive, send)
+        else:
+            self._uploads += 1
+            try:
+                await self._take(scope, receive, send, UPLOAD)
+            finally:
+                self._uploads -= 1
+
+    async def _take(self, scope: Scope, receive: Receive, send: Send, bounds: Bounds) -> None:
         body = None
         try:
-            if not announced.isdigit() or int(announced) <= BODY_LIMIT_BYTES:
-                async with asyncio.timeout(BODY_TIMEOUT_S):
-                    body = await _read(receive)
+            if _announced(scope) <= bounds.most_bytes:
+                async with asyncio.timeout(bounds.limit_s):
+                    body = await _read(receive, bounds.most_bytes)
         except ConnectionError:
             return
         except TimeoutError:
-            reply = problem(408, f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", _CLOSE)
+            reply = problem(408, f"The body did not arrive within {bounds.limit_s:.0f} s.", _CLOSE)
             await answer_unread(reply, receive, send)
             return
         if body is None:
-            reply = problem(413, f"The body is larger than {BODY_LIMIT_BYTES} bytes.", _CLOSE)
+            reply = problem(413, f"The body is larger than {bounds.most_bytes} bytes.", _CLOSE)
             await answer_unread(reply, receive, send)
             return
-        if b"json" in headers.get(b"content-type", b"").lower() and not _is_utf8(body):
+        if b"json" in dict(scope["headers"]).get(b"content-type", b"").lower() and not _is_utf8(body):
             # Python would take UTF-16 and UTF-32 too, and JSON between systems is neither (RFC 8259, 8.1).
             await problem(400, "The body is not UTF-8 text.")(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        del body  # the app's, who may drop it
 
         async def replay() -> Message:
             return whole.pop() if whole else await receive()
@@ -106,16 +134,23 @@ class BodyLimit:
         await self._app(scope, replay, send)
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """The whole body, or None if it is larger than the limit. Raises ConnectionError when the client is gone."""
-    body, more = b"", True
-    while more and len(body) <= BODY_LIMIT_BYTES:
+def _announced(scope: Scope) -> int:
+    """Bytes of the body by its header; 0 where that does not say."""
+    length: bytes = dict(scope["headers"]).get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
+
+
+async def _read(receive: Receive, most_bytes: int) -> bytes | None:
+    """The whole body, or None if it is larger than that. Raises ConnectionError when the client is gone."""
+    parts, size, more = [], 0, True
+    while more and size <= most_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionError
-        body += message.get("body", b"")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
         more = message.get("more_body", False)
-    return body if len(body) <= BODY_LIMIT_BYTES else None
+    return b"".join(parts) if size <= most_bytes else None
 
 
 def _is_utf8(body: bytes) -> bool:
