@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from fakes import FPS, HEIGHT, WIDTH
@@ -19,6 +20,7 @@ from engine.wire.messages import (
 )
 from engine.wire.ring import MOST_CHANNELS, RingConfig, RingReader
 from engine.wire.settings import ChannelSettings, EngineSettings
+from engine.wire.state_folder import JOURNAL, SNAPSHOTS, STATE, channel_folder
 from streaming.channels.channel import Channel
 from streaming.channels.prompts import RequestRefused
 from streaming.channels.registry import ChannelExists, Channels
@@ -186,3 +188,15 @@ async def test_a_slow_machine_still_has_one_channel(house: House) -> None:
     house.channels["main"].check()
     with pytest.raises(Unavailable, match="would have 0.25"):
         await house.create("second")
+
+
+async def test_a_channel_that_ends_while_no_engine_runs_stays_gone(house: House, tmp_path: Path) -> None:
+    """The server removes its state, which no engine does then: another server does not go on with it."""
+    house.engine.settings = EngineSettings("mini", state=str(tmp_path))
+    channel = await house.create("second")
+    for name in (STATE, *SNAPSHOTS, JOURNAL):
+        (channel_folder(tmp_path, "second") / name).parent.mkdir(exist_ok=True)
+        (channel_folder(tmp_path, "second") / name).touch()
+    house.engine.detach("it crashed", final=False)
+    await house.channels.end(channel)
+    assert [path.name for path in (tmp_path / "second").iterdir()] == [JOURNAL]

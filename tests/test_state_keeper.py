@@ -231,6 +231,20 @@ async def test_a_chunk_that_ends_every_engine_is_given_up(caplog: pytest.LogCapt
     assert len(viewer.video) == 50
 
 
+async def test_a_state_that_is_long_past_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Rather another video begins than that viewers wait until all between is made again."""
+    viewer = Viewer(StateMemory())
+    async with viewer.engine() as engine:
+        await _until(engine, ChunkDone)
+    viewer.begin = 49
+    async with viewer.engine() as engine:
+        assert not (await _until(engine, ChannelOpened)).went_on
+    assert "its state is of frame 25, long past" in caplog.text
+    async with viewer.engine() as engine:
+        # That of another channel is none.
+        assert engine.interleaver._keeper.left("other", ChannelStart(25, 1)) is None
+
+
 async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
     """An idle channel goes on, however many processes come and go meanwhile."""
     viewer = Viewer(StateMemory())

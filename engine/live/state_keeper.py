@@ -26,13 +26,12 @@ from engine.wire.files import explained, unfinished
 from engine.wire.kept_state import KeptState, Promise
 from engine.wire.messages import SetPrompt
 from engine.wire.settings import ChannelStart
-from engine.wire.state_folder import STATE, channel_folder
+from engine.wire.state_folder import SNAPSHOTS, STATE, channel_folder, forget
 from engine.wire.state_memory import StateMemory
 
 MOST_BYTES = 1 << 28  # of a snapshot that is kept behind every chunk
 MOST_TRIES = 2  # processes that may end in a chunk; the next one begins another video under the same prompt
 _FOREIGN = 1 << 32  # requests of another server are numbered from here
-FILES = ("last-1.snapshot", "last-2.snapshot")  # in turn: one is whole while the other is written
 
 _Job = tuple[KeptState, bytes | None]
 
@@ -49,6 +48,7 @@ class StateKeeper:
         self.weights = "" if folder is None else digest(folder)
         self.failed = False  # memory refused, which was told
         self._left: dict[str, tuple[KeptState, bytes]] | None = None  # by the process before
+        self._first = True  # of its server
 
     def left(self, channel: str, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
         """The state that the process before left of a channel, taken back to where the channel goes on.
@@ -62,16 +62,21 @@ class StateKeeper:
         if self._left is None:
             # Not before: until then the process before may write.
             self._left = {} if self.memory is None else self.memory.read()
+            self._first = not self._left
         if start.at_nought:
             return None
+        if self._first:
+            return self._on_disk(channel, start)
         if channel not in self._left:
-            return self._on_disk(channel)
+            return None
         kept, snapshot = self._left.pop(channel)
         if kept.tries >= MOST_TRIES:
             log.error("channel %s begins anew: %d processes ended in chunk %d", channel, kept.tries + 1, kept.chunk)
             return None
         try:
             state = restore(self.generator, read_snapshot(io.BytesIO(snapshot)))
+            if self._is_old(state, channel, start):
+                return None
             if start.frame < state.next.frame:
                 # Frames that the server dropped, for a cut.
                 self.generator.rewind(state, start.frame)
@@ -90,7 +95,14 @@ class StateKeeper:
         """Keeps a channel from now on, which begins with `state`: that of `before`, or a new one."""
         return ChannelKeeper(self, channel, state, steps, before)
 
-    def _on_disk(self, channel: str) -> tuple[KeptState, ChannelState] | None:
+    def _is_old(self, state: ChannelState, channel: str, start: ChannelStart) -> bool:
+        """Whether more than two chunks would have to be made before anything new comes."""
+        if start.frame <= self.generator.after(state, self.generator.after(state)).frame:
+            return False
+        log.error("channel %s begins anew: its state is of frame %d, long past", channel, state.next.frame)
+        return True
+
+    def _on_disk(self, channel: str, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
         if self.journals is None:
             return None
         folder = channel_folder(self.journals.folder, channel)
@@ -102,6 +114,8 @@ class StateKeeper:
         if kept.weights != self.weights:
             raise ValueError(f"{folder / STATE} is of other weights: give these with --weights, or another --state")
         state = restore(self.generator, read_snapshot(folder / str(kept.snapshot)))
+        if self._is_old(state, channel, start):
+            return None
         # Numbers of the server before, which this one may give to others.
         promises = tuple(replace(one, request=_FOREIGN + number) for number, one in enumerate(kept.promises))
         return replace(kept, promises=promises), state
@@ -196,10 +210,11 @@ class _StateFiles:
     """A channel's state on the disk, written in the journals' thread: what waits is replaced by what is newer."""
 
     def __init__(self, journals: JournalWriter, channel: str) -> None:
-        self._journals, self._folder = journals, channel_folder(journals.folder, channel)
+        self._journals, self._channel = journals, channel
+        self._folder = channel_folder(journals.folder, channel)
         self._lock = threading.Lock()
         self._waiting: _Job | None = None
-        self._place: int | None = None  # of FILES, which holds the snapshot; None before one is written
+        self._place: int | None = None  # of SNAPSHOTS, which holds the snapshot; None before one is written
         self._closed = self._failed = False
 
     def write(self, kept: KeptState, snapshot: bytes | None) -> None:
@@ -217,7 +232,7 @@ class _StateFiles:
         if self._closed:
             return
         self._closed = True
-        if not self._journals.put(self._unlink):
+        if not self._journals.put(lambda: forget(self._journals.folder, self._channel)):
             log.warning("%s may still be there when the server starts again: the disk is behind", self._folder / STATE)
 
     def _take(self) -> _Job | None:
@@ -242,23 +257,19 @@ class _StateFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         if snapshot is not None:
             place = self._free_place()
-            _replace(self._folder / FILES[place], snapshot)
+            _replace(self._folder / SNAPSHOTS[place], snapshot)
             self._place, self._failed = place, False
         # After a failure the snapshot is one of another time.
         if self._place is not None and not self._failed:
-            _replace(self._folder / STATE, replace(kept, snapshot=FILES[self._place]).to_json())
+            _replace(self._folder / STATE, replace(kept, snapshot=SNAPSHOTS[self._place]).to_json())
 
     def _free_place(self) -> int:
         """That which the record on the disk does not name."""
         if self._place is not None:
             return 1 - self._place
         with suppress(OSError, ValueError):
-            return 1 - FILES.index(str(KeptState.from_json((self._folder / STATE).read_bytes()).snapshot))
+            return 1 - SNAPSHOTS.index(str(KeptState.from_json((self._folder / STATE).read_bytes()).snapshot))
         return 0
-
-    def _unlink(self) -> None:
-        for name in (STATE, *FILES):
-            (self._folder / name).unlink(missing_ok=True)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,12 +13,21 @@ from engine.wire.kept_state import KeptState
 
 JOURNAL = "journal.jsonl"
 STATE = "state.json"  # of a channel that is not ended: a server that starts goes on with it
+SNAPSHOTS = ("last-1.snapshot", "last-2.snapshot")  # its state's, in turn: one is whole while the other is written
 LOCK = ".lock"
 
 
 def channel_folder(state: Path, channel: str) -> Path:
     """The folder of a channel, whatever its id."""
     return state / quote(channel, safe="").replace(".", "%2E")
+
+
+def forget(state: Path, channel: str) -> None:
+    """A channel has ended: no server goes on with it. What remains is its journal."""
+    for name in (STATE, *SNAPSHOTS):
+        # On a bad disk it may come back; that harms nobody.
+        with suppress(OSError):
+            (channel_folder(state, channel) / name).unlink(missing_ok=True)
 
 
 @contextmanager

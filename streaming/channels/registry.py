@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 from engine.wire.kept_state import KeptState
 from engine.wire.ring import MOST_CHANNELS
 from engine.wire.settings import ChannelSettings, ChannelStart
+from engine.wire.state_folder import forget
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
@@ -103,6 +105,9 @@ class Channels(Mapping[str, Channel]):
         # Not before the task's end: the engine takes the slots back, which the task reads.
         try:
             await self._engine.close(channel.id)
+            if (state := self._engine.settings.state) is not None:
+                # The engine does it too, but may have ended before.
+                await asyncio.to_thread(forget, Path(state), channel.id)
         finally:
             self._ending.discard(channel.id)
             self._metrics.forget(channel.id)
