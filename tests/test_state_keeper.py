@@ -242,7 +242,7 @@ async def test_a_state_that_is_long_past_is_left_alone(caplog: pytest.LogCapture
     assert "its state is of frame 25, long past" in caplog.text
     async with viewer.engine() as engine:
         # That of another channel is none.
-        assert engine.interleaver._keeper.left("other", ChannelStart(25, 1)) is None
+        assert engine.interleaver._openings._keeper.left("other", ChannelStart(25, 1)) is None
 
 
 async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
