@@ -56,6 +56,7 @@ class Viewer:
     def __init__(self, memory: StateMemory | None = None, journals: JournalWriter | None = None) -> None:
         self.memory, self.journals = memory, journals
         self.start = ChannelStart()
+        self.made = False  # by an engine before
         self.begin = 0  # number of its first frame
         self.video: list[npt.NDArray[np.uint8]] = []  # frame by frame, as far as they are there
         self.shown = 0
@@ -76,7 +77,8 @@ class Viewer:
                 generator or _generator(), MemoryRing(8), ControlPipe(theirs),  # type: ignore[arg-type]
                 journals=self.journals, memory=self.memory,
             ), ours)  # fmt: skip
-            start = ChannelStart(self.end, self.chunk, self.shown) if self.video else self.start
+            start = ChannelStart(self.end, self.chunk, self.shown, True) if self.video or self.made else self.start
+            self.made = True
             ours.send(OpenChannel("main", ChannelSettings(SETTINGS.prompt, SETTINGS.seed, SETTINGS.steps, start)))
             yield engine
 
@@ -169,6 +171,23 @@ async def test_kills_leave_no_trace_in_the_video(seed: int, journals: JournalWri
     assert len(replayed) > len(video) - 24 and (replayed == video[: len(replayed)]).all()
 
 
+async def test_a_kill_in_the_first_chunk_leaves_no_trace() -> None:
+    """Before a frame is there, and behind the first ones: what was answered by then comes true."""
+    viewer = Viewer(StateMemory())
+    async with viewer.engine() as engine:
+        while not engine.interleaver._channels or not engine.interleaver._channels["main"].chunk:
+            engine.work()
+        engine.pipe.send(SetPrompt(1, "main", "the sea", "flow"))
+        assert (await _until(engine, PromptSet)).frame == 25
+    async with viewer.engine() as engine:
+        while not viewer.video:
+            engine.work()
+    async with viewer.engine() as engine:
+        await _until(engine, ChunkDone, 2)
+    video = np.stack(viewer.video)
+    assert len(video) == 49 and (video == _offline(SETTINGS, 49, [Change(25, "the sea")])).all()
+
+
 @pytest.mark.parametrize(
     ("stage", "error"),
     [
@@ -242,7 +261,7 @@ async def test_a_state_that_is_long_past_is_left_alone(caplog: pytest.LogCapture
     assert "its state is of frame 25, long past" in caplog.text
     async with viewer.engine() as engine:
         # That of another channel is none.
-        assert engine.interleaver._openings._keeper.left("other", ChannelStart(25, 1)) is None
+        assert engine.interleaver._openings._keeper.left("other", ChannelStart(25, 1, goes_on=True)) is None
 
 
 async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
@@ -361,7 +380,7 @@ async def test_a_folder_that_cannot_be_gone_on_from_is_refused(journals: Journal
     folder = journals.folder / "main"
     kept = KeptState.from_json((folder / STATE).read_bytes())
     viewer = Viewer(None, JournalWriter(journals.folder, _generator(), lambda *told: None))
-    viewer.start = ChannelStart(kept.frame, kept.chunk)
+    viewer.start = ChannelStart(kept.frame, kept.chunk, goes_on=True)
     whole = (folder / str(kept.snapshot)).read_bytes()
     (folder / str(kept.snapshot)).write_bytes(whole[:1000])
     async with viewer.engine() as engine:

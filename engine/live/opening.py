@@ -110,7 +110,7 @@ class Openings:
         least_steps = state.steps if settings.steps is not None else self._generator.model.config.least_steps
         journal = None
         if self._journals is not None:
-            journal = self._journals.open(name, state, new=made is not None or start.at_nought)
+            journal = self._journals.open(name, state, new=not start.goes_on)
         # Behind the journal, which may set the folder of an earlier video aside.
         keeper = self._keeper.open(name, state, settings.steps, kept)
         least_steps = min(least_steps, state.steps)

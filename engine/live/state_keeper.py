@@ -53,7 +53,7 @@ class StateKeeper:
     def left(self, channel: str, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
         """The state that the process before left of a channel, taken back to where the channel goes on.
 
-        None where it begins anew: it has no frame yet, no state is there, or that ended too many processes.
+        None where it begins anew: nobody made it before, no state is there, or that ended too many processes.
 
         Raises:
             ValueError: a server went on with a channel of its state folder, and its snapshot there is damaged or of
@@ -63,7 +63,7 @@ class StateKeeper:
             # Not before: until then the process before may write.
             self._left = {} if self.memory is None else self.memory.read()
             self._first = not self._left
-        if start.at_nought:
+        if not start.goes_on:
             return None
         if self._first:
             return self._on_disk(channel, start)

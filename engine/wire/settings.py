@@ -29,15 +29,11 @@ class ChannelStart:
     frame: int = 0  # number of the first video frame
     chunk: int = 0  # number of the first chunk, which keys the noise together with the seed
     shown: int | None = None  # number of the next frame to show, where some before `frame` are there
+    goes_on: bool = False  # another process made it up to there; its state may be kept
 
     def __post_init__(self) -> None:
         if self.frame < 0 or self.chunk < 0:
             raise ValueError(f"a channel cannot start at frame {self.frame}, chunk {self.chunk}: both count from 0")
-
-    @property
-    def at_nought(self) -> bool:
-        """Whether there is nothing before it."""
-        return not self.frame and not self.chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,8 @@ class Channel:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
         if self._first.source is not None:
             return self._first  # nothing is known of it yet
-        frames = self._playout.frames
-        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None)
+        frames, goes_on = self._playout.frames, self._opening.done or self._first.start.goes_on
+        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None, goes_on)
         newest = self._prompts.newest
         return dataclasses.replace(self._first, prompt=newest.prompt, seed=newest.seed, start=start)
 

@@ -12,6 +12,7 @@ class Opening:
 
     def __init__(self) -> None:
         self._answer: asyncio.Future[None] | None = None
+        self.done = False  # it was open once
 
     def check(self) -> None:
         """Raises Unavailable while it is pending."""
@@ -26,6 +27,7 @@ class Opening:
     def settle(self, error: Exception | None = None) -> None:
         """The channel is open, or cannot be; does nothing where nobody waits."""
         answer, self._answer = self._answer, None
+        self.done = self.done or error is None
         if answer is None or answer.done():
             return
         if error is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -26,11 +25,7 @@ class ChannelExists(Exception):
 
 def go_on(kept: KeptState) -> ChannelSettings:
     """Settings of a channel that goes on where another server left it."""
-    if not kept.chunk:
-        # There is nothing to go on from: it begins with what was asked for last.
-        for promise in kept.promises:
-            kept = replace(kept, prompt=promise.prompt, seed=kept.seed if promise.seed is None else promise.seed)
-    return ChannelSettings(kept.prompt, kept.seed, kept.steps, ChannelStart(kept.frame, kept.chunk))
+    return ChannelSettings(kept.prompt, kept.seed, kept.steps, ChannelStart(kept.frame, kept.chunk, goes_on=True))
 
 
 class Channels(Mapping[str, Channel]):
