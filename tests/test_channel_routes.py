@@ -71,6 +71,31 @@ async def test_a_reader_and_a_recording_of_a_deleted_channel_end_well(running: S
     assert data[4:8] == b"ftyp" and b"moof" in data
 
 
+async def test_a_channel_is_purged(tmp_path: Path) -> None:
+    """With its recordings and journals, those of earlier ones of its id too; nothing of another. Else all stay."""
+    state, recordings = tmp_path / "state", tmp_path / "recordings"
+    async with serving("--state", str(state), "--recordings", str(recordings)) as running:
+        for folder in ("sea", "sea.20261129-201530-123456", "seal"):
+            (state / folder).mkdir()
+            (state / folder / JOURNAL).write_bytes(b"")
+        (recordings / "sea").mkdir(parents=True)
+        (recordings / "sea" / "20261129-201530-123.mp4").write_bytes(b"")
+        await create(running, id="sea")
+        assert (await running.http.delete("/channels/sea")).status_code == 204
+        assert len(list(recordings.rglob("*.mp4"))) == 1 and len(list(state.rglob(JOURNAL))) == 3
+        await create(running, id="sea")
+        assert refused(await running.http.delete("/channels/sea?purge=maybe"), 422)
+        assert (await running.http.post("/channels/sea/recordings")).status_code == 201
+        assert (await running.http.delete("/channels/sea?purge=true")).status_code == 204
+        assert not list(recordings.rglob("*.mp4")) and [path.parent.name for path in state.rglob(JOURNAL)] == ["seal"]
+        # What cannot be removed is named, and the channel has ended all the same.
+        await create(running, id="sea")
+        (state / "sea").write_bytes(b"no folder")
+        assert refused(await running.http.delete("/channels/sea?purge=1"), 507)
+        assert refused(await running.http.get("/channels/sea"), 404)
+        assert (await create(running, id="sea")).status_code == 201
+
+
 async def test_an_id_of_its_own(running: Serving) -> None:
     """Without one the server chooses."""
     ids = [(await create(running)).json()["id"] for _ in range(2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -83,8 +83,11 @@ class Channels(Mapping[str, Channel]):
             raise
         return channel
 
-    async def end(self, channel: Channel) -> None:
-        """Takes a channel off the air and out of the engine; who receives it should be sent away before."""
+    async def end(self, channel: Channel, last: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Takes a channel off the air and out of the engine; who receives it should be sent away before.
+
+        `last` is what is to be done before another channel may have its id; its errors are the caller's.
+        """
         if self._channels.get(channel.id) is not channel:
             # It has ended already, and another may have its id.
             return
@@ -103,6 +106,8 @@ class Channels(Mapping[str, Channel]):
             if (state := self._engine.settings.state) is not None:
                 # The engine does it too, but may have ended before.
                 await asyncio.to_thread(forget, Path(state), channel.id)
+            if last is not None:
+                await last()
         finally:
             self._ending.discard(channel.id)
             self._metrics.forget(channel.id)

@@ -28,6 +28,7 @@ from streaming.http.channel_bodies import ChannelChange, FromChannel, NewChannel
 from streaming.http.openapi import problems
 from streaming.http.state import RETRY, ServerState, client_address
 from streaming.http.upload import NoUpload, uploaded
+from streaming.media.recorder import NoRoom
 from streaming.media.viewer_report import ViewerReport
 
 ANSWER_TIMEOUT_S = 10.0
@@ -83,10 +84,18 @@ def add(app: FastAPI, state: ServerState) -> None:
         response.headers["Location"] = address_of(request, f"/channels/{name}")
         return channel.report()
 
-    @app.delete("/channels/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
-    async def end(channel_id: str) -> Response:
-        """Ends a channel, with its viewers, readers and recordings, whose files stay."""
-        await state.end_channel(state.channel(channel_id))
+    @app.delete(
+        "/channels/{channel_id}",
+        status_code=204,
+        response_class=Response,
+        responses=problems(404, 422, 507),
+    )
+    async def end(channel_id: str, purge: bool = False) -> Response:
+        """Ends a channel, with its viewers, readers and recordings; files of it stay, unless they are to be purged."""
+        try:
+            await state.end_channel(state.channel(channel_id), purge)
+        except NoRoom as error:
+            raise HTTPException(507, f"The channel has ended, but {error}.") from error
         return Response(status_code=204)
 
     @app.get("/channels/{channel_id}", responses=problems(404))

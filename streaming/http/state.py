@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from fastapi import HTTPException, Request
 
+from engine.wire.state_folder import channel_folder
 from streaming.channels.channel import Channel
 from streaming.channels.events import StateChanged
 from streaming.channels.registry import Channels
@@ -16,6 +20,7 @@ from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
 from streaming.media.push import Pushes
 from streaming.media.reader import Readers
+from streaming.media.recorder import NoRoom
 from streaming.media.recordings import Recordings
 from streaming.media.viewer import Viewer
 from streaming.media.viewers import Viewers
@@ -47,15 +52,26 @@ class ServerState:
         if self.recordings is not None:
             await self.recordings.close()
 
-    async def end_channel(self, channel: Channel) -> None:
-        """Ends a channel, and first whoever receives it."""
+    async def end_channel(self, channel: Channel, purge: bool = False) -> None:
+        """Ends a channel, and first whoever receives it; with `purge` nothing of it is left on the disk.
+
+        Raises NoRoom, when it has ended, where a file cannot be removed.
+        """
         # From here on nobody new is let in.
         channel.end()
         self.readers.close(channel)
         await asyncio.gather(self.pushes.close(channel), self.viewers.end(channel))
         if self.recordings is not None:
             await self.recordings.end(channel)
-        await self.channels.end(channel)
+        await self.channels.end(channel, partial(self._purge, channel.id) if purge else None)
+
+    async def _purge(self, channel_id: str) -> None:
+        """Removes all files of channels of this id."""
+        if self.recordings is not None:
+            for report in await self.recordings.reports(channel_id):
+                await self.recordings.remove(channel_id, report.id)
+        if self.engine.settings.state is not None:
+            await asyncio.to_thread(remove_folders, Path(self.engine.settings.state), channel_id)
 
     def channel(self, channel_id: str) -> Channel:
         """The channel. Raises HTTPException 404."""
@@ -70,6 +86,18 @@ class ServerState:
         if viewer is None:
             raise HTTPException(404, "There is no such session; it may have ended.")
         return viewer
+
+
+def remove_folders(state: Path, channel_id: str) -> None:
+    """Removes journals and snapshots of a channel and of earlier ones of its id. Raises NoRoom where one stays."""
+    folder = channel_folder(state, channel_id)
+    for place in (folder, *state.glob(f"{folder.name}.[0-9]*")):
+        try:
+            shutil.rmtree(place)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise NoRoom(f"{place.name} cannot be removed: {error.strerror}") from error
 
 
 def client_address(request: Request) -> str:
