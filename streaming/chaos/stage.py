@@ -141,7 +141,9 @@ class Stage:
         return int(found[-1]) if found and psutil.pid_exists(int(found[-1])) else None
 
     def _last_line(self) -> str:
-        return self._said().strip().rpartition("\n")[2]
+        """With words in it: traces of groups end with a frame."""
+        lines = self._said().splitlines()
+        return next((line.strip(" |") for line in reversed(lines) if any(map(str.isalpha, line))), "it said nothing")
 
     def _said(self) -> str:
         """The log of the server that runs."""
