@@ -253,6 +253,16 @@ def test_a_video_that_turns_is_measured_and_named() -> None:
     assert figures(recording(turned), 0.5, 5.0)["sizes"] == [[192, 128], [128, 192]]
 
 
+def test_what_comes_behind_a_time_is_left_out() -> None:
+    """Of frames, news, chunks, memory and computing; a process that came later is not there at all."""
+    made = recording(even(), memory={"server": [(0.0, 1.0), (20.0, 2.0)]}, computing={"crowd": [(15.0, 1.0)]})
+    before = made.until(BEGIN_S + 10.0)
+    assert before.end_s == BEGIN_S + 10.0 and 70 < len(before.arrivals) < 80
+    assert before.memory == {"server": [(0.0, 1.0)]} and before.computing == {}
+    assert all(one.at_s < before.end_s for one in (*before.rendered, *before.chunks))
+    assert len(made.arrivals) == 160
+
+
 def test_no_frames_are_no_measurement() -> None:
     """A single frame says nothing."""
     with pytest.raises(BenchError, match="1 frames were decoded, 1 of them new"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fakes import serving
 
-from streaming.bench import words
+from streaming.bench import watch, words
 from streaming.bench.recording import BenchError, Change, Recording
 from streaming.bench.server_process import find_server
 from streaming.bench.words import WatchedChange, figures
@@ -19,6 +19,7 @@ BEFORE = Recording(0.0, 1.0, True, [])
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "BEFORE_S", 2.0)
     monkeypatch.setattr(words, "WATCH_S", 4.0)
+    monkeypatch.setattr(watch, "MIDDLE_LIMIT_S", 1.0)
     monkeypatch.setattr(words, "LABELS", {NIGHT: words.LABELS[NIGHT]})
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
+import numpy as np
 import psutil
 import pytest
 from fakes import FPS, serving
 
 from streaming.bench import __main__ as command
-from streaming.bench import watch, words
+from streaming.bench import server_process, watch, words
 from streaming.bench.compare import SCHEMA, value
 from streaming.bench.profiles import PROFILES
-from streaming.bench.recording import BenchError, Recording
+from streaming.bench.recording import Arrival, BenchError, Recording
 from streaming.bench.run import BenchPlan, measure
 from streaming.bench.server_process import MeasuredServer
 from streaming.bench.watch import WatchConfig
@@ -40,6 +41,8 @@ def dark(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts that the fake engine shows; nobody judges its pictures."""
     monkeypatch.setattr(watch, "PROMPTS", NIGHT)
     monkeypatch.setattr(words, "PRESET", "none")
+    monkeypatch.setattr(watch, "MIDDLE_LIMIT_S", 0.5)
+    monkeypatch.setattr(server_process, "REST_S", 1.0)
 
 
 def check(report: dict[str, Any]) -> None:
@@ -170,6 +173,38 @@ def test_what_a_machine_lacks_is_said_and_the_rest_measured(monkeypatch: pytest.
     ]
     assert report["failed"] == [] and report["frames"] > 0
     assert set(PROFILES) == {"clean", "loss1", "loss5", "cap300k", "blackhole3s", "lan", "mobile"}
+
+
+def told(at_s: float, buffered_s: float) -> tuple[float, dict[str, Any]]:
+    return at_s, {"fps": 8.0, "buffered_s": buffered_s}
+
+
+async def test_a_change_waits_for_a_certain_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports say what was buffered, frames that came since then are no longer; it must fall there, not begin there."""
+    monkeypatch.setattr(watch, "MIDDLE_LIMIT_S", 30.0)
+    recording = Recording(100.0, 200.0, True, [])
+    waiting = asyncio.create_task(watch.at_middle(recording))
+    await asyncio.sleep(0.05)
+    recording.samples.append(told(1.0, 3.0))
+    await asyncio.sleep(0.05)
+    recording.samples.append(told(2.0, 3.75))
+    recording.arrivals.append(seen_at(101.5))
+    await asyncio.sleep(0.05)
+    recording.arrivals.append(seen_at(102.1))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    recording.arrivals.append(seen_at(102.2))
+    await asyncio.wait_for(waiting, 10)
+
+
+async def test_a_buffer_that_never_is_so_large_is_not_waited_for() -> None:
+    """Other presets have other buffers."""
+    recording = Recording(100.0, 200.0, True, [], samples=[told(1.0, 1.0)])
+    await asyncio.wait_for(watch.at_middle(recording), 10)
+
+
+def seen_at(at_s: float) -> Arrival:
+    return Arrival(at_s, 0.0, None, np.zeros(144, np.float32), None, (192, 128))
 
 
 async def test_a_prompt_that_another_took_the_place_of_is_not_measured() -> None:

@@ -5,7 +5,7 @@ Times are seconds of one monotonic clock unless a name says milliseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from streaming.bench.change import Sketch
@@ -78,3 +78,21 @@ class Recording:
     encode_s: float | None = None  # mean of a frame
     rung_changes: int | None = None  # of the viewer's bit rate; None where it is not known
     stats: dict[str, float] = field(default_factory=dict)  # the receiver's own, at the end
+
+    def until(self, end_s: float) -> Recording:
+        """What was noted before a time."""
+
+        def noted(series: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+            before = {name: [one for one in many if one[0] < end_s - self.begin_s] for name, many in series.items()}
+            return {name: many for name, many in before.items() if many}
+
+        return replace(
+            self,
+            end_s=end_s,
+            arrivals=[one for one in self.arrivals if one.at_s < end_s],
+            samples=[one for one in self.samples if one[0] < end_s - self.begin_s],
+            rendered=[one for one in self.rendered if one.at_s < end_s],
+            chunks=[one for one in self.chunks if one.at_s < end_s],
+            memory=noted(self.memory),
+            computing=noted(self.computing),
+        )

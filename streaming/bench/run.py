@@ -24,7 +24,14 @@ from streaming.bench import chromium, compare, peers, profiles, prompts, waves, 
 from streaming.bench.client import BenchViewer, JoinTimes, RequestError
 from streaming.bench.measure import content, figures, fresh
 from streaming.bench.recording import BenchError, Recording
-from streaming.bench.server_process import MeasuredServer, find_endpoint, find_server, launch_server, machine
+from streaming.bench.server_process import (
+    MeasuredServer,
+    at_rest,
+    find_endpoint,
+    find_server,
+    launch_server,
+    machine,
+)
 from streaming.bench.timeline import Figures, Frame, lateness_s, period_of, spread
 from streaming.bench.watch import WatchConfig, watch
 from streaming.bench.waves import Wave, WaveConfig
@@ -128,12 +135,15 @@ async def _bench(
             with tqdm(total=round(config.seconds), unit="s", desc="joins") as bar:
                 joins = [await _join(server, config)]
                 first_s = time.monotonic() - began_s
+                await at_rest(server)
                 joins += [await _join(server, config) for _ in range(plan.warm_joins)]
                 bar.set_description("watching")
                 progress = lambda watched_s: bar.update(min(bar.total, round(watched_s)) - bar.n)  # noqa: E731
                 ride = beside or functools.partial(_ride, server, plan, config, rides)
                 times, recording = await watch(server, config, progress, ride)
-            report = _report(server, config, joins, times, recording, first_s)
+            # A wave comes behind all that is measured without one.
+            quiet = recording.until(recording.begin_s + config.seconds) if rides else recording
+            report = _report(server, config, joins, times, quiet, first_s)
             if watched is not None and report["conditions"]["preset"] == words.PRESET:
                 with _optional(report, "prompt to words"):
                     watched += await words.watch(server, config.codec, config.modes, recording)
@@ -159,7 +169,7 @@ async def _ride(
     if plan.wave is not None:
         url = server.http.url + server.endpoint(config.codec)
         crowd = functools.partial(waves.crowd, url, plan.wave, config.codec, plan.token, server.addresses)
-        rides.append(await waves.ride(crowd, plan.wave, recording.begin_s, config.settle_s))
+        rides.append(await waves.ride(crowd, plan.wave, recording.begin_s, config.seconds))
 
 
 @asynccontextmanager

@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 SERVER = (sys.executable, str(ROOT / "server.py"))
 READY_LIMIT_S = 600.0
 READY_EVERY_S = 0.1
+REST_S, REST_LIMIT_S = 6.0, 90.0
+REST_SHARE = 0.1  # of a core, which is taken for rest
 ANSWERS_LIMIT_S = 30.0
 STOP_LIMIT_S = 15.0
 CHANNEL = "/channels/main"
@@ -131,6 +133,17 @@ async def _ready(http: Http, ended: Callable[[], Any]) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(ended(), READY_EVERY_S)
     raise BenchError(f"the server was not ready within {READY_LIMIT_S:.0f} s")
+
+
+async def at_rest(server: MeasuredServer) -> None:
+    """Waits until a server that was started and that nobody watches computes no more: a spare engine is loaded some
+    seconds after the first. REST_LIMIT_S at most."""
+    give_up_s = time.monotonic() + REST_LIMIT_S
+    idle_s = 0.0
+    while server.pid is not None and idle_s < REST_S and time.monotonic() < give_up_s:
+        before_s = sum(computing_s(server.pid).values())
+        await asyncio.sleep(1.0)
+        idle_s = idle_s + 1.0 if sum(computing_s(server.pid).values()) - before_s < REST_SHARE else 0.0
 
 
 async def answers(url: str, process: asyncio.subprocess.Process) -> None:

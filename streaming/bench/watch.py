@@ -11,8 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, pairwise
-from statistics import median
+from itertools import count, takewhile
 from typing import Any
 
 from streaming.bench.client import BenchViewer, EventStream, JoinTimes, Pixels, RequestError
@@ -22,6 +21,11 @@ from streaming.bench.server_process import MeasuredServer, computing_s, memory_m
 
 PROMPTS = tuple(LABELS)
 COMMAND_LIMIT_S = 30.0
+# Of video rendered and not shown, when a prompt is changed: `mini` has 2.5 s when a chunk begins, and about 5 s when it
+# is done.
+BUFFERED_S = 3.5
+MIDDLE_LIMIT_S = 4.0
+LOOK_EVERY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,21 +148,31 @@ async def _change_prompts(server: MeasuredServer, config: WatchConfig, recording
         if due_s + config.prompt_every_s > recording.end_s + 0.001:
             return
         await asyncio.sleep(due_s - time.monotonic())
-        await between_chunks(recording, chunk_period_s(recording))
+        if server.channel is not None:
+            await at_middle(recording)
         prompt, mode = PROMPTS[number % len(PROMPTS)], config.modes[number % len(config.modes)]
         await change_prompt(server, recording, prompt, mode, config.command)
 
 
-def chunk_period_s(recording: Recording) -> float | None:
-    """Seconds from chunk to chunk; None where too few were seen."""
-    steps = [later.at_s - earlier.at_s for earlier, later in pairwise(recording.chunks)]
-    return median(steps) if steps else None
+async def at_middle(recording: Recording) -> None:
+    """Waits until the buffer has fallen to BUFFERED_S, about the middle between two chunks: what a change has to wait
+    for depends on it, to the frame. Gives up after MIDDLE_LIMIT_S, where buffers are others."""
+    before = None
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MIDDLE_LIMIT_S):
+            while (now := _buffered(recording)) is None or before is None or not now <= BUFFERED_S < before:
+                before = now
+                await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def between_chunks(recording: Recording, period_s: float | None) -> None:
-    """Waits for the middle between a chunk that is done and the next: what a change has to wait for in the mean."""
-    if period_s and recording.chunks:
-        await asyncio.sleep((recording.chunks[-1].at_s + period_s / 2 - time.monotonic()) % period_s)
+def _buffered(recording: Recording) -> float | None:
+    """Seconds of video that are rendered and not seen; None before the first report."""
+    if not recording.samples or not recording.samples[-1][1]["fps"]:
+        return None
+    reported_s, report = recording.samples[-1]
+    behind = reversed(recording.arrivals)
+    seen = sum(1 for _ in takewhile(lambda one: one.at_s > recording.begin_s + reported_s, behind))
+    return float(report["buffered_s"] - seen / report["fps"])
 
 
 async def change_prompt(

@@ -20,7 +20,7 @@ from streaming.bench.recording import BenchError, Recording
 from streaming.bench.server_process import ROOT
 from streaming.bench.timeline import STALL_PERIODS, Figures
 
-QUIET_S = 8.0  # before and after a wave
+QUIET_S = 8.0  # after a wave
 START_LIMIT_S = 60.0
 
 
@@ -87,11 +87,11 @@ async def crowd(
 
 
 async def ride(
-    crowd: Callable[[], AbstractAsyncContextManager[Figures]], config: WaveConfig, begin_s: float, settle_s: float
+    crowd: Callable[[], AbstractAsyncContextManager[Figures]], config: WaveConfig, begin_s: float, quiet_s: float
 ) -> Wave:
-    """One wave beside a viewer that began to watch at `begin_s`."""
+    """One wave beside a viewer that began to watch at `begin_s`, after `quiet_s` without one."""
     wave = Wave()
-    await asyncio.sleep(begin_s + settle_s + QUIET_S - time.monotonic())
+    await asyncio.sleep(begin_s + quiet_s - time.monotonic())
     wave.began_s = time.monotonic() - begin_s
     async with crowd() as found:
         wave.full_s = time.monotonic() - begin_s

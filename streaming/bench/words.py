@@ -27,11 +27,11 @@ from streaming.bench.labels import LABELS
 from streaming.bench.recording import Arrival, BenchError, Change, Recording
 from streaming.bench.server_process import ROOT, MeasuredServer
 from streaming.bench.timeline import Figures, spread
-from streaming.bench.watch import between_chunks, change_prompt, chunk_period_s, listen, open_news
+from streaming.bench.watch import at_middle, change_prompt, listen, open_news
 
 PRESET = "mini"  # whose pictures the judge can read
 BEFORE_S = 4.0  # of video, which tells how the old prompt moves
-WATCH_S = 13.0  # behind a change: until it is seen, and a chunk more
+WATCH_S = 11.0  # behind a change: until it is seen, and a chunk more
 JUDGE_LIMIT_S = 300.0
 
 
@@ -50,7 +50,6 @@ async def watch(
     server: MeasuredServer, codec: str | None, modes: Sequence[str], before: Recording
 ) -> list[WatchedChange]:
     """Changes the prompt once in each mode, behind those of a recording. Raises BenchError, in a group."""
-    period_s = chunk_period_s(before)
     others = [prompt for prompt in LABELS if prompt not in [change.prompt for change in before.changes[-1:]]]
     frames: list[Pixels] = []
     begin_s = time.monotonic()
@@ -70,7 +69,7 @@ async def watch(
         helpers = [group.create_task(viewer.watch()), group.create_task(listen(news, recording))]
         for prompt, mode in zip(others, modes, strict=False):
             await asyncio.sleep(BEFORE_S)
-            await between_chunks(recording, period_s)
+            await at_middle(recording)
             await change_prompt(server, recording, prompt, mode)
             await asyncio.sleep(WATCH_S)
             if recording.refused:

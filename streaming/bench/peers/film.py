@@ -67,8 +67,8 @@ def frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:
                 yield frame.to_ndarray(format="yuv420p")
 
 
-def film_engine(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
-    """An engine process of ours, as the server starts it, that plays a film."""
+def film_engine(settings: EngineSettings, ring: RingWriter, control: Connection, memory: object = None) -> None:
+    """An engine process of ours, as the server starts it, that plays a film. It keeps no state."""
     assert settings.weights is not None, "a film is given"
     try:
         _Projector(ring, control).play(frames(Path(settings.weights)))
