@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.semantic.world_maps import PAN_PX
 from engine.text.asked import CAMERAS, SCENES
 from engine.training.world import backdrop, drawing, landmarks, scenery, teacher
 from engine.training.world.captions import Label
-from engine.training.world.spec import PAN_PX, Spec
+from engine.training.world.spec import Spec
 
 
 def spec(scene: str, camera: str = "fixed", seed: int = 0) -> Spec:

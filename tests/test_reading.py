@@ -5,8 +5,15 @@ import random
 import pytest
 import torch
 
-from engine.training.world import drawing, reading, teacher
+from engine.config import FRAMES_PER_LATENT
+from engine.semantic import reading, world_maps
+from engine.training.world import drawing, judge, teacher
 from engine.training.world.captions import random_label
+
+
+def test_maps_come_as_latents_do() -> None:
+    """One for every latent frame, by which movements are measured."""
+    assert world_maps.FRAMES_PER_MAP == FRAMES_PER_LATENT
 
 
 def test_true_features_are_read_rightly() -> None:
@@ -14,7 +21,7 @@ def test_true_features_are_read_rightly() -> None:
     rng = random.Random(0)
     labels = [random_label(rng, held_out=rng.random() < 0.5) for _ in range(200)]
     maps = teacher.maps(drawing.sample(labels, rng), torch.arange(0, 52, 4).expand(200, -1))
-    right = [reading.right(seen, label) for seen, label in zip(reading.read(maps), labels, strict=True)]
+    right = [judge.right(seen, label) for seen, label in zip(reading.read(maps), labels, strict=True)]
     assert sum(all(words.values()) for words in right) / len(right) >= 0.99
 
 
@@ -24,7 +31,7 @@ def test_a_wrong_word_is_counted() -> None:
     labels = [random_label(rng) for _ in range(40)]
     maps = teacher.maps(drawing.sample(labels, rng), torch.arange(0, 52, 4).expand(40, -1))
     others = zip(reading.read(maps), labels[1:] + labels[:1], strict=True)
-    assert sum(all(reading.right(seen, label).values()) for seen, label in others) / len(labels) < 0.2
+    assert sum(all(judge.right(seen, label).values()) for seen, label in others) / len(labels) < 0.2
 
 
 def test_the_path_survives_the_edge() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from engine.config import preset
+from engine.semantic.world_maps import BOUNCE_FRAMES, BOUNCE_PX
 from engine.text.asked import SPEEDS, SUBJECTS
 from engine.training.world import drawing, teacher
 from engine.training.world.captions import Label, random_label
-from engine.training.world.spec import BOUNCE_FRAMES, BOUNCE_PX, Spec
+from engine.training.world.spec import Spec
 
 PAIR = {"relation": "above", "subject2": "car", "colour2": "blue"}
 

@@ -32,8 +32,9 @@ from engine.live.offline import Change, generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import place
 from engine.loading.weights import load_component
+from engine.semantic import reading
 from engine.semantic.theia import Theia
-from engine.training.world import drawing, judge, reading, teacher
+from engine.training.world import drawing, judge, teacher
 from engine.training.world.captions import Label, caption, random_label
 from engine.wire.files import check_target, write_atomically
 
@@ -55,7 +56,7 @@ class Judged:
     def add(self, theia: Theia, clip: Tensor, label: Label, last: Tensor, last_label: Label) -> None:
         """Judges a clip [F, 3, H, W] by its label, and the last chunk by `last_label`."""
         features = judge.features(theia, clip)
-        self.rows.append(reading.right(reading.read(features)[0], label))
+        self.rows.append(judge.right(reading.read(features)[0], label))
         self.last_rows.append(judge.judge(theia, last, last_label))
         self.summaries.append(judge.summary(features))
         self.flicker.append(judge.flicker(clip))
@@ -159,7 +160,7 @@ def tokenizer(model: Model, labels: list[Label], rng: random.Random) -> dict[str
         maps = teacher.maps(drawing.sample([label], rng), frames).to(model.device)
         with model.computing():
             again = model.tokenizer.decode(model.tokenizer.encode(maps)).float()
-        rows.append(reading.right(reading.read(again)[0], label))
+        rows.append(judge.right(reading.read(again)[0], label))
     return judge.shares(rows) | {"all": judge.share([right for row in rows for right in row.values()])}
 
 

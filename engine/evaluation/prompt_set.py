@@ -19,9 +19,10 @@ from engine.bench.report import table
 from engine.live.channel_state import ChannelState, Place
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
+from engine.semantic import reading
 from engine.semantic.theia import Theia
 from engine.text.asked import SPOKEN, SPOKEN_FIELDS, WORDS
-from engine.training.world import judge, reading
+from engine.training.world import judge
 from engine.wire.prompt import check_prompt
 
 # Fields of a line, as they are said outside, and those of a reading.

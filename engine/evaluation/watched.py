@@ -22,8 +22,9 @@ from engine.config import FRAMES_PER_LATENT, preset
 from engine.evaluation.prompt_set import FIELDS, LabelledPrompt, read_prompts
 from engine.loading.options import place
 from engine.loading.weights import load_component
+from engine.semantic import reading
 from engine.semantic.theia import Theia
-from engine.training.world import judge, reading
+from engine.training.world import judge
 from engine.wire.files import check_target, write_atomically
 
 Frames = npt.NDArray[np.uint8]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from engine.config import FRAMES_PER_LATENT, EngineConfig
 from engine.perceptual.frames import to_host
+from engine.semantic import world_maps
 from engine.text.world_tables import TABLES
 from engine.training.sources.source import CaptionedGops, Segment, pixels
 from engine.training.world import drawing as world
@@ -74,8 +75,8 @@ class WorldSource:
         weights = torch.empty_like(variance)
         shares: dict[str, float] = {name: row["share"] for name, row in TABLES["maps"].items()}
         for name, share in shares.items():
-            maps = teacher.channel(name)
-            weights[maps] = share / (variance[maps].mean().clamp(min=LEAST_VARIANCE) * teacher.WIDTHS[name])
+            maps = world_maps.channel(name)
+            weights[maps] = share / (variance[maps].mean().clamp(min=LEAST_VARIANCE) * world_maps.WIDTHS[name])
         return (weights * len(weights) / sum(shares.values()))[:, None, None]
 
     def gops(self, rng: random.Random, kind: str, count: int, held_out: bool = False) -> CaptionedGops:
@@ -150,6 +151,6 @@ def write_dataset(folder: Path, clips: int, frames: int, seed: int) -> None:
         rng = random.Random(f"dataset {seed} {number}")
         label = random_label(rng)
         video = world.draw(world.sample([label], rng), torch.arange(frames)[None])
-        with VideoFile(folder / f"{number:06d}.mp4", world.WIDTH_PX, world.HEIGHT_PX, FPS) as file:
+        with VideoFile(folder / f"{number:06d}.mp4", world_maps.WIDTH_PX, world_maps.HEIGHT_PX, FPS) as file:
             file.write(to_host(pixels(video)))
         (folder / f"{number:06d}.txt").write_text(caption(label, rng) + "\n", encoding="utf-8")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from engine.semantic import reading, world_maps
 from engine.semantic.tokenizer import TokenizerConfig, TokenizerOutput
-from engine.training.world import reading, teacher
 
 MEANS, WORDS, PLACES, PATHS = 3.0, 0.3, 3.0, 0.1  # weights of the losses
 PATH_UNIT_PX, PATH_MOST_PX = 4.0, 12.0  # unit and largest distance of paths
@@ -61,18 +61,18 @@ class WorldReader(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.i_tokens, width = config.i_tokens, config.i_tokens * config.quantizer.dim
-        self.words = nn.ModuleDict({name: nn.Linear(width, teacher.WIDTHS[name]) for name in READ_WORDS})
-        self.places = FrameReader(config, sum(teacher.WIDTHS[name] for name in READ_PLACES))
+        self.words = nn.ModuleDict({name: nn.Linear(width, world_maps.WIDTHS[name]) for name in READ_WORDS})
+        self.places = FrameReader(config, sum(world_maps.WIDTHS[name] for name in READ_PLACES))
 
     def forward(self, output: TokenizerOutput, features: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the words and squared errors of places and paths, for teacher maps [B, T, D, h, w]."""
         i_frame = output.latents[:, : self.i_tokens].float().flatten(1) / self.i_tokens
         words = torch.zeros((), device=features.device)
         for name in READ_WORDS:
-            likely, right = features[:, 0, teacher.channel(name)].mean((-2, -1)).max(1)
+            likely, right = features[:, 0, world_maps.channel(name)].mean((-2, -1)).max(1)
             errors = nnf.cross_entropy(self.words[name](i_frame), right, reduction="none")
             words = words + (errors * (likely > reading.THERE)).mean()
-        maps = [features[:, :, teacher.channel(name)] for name in READ_PLACES]
+        maps = [features[:, :, world_maps.channel(name)] for name in READ_PLACES]
         # The scenery's angle differs from column to column, so that its mean says nothing.
         means = [map_.mean((-2, -1)) for map_ in maps[:-1]] + [maps[-1][..., 0, 0]]
         places = len(READ_PLACES) * nnf.mse_loss(self.places(output.latents), torch.cat(means, dim=2))

@@ -23,6 +23,7 @@ from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import DiTRenderer, WindowCache
 from engine.perceptual.schedule import FlowSchedule
 from engine.perceptual.solver import FlowSolver, SolverState
+from engine.semantic import world_maps
 from engine.training.latent_pool import LatentPool, TrainingWindow
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import PARTS, StageSetup
@@ -92,7 +93,7 @@ class RendererStage(TrainingStage):
         tokenizer = setup.load("tokenizer") if setup.features == "tokens" else None
         torch.manual_seed(setup.seed)
         self.renderer = DiTRenderer(setup.config.renderer)
-        if setup.config.tokenizer.feature_dim == teacher.FEATURE_DIM:
+        if setup.config.tokenizer.feature_dim == world_maps.FEATURE_DIM:
             start_details(self.renderer)
         if setup.part == "control":
             load_component(setup.weights, "renderer", self.renderer)

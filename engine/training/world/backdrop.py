@@ -10,9 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.semantic.world_maps import HEIGHT_PX, PERIOD_PX, WIDTH_PX
 from engine.training.world import scenery
-from engine.training.world.landmarks import PERIOD_PX, REACH_PX, chance
-from engine.training.world.scenery import CLOUD_SPAN_PX, CLOUDS, DRIFT_PX, HEIGHT_PX, PLACES, WIDTH_PX, Place
+from engine.training.world.landmarks import REACH_PX, chance
+from engine.training.world.scenery import CLOUD_SPAN_PX, CLOUDS, DRIFT_PX, PLACES, Place
 from engine.training.world.spec import Spec
 from engine.training.world.subjects import Layer
 

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
+from engine.semantic.world_maps import HEIGHT_PX, MARGIN_PX, PAN_PX, WIDTH_PX
 from engine.text.asked import SPEEDS
 from engine.text.world_tables import TABLES
-from engine.training.world import backdrop, scenery, subjects
+from engine.training.world import backdrop, subjects
 from engine.training.world.captions import Label
-from engine.training.world.spec import GAP_PX, PAN_PX, STAY, STEP, Spec
+from engine.training.world.spec import GAP_PX, STAY, STEP, Spec
 
-HEIGHT_PX, WIDTH_PX = scenery.HEIGHT_PX, scenery.WIDTH_PX
-MARGIN_PX = 20.0  # a subject that leaves comes back on the other side, this far outside the picture
 START_X, START_Y = tuple(range(56, 144, 8)), tuple(range(40, 104, 8))  # px, middles of subjects in new videos
 LOW_Y = (80, 88)  # the same of subjects that roll, sail or bounce
 # Px by which a moving subject starts farther back, in the order of SPEEDS, so that the fastest is in sight for two

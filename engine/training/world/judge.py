@@ -16,8 +16,9 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from engine.config import FRAMES_PER_LATENT
+from engine.semantic import reading
+from engine.semantic.reading import Reading
 from engine.semantic.theia import Theia
-from engine.training.world import reading
 from engine.training.world.captions import Label
 from engine.video import video_file
 
@@ -82,7 +83,12 @@ def _half_width(rows: npt.NDArray[np.float64]) -> float:
 
 def judge(theia: Theia, clip: Tensor, label: Label) -> dict[str, bool]:
     """For each word of `label` whether a clip [F, 3, H, W] shows it."""
-    return reading.right(reading.read(features(theia, clip))[0], label)
+    return right(reading.read(features(theia, clip))[0], label)
+
+
+def right(seen: Reading, label: Label) -> dict[str, bool]:
+    """For each word of `label` whether it was seen."""
+    return {name: seen[name.removeprefix("fixed_")] == word for name, word in label.words.items()}
 
 
 def sharpness(clip: Tensor) -> float:

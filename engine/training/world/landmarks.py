@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from engine.semantic.world_maps import PERIOD_PX
 from engine.training.world.subjects import Layer, box, coverage, ellipse, flat, part, shade, stack, union
 
-PERIOD_PX = 64.0
 JITTER_PX = 6.0  # from the middle of its period, to either side
 SIZES = (0.85, 1.15)
 REACH_PX = (44, 12)  # no landmark goes farther above and below its foot

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from engine.semantic.world_maps import HEIGHT_PX, WIDTH_PX
 from engine.text.world_tables import TABLES
 from engine.training.world import landmarks
 from engine.training.world.landmarks import chance
@@ -21,7 +22,6 @@ from engine.training.world.subjects import Layer, coverage
 
 Rgb = tuple[float, float, float]
 
-HEIGHT_PX, WIDTH_PX = 128, 192  # of the picture
 TURN = 6.2832
 FAR_SHARE, EDGE_SHARE = 1 / 6, 1 / 3  # speed of the far ridge and of the ground's far edge, of the landmarks' speed
 HOUSE_PX, HOUSE_LOW_PX, HOUSE_HIGH_PX = 20.0, 14.0, 46.0

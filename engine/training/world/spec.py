@@ -7,16 +7,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from engine.semantic.world_maps import BOUNCE_FRAMES, BOUNCE_PX, PAN_PX, SPEED_PX
 from engine.text.asked import SPEEDS
 from engine.training.world import scenery
 from engine.training.world.captions import Label
 from engine.training.world.scenery import Layouts
 
-# Movements and starts are whole fractions of the autoencoder's cells of 8 px and 4 frames, so that a subject lies in
-# them in few ways.
-SPEED_PX = (0.5, 1.0, 2.0)  # per frame, in the order of SPEEDS
-PAN_PX = 1.5  # per frame, by which landmarks pass a panning camera
-BOUNCE_PX, BOUNCE_FRAMES = 32.0, (32.0, 20.0, 12.0)  # height of a bounce; its length, in the order of SPEEDS
 GAP_PX = {"above": (0.0, 40.0), "left of": (48.0, 0.0)}  # from the first subject to the second
 STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 STAY = (0.0, 0.0)

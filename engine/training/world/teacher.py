@@ -6,29 +6,18 @@ Shapes: `B` worlds, `F` frames, `h` x `w` feature cells, `D` feature channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.semantic.world_maps import CELL_PX, FEATURE_DIM, HEIGHT_PX, OFFSET_PX, WIDTH_PX, channel
 from engine.text.asked import COLOURS, SCENES, SUBJECTS
-from engine.text.world_tables import TABLES
 from engine.training.world import backdrop, drawing
 from engine.training.world.spec import Spec
 
-CELL_PX = 16
 FINE_PX = 4  # from one point of a cell to the next
 WHOLE = 0.5  # a cell counts as covered from this share on
-OFFSET_PX = 48.0  # distance up to which a cell tells well where the subject is
-WIDTHS = {name: row["width"] for name, row in TABLES["maps"].items()}
-ENDS = dict(zip(WIDTHS, accumulate(WIDTHS.values()), strict=True))
-FEATURE_DIM = sum(WIDTHS.values())
-
-
-def channel(name: str) -> slice:
-    """The feature channels of a map of the table."""
-    return slice(ENDS[name] - WIDTHS[name], ENDS[name])
 
 
 def covered(maps_: Tensor) -> Tensor:
@@ -44,7 +33,7 @@ def maps(spec: Spec, frames: Tensor) -> Tensor:
     Maps of a second subject are 0 where there is none. `scroll` is cosine and sine of `backdrop.scroll`.
     """
     device, frames = frames.device, frames.float()
-    x, y = (torch.arange(FINE_PX / 2, size, FINE_PX, device=device) for size in (drawing.WIDTH_PX, drawing.HEIGHT_PX))
+    x, y = (torch.arange(FINE_PX / 2, size, FINE_PX, device=device) for size in (WIDTH_PX, HEIGHT_PX))
     far, near = _cells(backdrop.far_alpha(spec, frames, x, y)), _cells(backdrop.near_alpha(spec, frames, x, y))
     glow = _cells(backdrop.glow(spec, x, y)[0][:, None]) * (1 - far)
     cloud = _cells(backdrop.cloud_alpha(spec, frames, x, y)) * (1 - far)

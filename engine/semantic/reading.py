@@ -11,12 +11,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from engine.config import FRAMES_PER_LATENT
+from engine.semantic import world_maps
+from engine.semantic.world_maps import BOUNCE_FRAMES, BOUNCE_PX, FRAMES_PER_MAP, PAN_PX, PERIOD_PX, SPEED_PX
 from engine.text.asked import COLOURS, SCENES, SPEEDS, SUBJECTS, WORDS
-from engine.training.world import drawing, teacher
-from engine.training.world.captions import Label
-from engine.training.world.landmarks import PERIOD_PX
-from engine.training.world.spec import BOUNCE_FRAMES, BOUNCE_PX, PAN_PX, SPEED_PX
 
 STILL_PX = 0.3  # per video frame; a slower subject is still
 SPEED_LIMITS_PX = tuple((a + b) / 2 for a, b in zip(SPEED_PX, SPEED_PX[1:], strict=False))
@@ -27,29 +24,24 @@ BOUNCE_SHARE = 0.35  # a bounce leaves at most this share of the variance around
 THERE = 0.5  # there is a second subject if its class has this sum, in the mean over cells
 
 
-# A word for each field of a `Label`; None for what could not be measured, and without a second subject.
+# A word for each field of `WORDS`; None for what could not be measured, and without a second subject.
 Reading = dict[str, str | None]
-
-
-def right(seen: Reading, label: Label) -> dict[str, bool]:
-    """For each word of `label` whether it was seen."""
-    return {name: seen[name.removeprefix("fixed_")] == word for name, word in label.words.items()}
 
 
 def path(features: Tensor, second: bool = False) -> tuple[Tensor, Tensor]:
     """Middle of the subject, or of the second one, in px [B, T, 2] and the cells it covers [B, T]."""
     mask, away = ("mask2", "offset2") if second else ("mask", "offset")
-    area = features[:, :, teacher.channel(mask)].clamp(0, 1).sum((2, 3, 4))
-    offset = features[:, :, teacher.channel(away)].clamp(-0.99, 0.99)
-    y, x = ((torch.arange(count, device=offset.device) + 0.5) * teacher.CELL_PX for count in offset.shape[-2:])
-    votes = torch.stack(torch.broadcast_tensors(x, y[:, None])) + teacher.OFFSET_PX * torch.atanh(offset)
+    area = features[:, :, world_maps.channel(mask)].clamp(0, 1).sum((2, 3, 4))
+    offset = features[:, :, world_maps.channel(away)].clamp(-0.99, 0.99)
+    y, x = ((torch.arange(count, device=offset.device) + 0.5) * world_maps.CELL_PX for count in offset.shape[-2:])
+    votes = torch.stack(torch.broadcast_tensors(x, y[:, None])) + world_maps.OFFSET_PX * torch.atanh(offset)
     weight = (1 - offset.square()) ** 2  # near cells tell best
     return (votes * weight).sum((-2, -1)) / weight.sum((-2, -1)), area
 
 
 def steps(middles: Tensor, visible: Tensor) -> Tensor:
     """Movement [B, T - 1, 2] from frame to frame of middles [B, T, 2] px; NaN unless both are `visible` [B, T]."""
-    span = torch.tensor([drawing.WIDTH_PX, drawing.HEIGHT_PX], device=middles.device) + 2 * drawing.MARGIN_PX
+    span = torch.tensor([world_maps.WIDTH_PX, world_maps.HEIGHT_PX], device=middles.device) + 2 * world_maps.MARGIN_PX
     step = middles.diff(dim=1)
     step = torch.remainder(step + span / 2, span) - span / 2  # the short way round
     return torch.where((visible[:, 1:] & visible[:, :-1])[..., None], step, torch.nan)
@@ -59,7 +51,7 @@ def movement(middles: Tensor, visible: Tensor) -> Tensor:
     """Mean velocity [B, 2] in px a video frame, NaN for fewer than LEAST_STEPS visible steps; arguments of `steps`."""
     step = steps(middles, visible)
     enough = (~step.isnan()).sum(1) >= LEAST_STEPS
-    return torch.where(enough, step.nanmean(dim=1), torch.nan) / FRAMES_PER_LATENT
+    return torch.where(enough, step.nanmean(dim=1), torch.nan) / FRAMES_PER_MAP
 
 
 def bounces(height: Tensor) -> list[str | None]:
@@ -68,7 +60,7 @@ def bounces(height: Tensor) -> list[str | None]:
     Bounces of every speed and phase are fitted by least squares. The best one counts if it is about BOUNCE_PX high and
     leaves far less of the variance than a steady movement does.
     """
-    time = torch.arange(height.shape[1], device=height.device) * float(FRAMES_PER_LATENT)
+    time = torch.arange(height.shape[1], device=height.device) * float(FRAMES_PER_MAP)
     steady = torch.stack([torch.ones_like(time), time], dim=1)[None]
     rest = _residual(steady, height)[0][:, 0]
     phases = torch.arange(PHASES, device=height.device) / PHASES
@@ -91,10 +83,10 @@ def cameras(features: Tensor) -> list[str | None]:
     """Movement of the camera, by the turning of the scenery's angle; None with fewer than two frames."""
     if features.shape[1] < 2:
         return [None] * len(features)
-    cosine, sine = features[:, :, teacher.channel("scroll")].unbind(2)
+    cosine, sine = features[:, :, world_maps.channel("scroll")].unbind(2)
     turn = torch.complex(cosine, sine)
     columns = (turn[:, 1:] * turn[:, :-1].conj()).sum((1, 2, 3))
-    passed = columns.angle() * PERIOD_PX / (2 * math.pi) / FRAMES_PER_LATENT
+    passed = columns.angle() * PERIOD_PX / (2 * math.pi) / FRAMES_PER_MAP
     return ["fixed" if abs(px) < PAN_PX / 2 else "left" if px < 0 else "right" for px in passed.tolist()]
 
 
@@ -123,7 +115,7 @@ def read(features: Tensor) -> list[Reading]:
     bouncing = bounces(torch.nn.functional.pad(climb, (1, 0)))
 
     def best(name: str, names: tuple[str, ...]) -> list[str]:
-        scores = totals[:, teacher.channel(name)][:, : len(names)]
+        scores = totals[:, world_maps.channel(name)][:, : len(names)]
         return [names[i] for i in scores.argmax(1).tolist()]
 
     relations = _relations(features, middles, totals)
@@ -145,6 +137,6 @@ def _relations(features: Tensor, middles: Tensor, totals: Tensor) -> list[str | 
             return "left of" if x > 0 else "right of"
         return "above" if y > 0 else "below"
 
-    there = (totals[:, teacher.channel("class2")].sum(1) > THERE).tolist()
+    there = (totals[:, world_maps.channel("class2")].sum(1) > THERE).tolist()
     gaps = (path(features, second=True)[0] - middles).median(dim=1).values.tolist()
     return [relation(x, y) if yes else None for yes, (x, y) in zip(there, gaps, strict=True)]
