@@ -35,10 +35,16 @@ from engine.wire.messages import (
     ChannelRefused,
     ChunkDone,
     CloseChannel,
+    DiscardPlan,
     Failed,
     FramesDropped,
     FramesReady,
+    LookAhead,
     OpenChannel,
+    PlanAhead,
+    PlanDiscarded,
+    PlannedPart,
+    PlanPicture,
     Progress,
     PromptSet,
     Ready,
@@ -62,6 +68,7 @@ FIRST_CHUNK_SLICES = (9, 8, 8)
 LOW_MARK = 20  # frames
 DARK = "night"  # a word of prompts under which pictures are darker
 CUT_AHEAD = 4  # frames from the one on air to a cut
+PART, PLANNED = 8, 24  # frames of a part of what comes, and planned behind what is rendered
 COMPUTE_S = 0.1  # that a chunk is said to take
 CRASH, HANG, REFUSE, BREAK = "crash now", "hang now", "refuse this", "break the protocol"  # prompts with an effect
 UNREAD = "zebra"  # a word that the engine does not know
@@ -125,6 +132,7 @@ class _FakeChannel:
     slices: list[int] = field(default_factory=lambda: list(FIRST_CHUNK_SLICES))  # of the chunk, still to render
     chunk_frames: int = sum(FIRST_CHUNK_SLICES)
     dark: bool = False
+    pictures: dict[int, int] = field(default_factory=dict)  # of what comes: numbers by frame
 
 
 class _FakeEngine:
@@ -188,6 +196,10 @@ class _FakeEngine:
                     channel.index = min(channel.shown + CUT_AHEAD, channel.index)
                     self._control.send(FramesDropped(channel.name, channel.index))
                 self._control.send(PromptSet(message.request, channel.name, message.prompt, channel.index, unread))
+            case LookAhead():
+                self._look_ahead(self._channels[message.channel])
+            case DiscardPlan():
+                self._discard(self._channels[message.channel], message)
             case Stop():
                 self._stopped = True
 
@@ -209,6 +221,33 @@ class _FakeEngine:
             return
         self._channels[name] = _FakeChannel(name, 0, 0, 0)
         self._control.send(ChannelOpened(name, settings=replace(settings, source=None)))
+
+    def _look_ahead(self, channel: _FakeChannel) -> None:
+        """Tells what comes, and then sends the pictures that are new."""
+        begin = max(channel.shown - 1, 0) // PART * PART
+        end = channel.index + PLANNED
+        words = {"subject": "fish", "colour": "red", "scene": "sea", "direction": "left", "speed": "normal"}
+        parts = [
+            PlannedPart(frame, PART, frame + PART <= channel.index, words, channel.pictures.get(frame))
+            for frame in range(begin, end - PART + 1, PART)
+        ]
+        self._control.send(PlanAhead(channel.name, tuple(parts)))
+        channel.pictures = {part.frame: part.frame for part in parts}
+        for part in parts:
+            if part.picture is None:
+                self._control.send(PlanPicture(channel.name, part.frame, WIDTH, test_frame(part.frame).tobytes()))
+
+    def _discard(self, channel: _FakeChannel, message: DiscardPlan) -> None:
+        if not channel.shown <= message.frame < channel.index + PLANNED:
+            reason = "on air" if message.frame < channel.shown else "not planned"
+            self._control.send(Refused(message.request, channel.name, f"frame {message.frame} is {reason}"))
+            return
+        if message.frame < channel.index:
+            channel.index = message.frame
+            self._control.send(FramesDropped(channel.name, channel.index))
+        channel.pictures = {frame: number for frame, number in channel.pictures.items() if frame < message.frame}
+        seed = 1 if message.seed is None else message.seed
+        self._control.send(PlanDiscarded(message.request, channel.name, message.frame, seed))
 
     def _render(self, channel: _FakeChannel) -> bool:
         """Renders a slice; False where the channel has enough of them."""

@@ -23,6 +23,7 @@ from engine.live.control_pipe import ControlPipe
 from engine.live.generator import Generator
 from engine.live.interleave import LOW_MARK_S, Interleaver
 from engine.live.journal import Journal
+from engine.live.journal_writer import JournalWriter
 from engine.live.offline import Change, generate_frames
 from engine.live.process import serve
 from engine.live.replay import Replay
@@ -168,12 +169,19 @@ async def _running(
     slots: int = 8,
     low_mark_s: float = LOW_MARK_S,
     generator: Generator | None = None,
+    journals: JournalWriter | None = None,
 ) -> AsyncIterator[tuple[Server, Interleaver]]:
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         ring = MemoryRing(slots)
         control = ControlPipe(theirs)
-        interleaver = Interleaver(generator or _generator(), ring, control, low_mark_s=low_mark_s)  # type: ignore[arg-type]
+        interleaver = Interleaver(
+            generator or _generator(),
+            ring,  # type: ignore[arg-type]
+            control,
+            low_mark_s=low_mark_s,
+            journals=journals,
+        )
         ours.send(OpenChannel("main", settings))
         interleaver.read_inbox()
         server = Server(ours, ring, settings)

@@ -15,6 +15,8 @@ def test_messages_are_frozen_and_survive_the_pipe() -> None:
         int: 1,
         float: 0.5,
         bool: True,
+        bytes: b"x",
+        tuple[messages.PlannedPart, ...]: (messages.PlannedPart(8, 8, True, {"subject": "fish"}, None),),
         ChannelSettings: ChannelSettings("x"),
         str | None: "x",
     }

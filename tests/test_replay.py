@@ -28,6 +28,7 @@ from engine.wire.state_folder import JOURNAL
 CHUNKS = 8
 SNAPSHOT_EVERY = 6  # chunks
 CHANGES = {1: "the blue boat", 3: "a red ball"}  # by the chunk in the middle of which they come
+DISCARDS = {2: 11, 5: 12}  # likewise seeds, with which the plan is dropped from the middle of the next chunk on
 LOOK_AHEAD = 16  # semantic frames
 THREADS = {4: 2, 5: 1}  # by chunk: how many threads compute from its middle on
 
@@ -59,6 +60,8 @@ def make(state: ChannelState, writer: JournalWriter, chunks: int, new: bool = Tr
                 frames.append(unit.batch.i420)
             if count == 1 and number in CHANGES:
                 own.change(state, CHANGES[number], chunk.end)
+            if DISCARDS.get(number, state.plan.gops[-1].seed) != state.plan.gops[-1].seed:
+                own.replan(state, min(chunk.end.latent + 2, own.planned(state)), DISCARDS[number])
             if count == 2:
                 torch.set_num_threads(THREADS.get(number, torch.get_num_threads()))
             if own.planned(state) - chunk.end.latent < LOOK_AHEAD:

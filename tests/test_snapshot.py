@@ -22,6 +22,7 @@ from engine.loading.model import load
 ROOT = Path(__file__).parents[1]
 PATHS = os.environ | {"PYTHONPATH": str(ROOT)}
 CHANGES = {1: "the blue boat", 3: "a red ball"}  # by the chunk in the middle of which they come
+DISCARDS = {2: 11, 4: 12}  # likewise seeds, with which the plan is dropped from the middle of the next chunk on
 CHUNKS, LOOK_AHEAD = 6, 16  # semantic frames
 
 
@@ -44,6 +45,8 @@ def next_chunk(generator: Generator, state: ChannelState) -> npt.NDArray[np.uint
             frames.append(unit.batch.i420)
         if count == 1 and number in CHANGES:
             generator.change(state, CHANGES[number], chunk.end)
+        if DISCARDS.get(number, state.plan.gops[-1].seed) != state.plan.gops[-1].seed:
+            generator.replan(state, min(chunk.end.latent + 2, generator.planned(state)), DISCARDS[number])
         if generator.planned(state) - chunk.end.latent < LOOK_AHEAD:
             generator.plan(state)
     return np.concatenate(frames)

@@ -19,8 +19,9 @@ from engine.live.generator import Generator
 from engine.live.offline import generate_frames
 from engine.live.start import Starter, most_pictures
 from engine.perceptual.frames import to_planes
+from engine.semantic import reading
 from engine.semantic.theia import Theia
-from engine.training.world import drawing, judge, reading
+from engine.training.world import drawing, judge
 from engine.training.world.captions import Label, caption, random_label
 
 CHUNKS = 2  # that are judged
@@ -38,7 +39,7 @@ def evaluate_starts(generator: Generator, theia: Theia, clips: int, seed: int) -
         state = starter.begin(clip.permute(0, 2, 3, 1).numpy(), prompt, seed + number)
         batches = generate_frames(generator, state, CHUNKS * generator.model.config.chunk_frames)
         video = torch.cat([judge.to_rgb(batch.i420) for batch in batches])
-        right = reading.right(reading.read(judge.features(theia, video))[0], label)
+        right = judge.right(reading.read(judge.features(theia, video))[0], label)
         seam, later, inside = _changes(clip, video, generator.model.config)
         rows.append({"prompt": prompt, "right": right, "seam": seam, "later_seam": later, "inside": inside})
     return {

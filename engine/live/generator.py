@@ -20,12 +20,11 @@ from engine.live.chunk import Chunk as Chunk
 from engine.live.chunk import Unit as Unit
 from engine.live.denoiser import Denoiser, DenoisingWindow
 from engine.live.plan_writer import PlanPart, PlanWriter, decode
+from engine.live.slices import SliceDecoder
 from engine.loading.model import Model
-from engine.perceptual.base import VideoState, frames_of
-from engine.perceptual.frames import to_planes
-from engine.runtime.cuda_streams import CudaStreams, Download, StreamEvent
+from engine.perceptual.base import FRAMES_PER_LATENT, VideoState, frames_of
+from engine.runtime.cuda_streams import CudaStreams, StreamEvent
 from engine.runtime.graphs import Graphs
-from engine.runtime.pytree import leaves, unflatten
 from engine.semantic.tokenizer import FeatureFrames
 from engine.text.embedding import TextEmbedding
 from engine.wire.frames import FrameBatch
@@ -44,6 +43,7 @@ class Generator:
         self._graphs = graphs(model.device)
         self._streams = CudaStreams(model.device)
         self._denoiser = Denoiser(model, self._graphs)
+        self._slices = SliceDecoder(model, self._graphs, self._streams, _RENDER)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
         self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
@@ -91,11 +91,15 @@ class Generator:
 
         That is the running chunk's end, or `state.next` between chunks.
         """
+        state.prompt, state.seed = prompt, state.plan.gops[-1].seed if seed is None else seed
         with self.model.computing(), self._streams.stream(_PLAN):
-            state.prompt, state.text = prompt, self.model.text.embed(prompt, state.seed if seed is None else seed)
-            self._writer.cut(state.plan, at.latent, state.text.planner)
-        if seed is not None:
-            state.seed = state.plan.seed = seed
+            state.text = self.model.text.embed(prompt, state.seed)
+            self._writer.cut(state.plan, at.latent, state.text.planner, state.seed)
+
+    def replan(self, state: ChannelState, latent: int, seed: int) -> None:
+        """Drops the plan from a frame on, that is in no chunk yet; chunks that begin there or later take the seed."""
+        with self.model.computing(), self._streams.stream(_PLAN):
+            self._writer.cut(state.plan, latent, self.model.text.embed(state.prompt, seed).planner, seed)
 
     def rewind(self, state: RenderState, frame: int) -> Place:
         """Goes back to the start of the slice with `frame`, with the context that was there: the next chunk begins so.
@@ -122,7 +126,7 @@ class Generator:
                 features = torch.cat([kept.features, kept.new_features], dim=1)
                 latents = torch.cat([kept.context_latents, kept.new_latents], dim=1)
                 state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
-            for _, state.vae in self._decode_slices(kept.vae, kept.new_latents):
+            for _, state.vae in self._slices.decode(kept.vae, kept.new_latents):
                 pass
         state.next = place
         return place
@@ -146,6 +150,16 @@ class Generator:
         new = config.first_chunk_length if first else config.chunk_length
         return Place(now.chunk + 1, now.frame + frames_of(new, started=not first), now.latent + new)
 
+    def frame_of(self, state: RenderState, latent: int) -> int:
+        """Number of the first video frame of a semantic frame, be it behind or ahead; not of a video's first one."""
+        known = self.after(state)
+        return known.frame + FRAMES_PER_LATENT * (latent - known.latent)
+
+    def latent_of(self, state: RenderState, frame: int) -> int:
+        """The semantic frame that a video frame belongs to."""
+        known = self.after(state)
+        return known.latent + (frame - known.frame) // FRAMES_PER_LATENT
+
     def plan(self, state: ChannelState) -> Unit:
         """Plans some tokens further."""
         with self.model.computing(), self._streams.stream(_PLAN):
@@ -160,6 +174,10 @@ class Generator:
     def chunk(self, state: ChannelState, steps: int | None = None) -> Chunk:
         """The next chunk, whose frames must be planned; in `state.steps` if not given. One of a state at a time."""
         end, steps = self.after(state), state.steps if steps is None else steps
+        seed = self._writer.seed_at(state.plan, state.next.latent)
+        if seed != state.seed:
+            with self.model.computing(), self._streams.stream(_PLAN):
+                state.seed, state.text = seed, self.model.text.embed(state.prompt, seed)
         parts = self._writer.parts(state.plan, state.next.latent, end.latent)
         return Chunk(state.next, end, steps, parts, self._planned_units(state, parts, steps))
 
@@ -259,39 +277,13 @@ class Generator:
     def _decode(self, state: VideoState, latents: Tensor, place: Place) -> abc.Generator[Unit, None, VideoState]:
         """A chunk's latents [1, T, C, H, W] to frames, slice by slice; returns the autoencoder's state behind them."""
         frame, after = place.frame, state
-        for planes, after in self._decode_slices(state, latents):  # noqa: B007 - the last one counts
+        for planes, after in self._slices.decode(state, latents):  # noqa: B007 - the last one counts
             while not planes.event.done:
                 yield Unit("vae", mark=planes.event)
             batch = FrameBatch(frame, place.chunk, planes.array())
             frame += batch.frames
             yield Unit("vae", batch)
         return after
-
-    def _decode_slices(self, state: VideoState, latents: Tensor) -> Iterator[tuple[Download, VideoState]]:
-        """Frames of a chunk's latents on their way to the host, and the autoencoder's state after each slice."""
-        # A copy, since autoencoders write into it: the video keeps its own until the chunk is done.
-        state = unflatten(state, map(torch.clone, leaves(state)))
-        self.model.vae.begin_chunk(state)
-        lengths = self.model.vae.slice_lengths(latents.shape[1], state.started)
-        for number, part in enumerate(latents.split(lengths, dim=1)):
-            with self._rendering():
-                planes, state = self._decode_slice(state, part, number == 0)
-            yield planes, state
-
-    def _decode_slice(self, state: VideoState, latents: Tensor, begins: bool) -> tuple[Download, VideoState]:
-        """Frames on their way to the host, and the state after them; `begins` says that it is a chunk's first slice."""
-        if state.started:
-            key = ("decode", latents.shape, begins, len(leaves(state)))
-            planes, state = self._graphs.call(key, self._sliced, (latents, state))
-        else:
-            planes = to_planes(self.model.vae.decode(latents, state))
-        return self._streams.download(planes), state
-
-    def _sliced(self, changing: tuple[Tensor, VideoState]) -> tuple[Tensor, VideoState]:
-        # A record of its own: the one that is given belongs to the graph.
-        latents, state = changing[0], unflatten(changing[1], iter(leaves(changing[1])))
-        with self.model.computing():
-            return to_planes(self.model.vae.decode(latents, state)), state
 
     @contextmanager
     def _rendering(self) -> Iterator[None]:

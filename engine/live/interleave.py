@@ -1,8 +1,8 @@
 """The loop of the engine process: an asyncio loop that interleaves planning and rendering, one unit after another.
 
 After each unit it reads its inbox, the control pipe, and then takes the next unit by deadline: rendering first while a
-channel's buffer is low, then planning ahead, then waiting for a message. Channels whose media clock runs come before
-those whose clock stands, which fill their buffers when there is time.
+channel's buffer is low, then planning ahead, then previews, then waiting for a message. Channels whose media clock runs
+come before those whose clock stands, which fill their buffers when there is time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
+from engine.live.look_ahead import PlanPreviews
 from engine.live.opening import Openings
 from engine.live.state_keeper import StateKeeper
 from engine.runtime.threads import FIXED, ThreadChoice
@@ -28,8 +29,10 @@ from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
     ChannelClosed,
     CloseChannel,
+    DiscardPlan,
     FramesReady,
     FromEngine,
+    LookAhead,
     OpenChannel,
     Paused,
     SetPrompt,
@@ -70,6 +73,7 @@ class Interleaver:
         self._heard = asyncio.Event()
         self._channels: dict[str, LiveChannel] = {}
         self._changes = Changes(generator, self._send)
+        self._previews = PlanPreviews(generator, self._send)
         self._meter = CostMeter(config.chunk_tokens)
         keeper = StateKeeper(generator, memory, journals)
         self._openings = Openings(generator, self._meter, keeper, self._send, self._begin, self._heard.set)
@@ -115,7 +119,7 @@ class Interleaver:
             channels = [channel for channel in self._channels.values() if channel.paused == paused]
             if self._render_most_urgent(channels) or self._plan_most_urgent(channels):
                 return True
-        return False
+        return self._previews.work(self._channels.values())
 
     def _comes_first(self, channel: LiveChannel) -> bool:
         """Whether a channel that runs must not wait for one that is being made of what is there."""
@@ -216,6 +220,10 @@ class Interleaver:
                 self._on_shown(message)
             case SetPrompt():
                 self._changes.take(self._channels.get(message.channel), message)
+            case DiscardPlan():
+                self._changes.discard(self._channels.get(message.channel), message)
+            case LookAhead():
+                self._previews.tell(message.channel, self._channels.get(message.channel))
 
     def _begin(self, channel: LiveChannel, kept: KeptState | None) -> None:
         """A channel is there: a new one, or one that goes on from what an engine process before kept."""
@@ -224,15 +232,18 @@ class Interleaver:
             self._go_on(channel, kept)
 
     def _go_on(self, channel: LiveChannel, kept: KeptState) -> None:
-        """Begins the chunk again that an engine process before was making, in the same way."""
+        """Goes on as an engine process before would have."""
         channel.wanted_from, channel.new_from = channel.delivered, kept.frame
         self._changes.go_on(channel, began=False)
-        if kept.running is None:
-            return
-        steps, threads = kept.running
+        if kept.running is not None:
+            if kept.costs is not None:
+                self._meter.begin_with(Costs(*kept.costs))
+            self._begin_again(channel, *kept.running)
+        self._changes.go_on(channel, began=True)
+
+    def _begin_again(self, channel: LiveChannel, steps: int, threads: int) -> None:
+        """Begins the chunk again that an engine process before was making, in the same way."""
         torch.set_num_threads(min(threads, torch.get_num_threads()))
-        if kept.costs is not None:
-            self._meter.begin_with(Costs(*kept.costs))
         channel.next_steps = steps
         if channel.delivered <= channel.next.frame:
             # None of it is there that the rest must fit, and some of the time for it is gone.
@@ -241,7 +252,6 @@ class Interleaver:
         while self._generator.needs_plan(channel.state):
             self._plan(channel)
         self._advance(channel)
-        self._changes.go_on(channel, began=True)
 
     def _close(self, name: str) -> None:
         self._openings.cancel(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -11,10 +12,11 @@ from engine.live.channel_state import ChannelState, Place
 from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Chunk, Unit
 from engine.live.journal_writer import ChannelJournal
+from engine.live.plan_writer import GOP
 from engine.live.state_keeper import ChannelKeeper
 from engine.runtime.cuda_streams import StreamEvent
 from engine.wire.frames import FrameBatch
-from engine.wire.messages import ChunkDone, SetPrompt
+from engine.wire.messages import ChunkDone, DiscardPlan, SetPrompt
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class LiveChannel:
     delivered: int  # number of the next frame to put into the ring
     meter: CostMeter  # of all channels
     least_steps: int  # that a chunk may take; the most are `state.steps`
+    first: int = field(init=False)  # number of the first frame that can be told of
     paused: bool = True  # its media clock stands
     shown_s: float = 0.0  # when the last frame went on air
     wanted_from: int = 0  # number of the first frame that is not there yet or was dropped
@@ -52,8 +55,16 @@ class LiveChannel:
     next_steps: int | None = None  # of the next chunk, where that is chosen already
     planned_under: SetPrompt | None = None  # the prompt that begins with the next chunk, if one does
     waiting: SetPrompt | None = None  # the prompt for the chunk after that
-    cutting: SetPrompt | None = None  # a cut that waits for frames
+    cutting: SetPrompt | DiscardPlan | None = None  # a cut that waits for frames
+    replanned: bool = False  # the plan of the next chunk was dropped on demand, and is written anew
+    looked_s: float = -math.inf  # when somebody looked at what comes
+    pictures: dict[int, tuple[GOP, int]] = field(default_factory=dict)  # of semantic frames: their numbers
+    # Of GOPs, by the first frame: from how many frames they were read, and what they say.
+    words: dict[int, tuple[GOP, int, dict[str, str]]] = field(default_factory=dict)
     journal: ChannelJournal | None = None
+
+    def __post_init__(self) -> None:
+        self.first = self.shown
 
     @property
     def buffered(self) -> int:
@@ -80,7 +91,7 @@ class LiveChannel:
 
     def begin(self, chunk: Chunk) -> None:
         """Its next chunk begins."""
-        self.chunk, self.planned_under = chunk, None
+        self.chunk, self.planned_under, self.replanned = chunk, None, False
         self.spent.begun_s = time.monotonic()
 
     def spend(self, unit: Unit, seconds: float) -> None:

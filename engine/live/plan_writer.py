@@ -32,6 +32,7 @@ class GOP:
 
     start: int  # number of the first frame
     tokens: Tensor  # [1, N] int64 of a full GOP; the first `count` are decided, the rest are guesses
+    seed: int  # of its draws, and of the text that it is written under
     first: int = 0  # position of its START_OF_IFRAME in the cache, once a token is decided
     count: int = 0
     closed: bool = False  # full, or cut short: the next GOP begins behind it
@@ -50,7 +51,6 @@ class PlanPart:
 class Plan:
     """The tokens of one channel; constant in size but for the GOPs, of which `PlanWriter.drop` keeps few."""
 
-    seed: int
     prefix: Prefix  # of the prompt that the last GOP is written under
     gops: list[GOP]  # oldest first; all but the last are closed
     cache: KVCache  # of the last GOP and its context
@@ -96,9 +96,9 @@ class PlanWriter:
             model.device,
             model.dtype,
         )
-        gops = [self._closed(part) for part in before]
+        gops = [self._closed(part, seed) for part in before]
         frame = gops[-1].start + self._frames(gops[-1]) if gops else frame
-        return Plan(seed, self._prefix(text), [*gops, self._gop(frame, gops[-1] if gops else None)], cache)
+        return Plan(self._prefix(text), [*gops, self._gop(frame, gops[-1] if gops else None, seed)], cache)
 
     def end(self, plan: Plan) -> int:
         """Number of the first frame that is not wholly decided."""
@@ -112,7 +112,7 @@ class PlanWriter:
     def write(self, plan: Plan) -> int:
         """Decides the next tokens and returns their number: at least one, but for a pass over special tokens alone."""
         if plan.gops[-1].closed:
-            plan.gops.append(self._gop(self.end(plan), plan.gops[-1]))
+            plan.gops.append(self._gop(self.end(plan), plan.gops[-1], plan.gops[-1].seed))
         gop = plan.gops[-1]
         if gop.count == 0:
             self._read_context(plan, gop)
@@ -162,20 +162,25 @@ class PlanWriter:
             return plan.noise[number]
         # The first and the last place have special tokens.
         shape = (places - 2, self._model.config.planner.codebook_size)
-        noise = gumbel(uniform(shape, plan.seed, "plan", number))
+        noise = gumbel(uniform(shape, plan.gops[-1].seed, "plan", number))
         return upload(F.pad(noise, (0, 0, 1, 1)), self._model.device)
 
-    def cut(self, plan: Plan, frame: int, text: Tensor) -> None:
+    def seed_at(self, plan: Plan, frame: int) -> int:
+        """The seed that `frame` is planned with."""
+        return next(gop.seed for gop in reversed(plan.gops) if gop.start <= frame)
+
+    def cut(self, plan: Plan, frame: int, text: Tensor, seed: int | None = None) -> None:
         """Forgets everything from `frame` on; there a new GOP begins, for the text [1, L, K].
 
-        What comes before `frame` must be decided.
+        What comes before `frame` must be decided. Without a seed that of the plan stays.
         """
+        seed = plan.gops[-1].seed if seed is None else seed
         plan.gops = [gop for gop in plan.gops if gop.start < frame]
         if plan.gops:
             assert self.end(plan) >= frame, f"frames up to {frame} must be planned"
             last = plan.gops[-1]
             last.count, last.closed = self._offsets[frame - last.start], True
-        plan.gops.append(self._gop(frame, plan.gops[-1] if plan.gops else None))
+        plan.gops.append(self._gop(frame, plan.gops[-1] if plan.gops else None, seed))
         plan.gops[-1].changed = True
         plan.prefix = self._prefix(text)
 
@@ -239,15 +244,16 @@ class PlanWriter:
         config = self._model.config.tokenizer
         return 0 if gop.count < config.i_tokens else 1 + (gop.count - config.i_tokens) // config.p_tokens
 
-    def _closed(self, part: PlanPart) -> GOP:
-        gop = self._gop(part.start, None)
+    def _closed(self, part: PlanPart, seed: int) -> GOP:
+        gop = self._gop(part.start, None, seed)
         gop.count, gop.closed = part.tokens.shape[1], True
         gop.tokens[:, : gop.count] = part.tokens
         return gop
 
-    def _gop(self, start: int, before: GOP | None) -> GOP:
+    def _gop(self, start: int, before: GOP | None, seed: int) -> GOP:
         """A GOP of which nothing is decided, behind the one before."""
-        return GOP(start, self._places.first_guess(None if before is None else before.tokens, self._model.device))
+        tokens = self._places.first_guess(None if before is None else before.tokens, self._model.device)
+        return GOP(start, tokens, seed)
 
     def _prefix(self, text: Tensor) -> Prefix:
         config = self._model.config

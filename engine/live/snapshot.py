@@ -24,7 +24,7 @@ from engine.perceptual.base import VideoState
 from engine.runtime.pytree import leaves
 from engine.wire.files import write_atomically
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".snapshot"
 # Fields of a state that are stored as they are.
 _RENDERING = ("features", "context_latents")
@@ -66,10 +66,15 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
     """
     _check(generator, snapshot)
     with _refused():
-        state = generator.open(snapshot["prompt"], snapshot["seed"], snapshot["steps"])
+        device = generator.model.device
+        gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
+        # What is planned may go on with another seed than what is rendered.
+        state = generator.open(snapshot["prompt"], gops[-1].seed, snapshot["steps"])
+        with generator.model.computing():
+            state.seed, state.text = snapshot["seed"], generator.model.text.embed(snapshot["prompt"], snapshot["seed"])
         _place_rendering(generator, state, snapshot)
-        device, plan = generator.model.device, state.plan
-        plan.gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
+        plan = state.plan
+        plan.gops = gops
         for name in _PLAN:
             setattr(plan, name, _placed(snapshot["plan"][name], device))
         for name, tensor in snapshot["plan"]["cache"].items():

@@ -150,8 +150,8 @@ class ChannelKeeper:
         place, frame = state.next, max(state.next.frame, new_from)
         later = tuple(one for one in self._kept.promises if one.mode == "flow" and one.latent > place.latent)
         self._kept = replace(
-            self._kept, prompt=state.prompt, seed=state.seed, chunk=place.chunk, frame=frame, running=None, tries=0,
-            promises=later,
+            self._kept, prompt=state.prompt, seed=state.plan.gops[-1].seed, chunk=place.chunk, frame=frame,
+            running=None, tries=0, promises=later,
         )  # fmt: skip
         self._keep(state)
 
@@ -167,6 +167,16 @@ class ChannelKeeper:
         # What it takes the place of comes no more.
         earlier = tuple(one for one in self._kept.promises if one.latent < at.latent and one.frame < frame)
         self._kept = replace(self._kept, promises=(*earlier, promise))
+        self._write(None)
+
+    def replanned(self, promise: Promise) -> None:
+        """A plan that was dropped is about to be answered; a prompt that is to come takes its seed."""
+        kept = tuple(
+            replace(one, seed=promise.seed) if one.mode == "flow" and one.latent > promise.latent else one
+            for one in self._kept.promises
+            if one.mode != promise.mode or one.latent < promise.latent
+        )
+        self._kept = replace(self._kept, promises=(*kept, promise))
         self._write(None)
 
     def close(self) -> None:

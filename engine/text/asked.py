@@ -31,6 +31,11 @@ SPOKEN_FIELDS = {name: {"subject2": "second_subject", "colour2": "second_colour"
 _LIKELY = TABLES["open"]
 
 
+def spoken(words: dict[str, str | None]) -> dict[str, str | None]:
+    """The words as they are said outside, by the names of fields there."""
+    return {SPOKEN_FIELDS[name]: SPOKEN.get((name, word or ""), word) for name, word in words.items()}
+
+
 def swapped(words: dict[str, str | None]) -> dict[str, str | None]:
     """The words with the second subject first, and the relation said from there."""
     turned = {**REVERSED, **{back: forth for forth, back in REVERSED.items()}}
@@ -104,13 +109,9 @@ class Asked:
 
     def understood(self, seed: int, no_effect: Sequence[str]) -> Understood:
         """The same in words for people, with those of the prompt that had no effect."""
-        words = self.drawn(seed).words
-        spoken: dict[str, Any] = {
-            SPOKEN_FIELDS[name]: SPOKEN.get((name, word or ""), word) for name, word in words.items()
-        }
-        return Understood(
-            **spoken, open=tuple(SPOKEN_FIELDS[name] for name in self.left_open), no_effect=tuple(no_effect)
-        )
+        words: dict[str, Any] = spoken(self.drawn(seed).words)
+        open_fields = tuple(SPOKEN_FIELDS[name] for name in self.left_open)
+        return Understood(**words, open=open_fields, no_effect=tuple(no_effect))
 
     @property
     def caption(self) -> str:

@@ -52,6 +52,24 @@ class SetPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAhead:
+    """Asks what comes; answered by `PlanAhead`. For a while `PlanPicture` messages follow, when there is time."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardPlan:
+    """Asks to drop what comes from a frame on and to plan it anew; answered by `PlanDiscarded` or `Refused` with the
+    same request number. It is the same prompt's, but that `PromptReplaced` may follow as for a cut."""
+
+    request: int
+    channel: str
+    frame: int
+    seed: int | None = None  # from there on; None stands for the one after the channel's
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """Progress on air, sent after every frame shown for the first time (a repeat is not news)."""
 
@@ -138,6 +156,48 @@ class PromptReplaced:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedPart:
+    """About a second of what comes."""
+
+    frame: int  # number of its first frame
+    frames: int
+    rendered: bool
+    words: dict[str, str]  # what its GOP shows; of a model that cannot say, and before it is read, none
+    picture: int | None  # number of the `PlanPicture` that shows its beginning; None before that is made
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAhead:
+    """All that is planned, from the frame on air on, in order."""
+
+    channel: str
+    parts: tuple[PlannedPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPicture:
+    """A preview, drawn from the plan alone: I420 of the video's size, 37 kB of `mini`."""
+
+    channel: str
+    number: int  # each picture of a process has its own
+    width: int  # pixels
+    i420: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlanDiscarded:
+    """What comes from `frame` on is planned anew, with `seed`."""
+
+    request: int
+    channel: str
+    frame: int
+    seed: int
+    understood: Understood | None = (
+        None  # what is shown of the newest prompt with it; None from a model that cannot say
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A request cannot be done; `reason` is one sentence for the person who asked."""
 
@@ -193,12 +253,15 @@ class Failed:
     error: str
 
 
-ToEngine = OpenChannel | CloseChannel | Paused | SetPrompt | Shown | Stop
+ToEngine = OpenChannel | CloseChannel | Paused | SetPrompt | LookAhead | DiscardPlan | Shown | Stop
 ChannelMessage = (
     ChannelOpened
     | ChannelRefused
     | PromptSet
     | PromptReplaced
+    | PlanAhead
+    | PlanPicture
+    | PlanDiscarded
     | Refused
     | FramesReady
     | FramesDropped

@@ -6,7 +6,6 @@ A `Channel` lives in the server's event loop. The engine's link hands it message
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,16 +28,15 @@ from engine.wire.messages import (
 from engine.wire.settings import ChannelSettings, ChannelStart
 from streaming.channels.events import Broadcast, Event, StateChanged
 from streaming.channels.opening import Opening
+from streaming.channels.plan_book import PlanBook
 from streaming.channels.playout import Playout
 from streaming.channels.prompts import PromptBook, RequestRefused
-from streaming.channels.report import ChangeAnswer, ChannelReport, ChunkStats
+from streaming.channels.report import ChangeAnswer, ChannelReport, ChunkStats, ReportText
 from streaming.engines.link import EngineLink
 from streaming.errors import Unavailable
 from streaming.media.hub import Geometry, Hub, Picture, Sink
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.rate import Rung
-
-REPORT_S = 0.1  # a report that is kept is at most so old
 
 
 class Channel:
@@ -66,7 +64,8 @@ class Channel:
         self._chunks = ChunkStats()
         self._prompts = PromptBook.of(settings)
         self._no_journal: str | None = None  # why it is not written
-        self._report_json, self._reported_s = "", float("-inf")
+        self.report_text = ReportText(self.report, clock)
+        self.plan = PlanBook(name, engine.send, self._prompts, clock)
         self.engine_changed()
 
     def settings(self) -> ChannelSettings:
@@ -106,8 +105,11 @@ class Channel:
                 self._publish(self._prompts.replace(message))
             case Refused():
                 self._prompts.refuse(message)
+                self.plan.refuse(message)
             case JournalStopped():
                 self._no_journal = message.reason
+            case _:
+                self.plan.receive(message)
         self._send_prompt()
         self._changed()
 
@@ -122,6 +124,7 @@ class Channel:
         self._playout.frames.forget_slots()
         self._opening.settle(Unavailable("The engine stopped before it made the channel; try again."))
         self._prompts.interrupt("The engine stopped before it took the prompt; try again.")
+        self.plan.interrupt("The engine stopped before it answered; try again.")
 
     @property
     def paused(self) -> bool:
@@ -176,6 +179,7 @@ class Channel:
         self.events.end()
         self._opening.settle(Unavailable("The channel has ended."))
         self._prompts.interrupt("The channel has ended.")
+        self.plan.interrupt("The channel has ended.")
 
     async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
         """Changes prompt or seed, where given, and answers with the first frame under them.
@@ -229,13 +233,6 @@ class Channel:
             no_journal=self._no_journal,
             prompts=self._prompts.report(),
         )
-
-    def report_json(self) -> str:
-        """The report as JSON: made once after a change for all listeners, and anew when it is older than REPORT_S."""
-        now_s = self._clock()
-        if now_s - self._reported_s >= REPORT_S:
-            self._report_json, self._reported_s = json.dumps(dataclasses.asdict(self.report())), now_s
-        return self._report_json
 
     async def run(self) -> None:
         """Puts frames on air until cancelled."""
@@ -296,5 +293,5 @@ class Channel:
     def _changed(self) -> None:
         self._metrics.viewers.set(self._playout.viewers)
         self._metrics.buffered_s.set(self._playout.buffered_s)
-        self._reported_s = float("-inf")
+        self.report_text.change()
         self.events.publish(StateChanged())

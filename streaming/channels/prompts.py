@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import count
 
-from engine.wire.messages import ChannelOpened, PromptReplaced, PromptSet, Refused
+from engine.wire.messages import ChannelOpened, PlanDiscarded, PromptReplaced, PromptSet, Refused
 from engine.wire.settings import ChannelSettings
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.report import PromptReport
@@ -54,13 +54,22 @@ class PromptBook:
         """The prompt that was accepted last, shown or not."""
         return self._current[-1]
 
+    def number(self) -> int:
+        """A number for a request of any kind."""
+        return next(self._numbers)
+
+    def at(self, frame: int) -> PromptReport:
+        """The prompt that a frame is rendered under, as far as is known."""
+        begun = [one for one in self._current if one.frame is not None and one.frame <= frame]
+        return begun[-1] if begun else self._current[0]
+
     def ask(self, prompt: str | None, mode: str, seed: int | None = None) -> asyncio.Future[PromptReport]:
         """A new change, to be sent with `next`; it takes the place of the one that waits.
 
         Without prompt or seed it keeps that of the change before it.
         """
         future: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
-        earlier, new = self._waiting, PromptRequest(next(self._numbers), prompt, seed, mode, future)
+        earlier, new = self._waiting, PromptRequest(self.number(), prompt, seed, mode, future)
         if earlier is not None:
             new.prompt = earlier.prompt if prompt is None else prompt
             new.seed = earlier.seed if seed is None else seed
@@ -121,6 +130,13 @@ class PromptBook:
         if newest.frame is not None:
             newest.frame = min(newest.frame, frame)
         return dropped
+
+    def replan(self, answer: PlanDiscarded) -> None:
+        """The engine plans anew under the newest prompt, with another seed."""
+        newest = self.newest
+        newest.seed, newest.understood = answer.seed, answer.understood
+        if not newest.shown and newest.frame is not None:
+            newest.frame = min(newest.frame, answer.frame)
 
     def replace(self, answer: PromptReplaced) -> list[PromptDropped]:
         """The engine took another prompt for the chunk of an earlier one, which is never shown."""

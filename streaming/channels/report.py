@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 from engine.wire.messages import ChunkDone
 from engine.wire.understood import Understood
 
 CHUNKS_KEPT = 8  # over which the real-time factor is taken
+REPORT_S = 0.1  # a report that is kept is at most so old
 
 
 @dataclass(slots=True)
@@ -74,6 +77,24 @@ class ChannelReport:
     chunk: ChunkReport | None
     prompts: list[PromptReport]
     no_journal: str | None = None  # why its journal is not written
+
+
+class ReportText:
+    """A report as JSON: made once after a change for all listeners, and anew when it is older than REPORT_S."""
+
+    def __init__(self, report: Callable[[], ChannelReport], clock: Callable[[], float]) -> None:
+        self._report, self._clock = report, clock
+        self._text, self._made_s = "", float("-inf")
+
+    def get(self) -> str:
+        now_s = self._clock()
+        if now_s - self._made_s >= REPORT_S:
+            self._text, self._made_s = json.dumps(asdict(self._report())), now_s
+        return self._text
+
+    def change(self) -> None:
+        """There is something new."""
+        self._made_s = float("-inf")
 
 
 @dataclass(slots=True)

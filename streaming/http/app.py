@@ -23,6 +23,7 @@ from streaming.http import (
     journal_routes,
     openapi,
     output_routes,
+    plan_routes,
     push_routes,
     whep_routes,
 )
@@ -98,6 +99,7 @@ def create_app(state: ServerState, config: AppConfig) -> FastAPI:
     doctor_routes.add(app, state)
     channel_routes.add(app, state)
     output_routes.add(app, state)
+    plan_routes.add(app, state)
     push_routes.add(app, state)
     journal_routes.add(app, state)
     whep_routes.add(app, state, config.policy, config.tokens)

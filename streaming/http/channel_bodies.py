@@ -46,15 +46,15 @@ def _prompt(text: str) -> str:
         raise PydanticCustomError("prompt", "{reason}", {"reason": str(error)}) from error
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """5.0 is an integer in JSON's schemas."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_whole)]
-Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS), BeforeValidator(_whole)]
+Seed = Annotated[StrictInt, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(whole)]
+Steps = Annotated[StrictInt, Field(ge=1, le=MOST_STEPS), BeforeValidator(whole)]
 Prompt = Annotated[str, AfterValidator(_prompt), WithJsonSchema(PROMPT_SCHEMA)]
-Chunk = Annotated[StrictInt, Field(ge=0, lt=MOST_CHUNKS), BeforeValidator(_whole)]
+Chunk = Annotated[StrictInt, Field(ge=0, lt=MOST_CHUNKS), BeforeValidator(whole)]
 
 
 class FromChannel(BaseModel):

@@ -17,11 +17,11 @@ from fastapi.responses import StreamingResponse
 
 from engine.wire.settings import Fork, StartFile
 from engine.wire.state_folder import JOURNAL, channel_folder
-from streaming.channels.channel import REPORT_S, Channel
+from streaming.channels.channel import Channel
 from streaming.channels.events import PromptDropped, PromptShown
 from streaming.channels.prompts import RequestRefused
 from streaming.channels.registry import ChannelExists
-from streaming.channels.report import ChangeAnswer, ChannelReport
+from streaming.channels.report import REPORT_S, ChangeAnswer, ChannelReport
 from streaming.errors import Unavailable
 from streaming.http.access import address_of
 from streaming.http.channel_bodies import ChannelChange, FromChannel, NewChannel
@@ -77,7 +77,7 @@ def add(app: FastAPI, state: ServerState) -> None:
         try:
             async with _source(state, body) as source:
                 settings = dataclasses.replace(body.settings(), source=source)
-                async with _answered(*LIMITS[type(source)]):
+                async with answered(*LIMITS[type(source)]):
                     channel = await state.channels.create(name, settings)
         except ChannelExists as error:
             raise HTTPException(409, str(error)) from error
@@ -117,7 +117,7 @@ def add(app: FastAPI, state: ServerState) -> None:
     async def change(channel_id: str, body: ChannelChange) -> ChangeAnswer:
         """Changes prompt and seed, which the answer names the first frame of, or pauses the video for all."""
         channel = state.channel(channel_id)
-        async with _answered():
+        async with answered():
             answer = channel.pause(body.paused)
             if body.prompt is not None or body.seed is not None:
                 answer = await channel.change(body.prompt, body.mode, body.seed)
@@ -167,7 +167,7 @@ async def _source(state: ServerState, body: NewChannel) -> AsyncIterator[Fork | 
 
 
 @asynccontextmanager
-async def _answered(limit_s: float = ANSWER_TIMEOUT_S, refused: int = 422) -> AsyncIterator[None]:
+async def answered(limit_s: float = ANSWER_TIMEOUT_S, refused: int = 422) -> AsyncIterator[None]:
     """What the engine answers in the block, or does not, as errors of a route; `refused` is the status of a refusal."""
     try:
         async with asyncio.timeout(limit_s):
@@ -182,7 +182,7 @@ async def _answered(limit_s: float = ANSWER_TIMEOUT_S, refused: int = 422) -> As
 
 async def _stream(channel: Channel, address: str, stopping: asyncio.Event) -> AsyncIterator[str]:
     with channel.events.listen(address) as listener:
-        yield _event("state", channel.report_json())
+        yield _event("state", channel.report_text.get())
         while not stopping.is_set() and not listener.ended:
             try:
                 async with asyncio.timeout(STATE_EVERY_S):
@@ -194,7 +194,7 @@ async def _stream(channel: Channel, address: str, stopping: asyncio.Event) -> As
             elif isinstance(event, PromptDropped):
                 yield _event("replaced", json.dumps(dataclasses.asdict(event)))
             else:
-                yield _event("state", channel.report_json())
+                yield _event("state", channel.report_text.get())
                 # However much changes, a listener is not told more often.
                 await asyncio.sleep(REPORT_S)
 

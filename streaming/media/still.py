@@ -24,20 +24,33 @@ class Still:
     etag: str
 
 
+class LazyStill:
+    """A picture, and its JPEG once somebody asked for it."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self._encoding: asyncio.Task[Still] | None = None
+
+    async def get(self) -> Still:
+        """The JPEG."""
+        if self._encoding is None:
+            self._encoding = asyncio.create_task(asyncio.to_thread(encode_jpeg, self.picture))
+        # One who stops waiting must not take it from the others.
+        return await asyncio.shield(self._encoding)
+
+
 class Stills:
     """The newest JPEG of each channel that was asked for; a channel that is gone takes its own along."""
 
     def __init__(self) -> None:
-        self._newest: WeakKeyDictionary[object, tuple[Picture, asyncio.Task[Still]]] = WeakKeyDictionary()
+        self._newest: WeakKeyDictionary[object, LazyStill] = WeakKeyDictionary()
 
     async def get(self, channel: object, picture: Picture) -> Still:
         """The JPEG of `picture`, which is what `channel` has on air."""
         known = self._newest.get(channel)
-        if known is None or known[0] is not picture:
-            known = picture, asyncio.create_task(asyncio.to_thread(encode_jpeg, picture))
-            self._newest[channel] = known
-        # One who stops waiting must not take it from the others.
-        return await asyncio.shield(known[1])
+        if known is None or known.picture is not picture:
+            known = self._newest[channel] = LazyStill(picture)
+        return await known.get()
 
 
 def encode_jpeg(picture: Picture) -> Still:

@@ -2,6 +2,8 @@
 
 import { request } from "./api.js";
 import { $, make, say, seconds, setText } from "./dom.js";
+import { withToken } from "./token.js";
+import { phrase } from "./words.js";
 
 const LOOK_MS = 1500; // between looks at what is planned
 
@@ -40,17 +42,22 @@ export class PlanStrip {
     const rows = new Map([...list.children].map((row) => [Number(row.dataset.frame), row]));
     const ordered = parts.map((part) => {
       const row = rows.get(part.frame) ?? this.#row(part.frame);
-      const [picture, time, words] = row.firstElementChild.children;
+      const button = row.firstElementChild;
+      const [picture, time, words] = button.children;
       // A picture is made when there is time for it.
-      if (part.picture && picture.getAttribute("src") !== part.picture) picture.src = part.picture;
-      setText(time, part.frame <= now ? "Now" : `in ${seconds((part.frame - now) / fps)}`);
-      setText(words, Object.values(part.words ?? {}).join(", ") || part.prompt);
+      const address = part.picture && withToken(part.picture);
+      if (!address) picture.removeAttribute("src");
+      else if (picture.getAttribute("src") !== address) picture.src = address;
+      // What is on air stays.
+      button.disabled = part.frame <= now;
+      setText(time, button.disabled ? "Now" : `in ${seconds((part.frame - now) / fps)}`);
+      setText(words, phrase(part.words) || part.prompt);
       row.dataset.rendered = part.rendered;
-      row.firstElementChild.title = `${part.prompt}. A click drops it, and what follows`;
+      button.title = button.disabled ? part.prompt : `${part.prompt}. A click drops it, and what follows`;
       return row;
     });
     // Rows stay in place while they are the same, so that a focus is not lost.
-    for (const row of list.children) if (!ordered.includes(row)) row.remove();
+    for (const row of [...list.children]) if (!ordered.includes(row)) row.remove();
     ordered.forEach((row, place) => {
       if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
     });

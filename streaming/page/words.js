@@ -16,6 +16,12 @@ export function showWords(answer) {
   }));
 }
 
+/** What a part of the plan shows, in few words; some fields may be missing. */
+export function phrase({ subject, colour, scene, direction, second_subject: other, second_colour: otherColour }) {
+  const things = [[colour, subject], [otherColour, other]].map((words) => words.filter(Boolean).join(" "));
+  return [things.filter(Boolean).join(" and "), MOVES[direction] ?? direction, scene].filter(Boolean).join(", ");
+}
+
 /** What is shown, in the order of a sentence. */
 function understood(record) {
   if (!record) return [];
