@@ -19,7 +19,7 @@ from dataclasses import replace
 from importlib import import_module
 from multiprocessing import connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
@@ -28,7 +28,7 @@ from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
 from engine.wire.startup import LOG_LEVELS, follow_parent, log_from
-from engine.wire.state_folder import taken
+from engine.wire.state_folder import remove_abandoned, taken
 from engine.wire.state_memory import StateMemory
 from streaming.http import tls
 from streaming.http.listening import listen
@@ -49,6 +49,7 @@ COMMANDS = {
     "doctor": "streaming.doctor",
 }
 CHANNEL = "main"
+SCRATCH = "landiff-"  # begins the name of a state folder that goes when the server ends
 SPARE_S = 5.0  # from an engine that is ready to its spare
 PROMPT = "a red ball moves slowly to the right over green hills by day"
 
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -
     except OSError as error:
         log.error("cannot listen on %s port %d: %s", arguments.host, arguments.port, error.strerror)
         return 2
+    remove_abandoned(Path(gettempdir()).glob(f"{SCRATCH}*"))
     with listener:
         return asyncio.run(_main(arguments, listener, target))
 
@@ -111,7 +113,7 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    with TemporaryDirectory(prefix="landiff-") as scratch:
+    with TemporaryDirectory(prefix=SCRATCH) as scratch:
         arguments.state = arguments.state or scratch
         return await run(arguments, listener, target, stop)
 

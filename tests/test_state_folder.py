@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_kept_state import KEPT
 
-from engine.wire.state_folder import STATE, channel_folder, taken
+from engine.wire.state_folder import LOCK, STATE, channel_folder, remove_abandoned, taken
 
 
 def keep(state: Path, channel: str = "main", **others: object) -> Path:
@@ -65,3 +65,18 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for place in (Path("/proc/nothing"), tmp_path / "file", Path(os.devnull)):
         with pytest.raises(ValueError, match="cannot be written .*: give another --state"), taken(place, "mini"):
             pass
+
+
+def test_folders_of_servers_that_are_gone_are_removed(tmp_path: Path) -> None:
+    """Those that nobody holds; not one that a server has, one that is new, or one that is no state folder."""
+    names = ("gone", "held", "new", "other")
+    for name in names:
+        (tmp_path / name / "main").mkdir(parents=True)
+        if name != "other":
+            (tmp_path / name / LOCK).touch()
+        if name in ("gone", "held"):
+            os.utime(tmp_path / name / LOCK, (0, 0))
+    with taken(tmp_path / "held", "mini"):
+        os.utime(tmp_path / "held" / LOCK, (0, 0))
+        remove_abandoned(tmp_path / name for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "new", "other"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -15,6 +17,7 @@ JOURNAL = "journal.jsonl"
 STATE = "state.json"  # of a channel that is not ended: a server that starts goes on with it
 SNAPSHOTS = ("last-1.snapshot", "last-2.snapshot")  # its state's, in turn: one is whole while the other is written
 LOCK = ".lock"
+ABANDONED_S = 60.0  # the least age of a temporary folder that is removed
 
 
 def channel_folder(state: Path, channel: str) -> Path:
@@ -52,6 +55,16 @@ def taken(state: Path, preset: str) -> Iterator[list[KeptState]]:
         yield _kept_states(state, preset)
     finally:
         os.close(descriptor)
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """Removes those temporary state folders whose servers are gone, as by kill -9."""
+    for folder in folders:
+        with suppress(OSError), (folder / LOCK).open("r+b") as file:
+            # One that is new may not be locked yet.
+            if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_S:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kept_states(state: Path, preset: str) -> list[KeptState]:
