@@ -645,6 +645,32 @@ def test_error_in_a_unit_is_told_and_raised(tmp_path: Path, monkeypatch: pytest.
     assert messages[-2] == Failed("RuntimeError: out of memory")
 
 
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_spare_is_ready_before_it_has_a_channel(
+    warm_up: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared on one thread of the lowest priority, it then serves on all; one that is hurried skips the warm-up."""
+    write_weights(tmp_path)
+    monkeypatch.setitem(PRESETS, "tiny", tiny_config)
+    settings = EngineSettings("tiny", str(tmp_path), "cpu", spare=True, warm_up=warm_up)
+    ours, theirs = multiprocessing.Pipe()
+    threads = torch.get_num_threads()
+    thread = threading.Thread(target=serve, args=(settings, MemoryRing(8), theirs))
+    with ours, theirs:
+        thread.start()
+        stages = set()
+        while not isinstance(message := ours.recv(), Ready):
+            stages |= {message.stage} if isinstance(message, Progress) else set()
+        assert stages == ({"loading", "warm-up"} if warm_up else {"loading"})
+        ours.send(OpenChannel("main", SETTINGS))
+        while not isinstance(message, FramesReady):
+            message = ours.recv()
+        assert torch.get_num_threads() == threads
+        ours.send(Stop())
+        thread.join(LIMIT_S)
+    assert not thread.is_alive()
+
+
 def _tiny_engine(settings: EngineSettings, ring: RingWriter, control: Connection) -> None:
     PRESETS["tiny"] = tiny_config
     serve(settings, ring, control)
