@@ -27,7 +27,9 @@ export class PlanStrip {
     this.#sinceMs = performance.now();
     try {
       const { parts } = await (await request("GET", this.#url)).json();
-      this.#show(parts.filter((part) => part.frame + part.frames > (frame ?? 0)), frame ?? 0, fps);
+      // The first part is on air; the report may be older.
+      const now = Math.max(frame ?? 0, parts[0]?.frame ?? 0);
+      this.#show(parts.filter((part) => part.frame + part.frames > now), now, fps);
     } catch (error) {
       this.#missing = error.status === 404;
       $("plan").hidden = true;
