@@ -50,7 +50,7 @@ COMMANDS = {
 }
 CHANNEL = "main"
 SCRATCH = "landiff-"  # begins the name of a state folder that goes when the server ends
-SPARE_S = 5.0  # from an engine that is ready to its spare
+SPARE_S = 5.0  # from the beginning of an engine to that of its spare, at least
 PROMPT = "a red ball moves slowly to the right over green hills by day"
 
 log = logging.getLogger("server")

@@ -19,7 +19,7 @@ from streaming.chaos import faults
 from streaming.chaos.faults import Scene
 from streaming.chaos.report import Flaw, Report
 from streaming.chaos.stage import Stage
-from streaming.chaos.witness import AGAIN, MOST_IN_A_ROW, Witness
+from streaming.chaos.witness import AGAIN, MOST_GAP_S, MOST_IN_A_ROW, Witness
 from streaming.media.marker import Mark
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fakes.py"))
@@ -47,6 +47,15 @@ def test_frames_out_of_order_are_wrong() -> None:
     assert watched(1, 2, 3 + MOST_IN_A_ROW).findings == []
     (finding,) = watched(1, 2, 4 + MOST_IN_A_ROW).findings
     assert finding == Flaw("missing", f"frames 3 to {3 + MOST_IN_A_ROW}")
+
+
+def test_a_video_that_stands_is_wrong() -> None:
+    """Whatever happened, new frames come again before long."""
+    witness = watched(0, 1)
+    later = 1.0 + MOST_GAP_S
+    witness.see(Arrival(later, later, Mark(2, 0), np.zeros(144, np.float32), None, (192, 128)))
+    (finding,) = witness.findings
+    assert finding == Flaw("missing", "no new frame for 91 s before frame 2")
 
 
 def test_another_server_may_leave_out_a_little() -> None:

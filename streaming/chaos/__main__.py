@@ -29,7 +29,7 @@ MOST_MINUTES = 24 * 60.0
 PAUSE_S = (1.0, 9.0)  # between two faults
 FIRST_S = 60.0  # until the first frame
 LAST_FRAMES = 16
-CALM_S = 30.0  # at the end, for the video to go on
+CALM_S = 90.0  # at the end, for the video to go on
 
 
 async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names: Sequence[str] = ()) -> Report:

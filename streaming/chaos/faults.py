@@ -46,6 +46,8 @@ class Scene:
 
 async def engine_killed(scene: Scene) -> list[Flaw]:
     """kill -9 of the engine that serves."""
+    # However slow the machine: one that never gets ready makes no video that could go on.
+    await scene.stage.ready()
     if (pid := scene.stage.engine()) is not None:
         send(pid, signal.SIGKILL)
     return []
@@ -53,6 +55,7 @@ async def engine_killed(scene: Scene) -> list[Flaw]:
 
 async def engine_stopped(scene: Scene) -> list[Flaw]:
     """SIGSTOP of the engine that serves, for some seconds."""
+    await scene.stage.ready()
     if (pid := scene.stage.engine()) is not None and send(pid, signal.SIGSTOP):
         await scene.wait(0.5, 10)
         send(pid, signal.SIGCONT)

@@ -23,6 +23,7 @@ ENDPOINT = "/whep/main?marker=1&codec=vp8"
 REJOIN_S = 0.25  # between two tries to join
 SILENT_S = 5.0  # without a frame: the viewer joins again, as a page does
 MOST_IN_A_ROW = 40  # frames that may be lost on the way
+MOST_GAP_S = 90.0  # between two new frames: a busy machine takes half of it to load the model
 AGAIN = 64  # frames that another server may show again, or leave out: what was made and not shown
 LEAST_JUMP, JUMP = 12.0, 6.0  # levels of 255, and times the usual step, between two frames of different videos
 
@@ -86,7 +87,10 @@ class Witness:
             self._check(number, last)
         self._look(arrival, follows=last is not None and number == last + 1)
         if self._new_s is not None:
-            self.longest_gap_s = max(self.longest_gap_s, arrival.at_s - self._new_s)
+            gap_s = arrival.at_s - self._new_s
+            self.longest_gap_s = max(self.longest_gap_s, gap_s)
+            if gap_s > MOST_GAP_S:
+                self.findings.append(Flaw("missing", f"no new frame for {gap_s:.0f} s before frame {number}"))
         self._new_s, self.last, self.another_server = arrival.at_s, number, False
         self.frames += 1
 

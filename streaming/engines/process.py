@@ -28,7 +28,7 @@ EngineTarget = Callable[[EngineSettings, RingWriter, Connection, StateMemory], N
 class SupervisorConfig:
     """Limits for restarts of the engine process, and for its silence."""
 
-    restarts: int = 5  # in a row, each ending before `healthy_s`
+    restarts: int = 20  # in a row, each ending before `healthy_s`
     healthy_s: float = 5.0  # an engine that ran this long begins a new row
     backoff_s: float = 1.0  # before the second restart of a row, doubled for each further one; the first is at once
     backoff_limit_s: float = 30.0
@@ -37,7 +37,7 @@ class SupervisorConfig:
     stalled_s: float = 5.0  # without a heartbeat: the engine is said to be stalled
     hung_s: float = 15.0  # without a heartbeat: the process is ended
     replaced_s: float = 2.5  # the same where a spare is warm
-    spare_s: float | None = None  # after an engine is ready its spare is begun; None begins none
+    spare_s: float | None = None  # from an engine to its spare, which also waits until it is ready; None: no spare
 
     def __post_init__(self) -> None:
         if self.restarts < 0 or self.outbox < 1:
