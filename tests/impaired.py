@@ -212,7 +212,7 @@ async def measure(case: str, codec: str) -> dict[str, Any]:
                 line.split()[0]: float(line.split()[-1])
                 for line in metrics.splitlines()
                 if line.startswith(
-                    ("landiff_clock_slips_total", "landiff_viewer_overflows_total", "landiff_frames_rep")
+                    ("landiff_clock_slips_total", "landiff_viewer_overflows_total", "landiff_frames_repeated_total")
                 )
             }
             figures["chromium"] = await page.evaluate(STATS)

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +89,21 @@ async def test_video_goes_on_over_the_new_connection() -> None:
     assert watcher.peer.connectionState == "closed"
 
 
+async def test_a_peer_without_a_usable_candidate_is_found_by_its_checks() -> None:
+    """Browsers hide their addresses in names and end their candidates before their first check arrives."""
+    async with serving() as running, watching(running) as watcher:
+        peer = Peer(watcher)
+        hidden = re.sub(r"(udp \d+) \S+", r"\1 1384bee9.local", await peer.offer())
+        reply = await running.http.patch(watcher.location, content=hidden, headers=ANY)
+        end = {"if-match": reply.headers["etag"]} | TRICKLE
+        fragment = body(peer.connection.local_username, peer.connection.local_password, "a=end-of-candidates")
+        assert (await running.http.patch(watcher.location, content=fragment, headers=end)).status_code == 204
+        await asyncio.sleep(0.2)
+        await peer.connect(reply.text)
+        await watcher.received(8)
+        assert peer.ice._connection is peer.connection
+
+
 async def test_restart_that_never_connects_leaves_the_video_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """The old connection stays, with its place in the session, and a later restart works."""
     async with serving() as running, watching(running) as watcher:
@@ -120,7 +136,7 @@ async def test_a_restart_that_is_given_up_at_once_leaves_no_port() -> None:
     transport = SimpleNamespace(transport=SimpleNamespace(_connection=aioice.Connection(ice_controlling=False)))
     restarts = IceRestarts("viewer", transport, IceAgent(), 5.0)
     session = IceSession("new1", "0123456789abcdefghijkl", NO_MEDIA, "0")
-    await restarts.begin(session, Fragment((), False, session))
+    await restarts.begin(session, Fragment((), session))
     new: Any = restarts._connection
     assert new._protocols
     await restarts.close()

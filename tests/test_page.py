@@ -445,6 +445,27 @@ async def test_the_page_outlives_engine_and_server(browser: Any, script: str) ->
         await page.close()
 
 
+async def test_the_page_restarts_ice(browser: Any) -> None:
+    """Where the network changes the session goes on; one that the server does not know any more is joined anew."""
+    async with serving() as running:
+        page, errors = await opened(browser, running.url)
+        joined: list[str] = []
+        page.on("request", lambda request: joined.append(request.url) if request.method == "POST" else None)
+        for _ in range(2):
+            async with page.expect_response(
+                lambda reply: reply.request.method == "PATCH" and reply.status == 200
+            ) as said:
+                await page.evaluate("dispatchEvent(new Event('online'))")
+            await plays(page)
+        assert joined == []
+        await running.http.delete((await said.value).url)
+        async with page.expect_response(lambda reply: reply.request.method == "POST" and reply.status == 201):
+            await page.evaluate("dispatchEvent(new Event('online'))")
+        await page.wait_for_function(LIVE, timeout=LIMIT_MS)
+        await plays(page)
+        assert errors == []
+
+
 async def test_a_prompt_while_the_engine_restarts_is_refused_in_words(browser: Any) -> None:
     """The page says that the engine is coming back, and keeps the text."""
     async with serving() as running:
@@ -638,9 +659,7 @@ async def test_ice_servers_of_the_answer_are_read(browser: Any) -> None:
     )
     async with serving() as running:
         page, _ = await opened(browser, running.url)
-        read = (
-            "header => import('/page/whep.js').then((module) => [module.iceServers(header), module.iceServers(null)])"
-        )
+        read = "header => import('/page/ice.js').then((module) => [module.iceServers(header), module.iceServers(null)])"
         assert await page.evaluate(read, header) == [
             [
                 {"urls": "turn:h:3478?transport=tcp", "username": '17:a,"b', "credential": "x;y="},

@@ -7,7 +7,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,21 @@ PRIVATE = "10.2.0.2"
 MASQUERADE = 'table ip nat { chain post { type nat hook postrouting priority 100; oifname "eth1" masquerade; }; }'
 SECRET = "north wind"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+COUNT_FRAMES = """() => {
+    const video = document.getElementById("video");
+    window.shown = 0;
+    const count = () => { window.shown += 1; video.requestVideoFrameCallback(count); };
+    video.requestVideoFrameCallback(count);
+}"""
+KEEP_PEER = """RTCPeerConnection = class extends RTCPeerConnection {
+    constructor(configuration) { super(configuration); window.peer = this; }
+}"""
+OWN_PORT = """async () => {
+    const stats = [...(await window.peer.getStats()).values()];
+    const {selectedCandidatePairId} = stats.find((one) => one.type === "transport");
+    const {localCandidateId} = stats.find((one) => one.id === selectedCandidatePairId);
+    return stats.find((one) => one.id === localCandidateId).port;
+}"""
 
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 needs_coturn = pytest.mark.skipif(
@@ -148,27 +164,73 @@ def test_neither_side_needs_udp(internet: Networks) -> None:
     assert said["picture_s"] < 7
 
 
-@needs_coturn
-@pytest.mark.browser
-async def test_page_without_udp_sees_through_tcp(internet: Networks, tmp_path: Path) -> None:
-    """The page takes the TURN server of the answer: a browser that may send no UDP shows the video within 7 s."""
+@asynccontextmanager
+async def browsing(made: Networks, folder: Path) -> AsyncIterator[Any]:
+    """A page of Chromium in the viewer's network."""
     playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
     chromium = shutil.which("chromium", path="/usr/bin")
     if chromium is None:
         pytest.skip("/usr/bin/chromium is missing: apt-get install chromium")
-    start_turn(internet)
-    block_udp(internet)
-    public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
-    inside = tmp_path / "chromium"
-    inside.write_text(f'#!/bin/sh\nexec {" ".join(internet.inside("viewer"))} {chromium} "$@"\n')
+    inside = folder / "chromium"
+    inside.write_text(f'#!/bin/sh\nexec {" ".join(made.inside("viewer"))} {chromium} "$@"\n')
     inside.chmod(0o755)
     async with playwright.async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=str(inside), args=FLAGS)
-        page = await browser.new_page(bypass_csp=True)
+        yield await browser.new_page(bypass_csp=True)
+        await browser.close()
+
+
+@needs_coturn
+@pytest.mark.browser
+async def test_page_without_udp_sees_through_tcp(internet: Networks, tmp_path: Path) -> None:
+    """The page takes the TURN server of the answer: a browser that may send no UDP shows the video within 7 s."""
+    start_turn(internet)
+    block_udp(internet)
+    public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
+    async with browsing(internet, tmp_path) as page:
         began_s = time.monotonic()
         await page.goto(f"http://{SERVER}:8000/")
         await page.wait_for_function("document.getElementById('video').videoWidth > 0", timeout=20_000)
         took_s = time.monotonic() - began_s
-        await browser.close()
     sys.stderr.write(f"page without UDP: {took_s:.2f} s\n")
     assert took_s < 7
+
+
+@pytest.mark.browser
+async def test_page_that_nothing_but_http_reaches(internet: Networks, tmp_path: Path) -> None:
+    """Without UDP and without a TURN server the page shows the video over HTTP."""
+    block_udp(internet)
+    public_server(internet)
+    async with browsing(internet, tmp_path) as page:
+        began_s = time.monotonic()
+        await page.goto(f"http://{SERVER}:8000/")
+        await page.wait_for_function("document.getElementById('video').videoWidth > 0", timeout=20_000)
+        sys.stderr.write(f"page over HTTP: {time.monotonic() - began_s:.2f} s\n")
+        live = "document.getElementById('connection').textContent.includes('Live over HTTP')"
+        await page.wait_for_function(live, timeout=20_000)
+
+
+@pytest.mark.browser
+async def test_page_finds_another_way(internet: Networks, tmp_path: Path) -> None:
+    """When nothing passes by the path that there was the page restarts ICE, and the same session goes on."""
+    public_server(internet)
+    async with browsing(internet, tmp_path) as page:
+        joined: list[int] = []
+        page.on("response", lambda reply: joined.append(reply.status) if reply.request.method == "POST" else None)
+        await page.add_init_script(KEEP_PEER)
+        await page.goto(f"http://{SERVER}:8000/")
+        await page.evaluate(COUNT_FRAMES)
+        await page.wait_for_function("window.shown > 8", timeout=20_000)
+        port = await page.evaluate(OWN_PORT)
+        async with page.expect_response(is_restart, timeout=20_000):
+            rule = f"udp sport {port} drop; udp dport {port} drop;"
+            internet.nft("home", f"table ip cut {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
+        shown = await page.evaluate("window.shown")
+        await page.wait_for_function(f"window.shown > {shown + 16}", timeout=20_000)
+        assert await page.evaluate(OWN_PORT) != port
+        assert joined == [201], "it joined once"
+
+
+def is_restart(reply: Any) -> bool:
+    """True of the answer to an ICE restart."""
+    return bool(reply.request.method == "PATCH" and reply.status == 200)

@@ -225,13 +225,12 @@ def test_the_nearest_h264_is_taken() -> None:
 
 
 def test_fragment_gives_its_candidates() -> None:
-    """Usable candidates and the end mark are read."""
+    """Usable candidates are read; the end mark changes nothing."""
     lines = ["a=ice-ufrag:abcd", "m=video 9 RTP/AVP 0", "a=mid:0", HOST, HOST.replace("192.0.2.7", "x.local")]
     offer = check_offer(text(OFFER), "application/sdp", None, PUBLIC).offer
     fragment = check_fragment(text([*lines, "a=end-of-candidates"]), FRAGMENT_TYPE, offer, PUBLIC)
     assert fragment.candidates == (HOST.removeprefix("a=candidate:"),)
-    assert fragment.complete
-    assert not check_fragment(text(lines), FRAGMENT_TYPE, offer, PUBLIC).complete
+    assert fragment == check_fragment(text(lines), FRAGMENT_TYPE, offer, PUBLIC)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +307,7 @@ def test_candidates_of_other_transports_are_passed_over() -> None:
     offer = check_offer(text(OFFER), "application/sdp", None, PUBLIC).offer
     lines = ["m=audio 9 RTP/AVP 0", "a=mid:7", "a=ice-ufrag:other", HOST.replace("5000", "6000"), "a=end-of-candidates"]
     fragment = check_fragment(text([*lines, "m=video 9 RTP/AVP 0", "a=mid:0", HOST]), FRAGMENT_TYPE, offer, PUBLIC)
-    assert fragment.candidates == (HOST.removeprefix("a=candidate:"),) and not fragment.complete
+    assert fragment.candidates == (HOST.removeprefix("a=candidate:"),)
 
 
 def test_if_match_compares_strongly() -> None:

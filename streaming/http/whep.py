@@ -105,8 +105,7 @@ def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy)
     if not any(one.has(name) for one in (session, *media) for name in ("candidate", "end-of-candidates", "ice-ufrag")):
         raise WhepError(400, "The fragment has neither a candidate nor a=end-of-candidates.")
     kept = tuple(candidate for section in ours for candidate in usable(section.all("candidate"), policy))
-    complete = any(section.has("end-of-candidates") for section in ours)
-    return Fragment(kept[:MOST_CANDIDATES], complete, restarts[0] if restarts else None)
+    return Fragment(kept[:MOST_CANDIDATES], restarts[0] if restarts else None)
 
 
 def fragment_of(session: IceSession, attributes: Iterable[str]) -> str:
@@ -254,8 +253,8 @@ def _media(video: SdpSection, codec: str, payloads: Sequence[str]) -> list[str]:
 
 
 def _candidates(tag: SdpSection, policy: Policy) -> list[str]:
-    kept = [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy)][:MOST_CANDIDATES]
-    return [*kept, *(["a=end-of-candidates"] if tag.has("end-of-candidates") else [])]
+    # Without their end: where none leads to the peer ICE would fail at once, before the peer's own checks come.
+    return [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy)][:MOST_CANDIDATES]
 
 
 def _is_usable(candidate: str, policy: Policy) -> bool:

@@ -78,8 +78,6 @@ class IceRestarts:
                 await connection.add_remote_candidate(aioice.Candidate.from_sdp(text))
             except ValueError as error:
                 log.info("viewer %s: a candidate is passed over: %s", self._name, error)
-        if fragment.complete and not connection._remote_candidates_end:
-            await connection.add_remote_candidate(None)
 
     async def close(self) -> None:
         """Gives up a restart that connects, and begins no more; idempotent."""

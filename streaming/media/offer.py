@@ -39,8 +39,7 @@ class IceSession:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What one PATCH says."""
+    """What one PATCH says. That no candidate follows is no news: the peer's own checks may come yet (RFC 8863)."""
 
     candidates: tuple[str, ...]  # without the leading "a=candidate:"
-    complete: bool  # no candidate follows
     restart: IceSession | None = None  # the candidates are of this session, which begins

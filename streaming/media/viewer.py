@@ -204,8 +204,6 @@ class Viewer:
             except Exception as error:
                 # aiortc and aioice have no error of their own for a candidate that they do not like.
                 log.info("viewer %s: a candidate is passed over: %s", self._name, type(error).__name__)
-        if fragment.complete:
-            await self._peer.addIceCandidate(None)
 
     async def restart(self, session: IceSession, fragment: Fragment) -> list[str]:
         """Begins a new ICE session, and with it a new entity-tag; returns this side's attributes.

@@ -197,6 +197,7 @@ function start() {
   addEventListener("hashchange", () => location.reload());
   addEventListener("pageshow", (event) => event.persisted && location.reload());
   for (const name of ["online", "visibilitychange"]) addEventListener(name, hurry);
+  addEventListener("online", () => channels.forEach((channel) => channel.player.moved()));
   if (!calm.matches) glow(video, $("glow"));
   watchRate(video, (rate) => {
     setText($("fps"), playing.state === "playing" && rate > 0 ? rate.toFixed(rate < 10 ? 1 : 0) : "–");

@@ -1,17 +1,19 @@
-// A WHEP player that stays: it joins, watches over the connection, and joins again after any end.
+// A WHEP player that stays: it joins, watches over the connection, restarts ICE where the network changes, and joins
+// again after any end.
 
+import { fragment, iceServers, restarted, takes } from "./ice.js";
 import { canPlay, playMp4 } from "./mp4.js";
 import { Problem } from "./problem.js";
 
 const BACKOFF_MS = { first: 500, most: 8000 };
-const SILENCE_MS = 6000; // without a packet, though connected: the server is gone
+const QUIET_MS = 2000; // without a packet, though connected: another way to the server is looked for
+const SILENCE_MS = 6000; // the same: the server is gone
 const ANSWER_MS = 10000;
-const CONNECT_MS = 5000; // after the answer; then the video comes over HTTP
-const TICK_MS = 1000;
+const CONNECT_MS = 5000; // after an answer; then the video comes over HTTP, or ICE is restarted once more
+const TICK_MS = 500;
 const LONGEST_MS = 2 ** 31 - 1; // that a browser's timer can wait
 const MOST_CANDIDATES = 20; // that the server takes
 const TRICKLE_MS = 100; // in which candidates are collected, to be told together
-const LINK = /<([^>]*)>((?:\s*;\s*[\w-]+=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))*)/g; // one link of a `Link` header
 
 /** Detail of the state "playing" where the video does not come over WebRTC. */
 export const OVER_HTTP = "WebRTC does not connect from here, so the video comes over HTTP, a little later.";
@@ -45,28 +47,6 @@ export function backoffMs(failures) {
   return ms * (0.8 + 0.4 * Math.random());
 }
 
-/** Whether this browser knows a kind of ICE server; one that it does not know would cost it all others. */
-function takes(peer, server) {
-  try {
-    peer.setConfiguration({ iceServers: [server] });
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-/** The ICE servers of a `Link` header, which may be null. */
-export function iceServers(header) {
-  return [...(header ?? "").matchAll(LINK)].flatMap(([, urls, text]) => {
-    const values = {};
-    for (const [, name, quoted, plain] of text.matchAll(/([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))/g)) {
-      values[name] = quoted?.replace(/\\(.)/g, "$1") ?? plain;
-    }
-    const { rel, username, credential } = values;
-    return rel === "ice-server" ? [username ? { urls, username, credential } : { urls }] : [];
-  });
-}
-
 /**
  * Plays the WHEP endpoint `url` in `video`, or `mp4Url` where WebRTC does not connect.
  *
@@ -81,7 +61,7 @@ export class WhepPlayer {
   #headers;
   #onState;
   #pause = new Pause();
-  #session = null; // { peer, location, end }
+  #session = null; // { peer, location, connected, restarting, restartedMs, end }
   #fallback = null; // an AbortController while the video comes over HTTP
   #running = false;
   #failures = 0;
@@ -125,6 +105,11 @@ export class WhepPlayer {
     this.#pause.cut();
   }
 
+  /** The network changed: the video comes from the new one on, in the same session. */
+  moved() {
+    if (this.#session) this.#restart(this.#session);
+  }
+
   /** Asks the server whether it still knows this session, and joins again if not. */
   async check() {
     const session = this.#session;
@@ -137,7 +122,7 @@ export class WhepPlayer {
   async #watch() {
     if (!globalThis.RTCPeerConnection) throw new NoConnection("This browser has no WebRTC.");
     const peer = new RTCPeerConnection({ iceServers: [] });
-    const session = { peer, location: null, connected: false };
+    const session = { peer, location: null, connected: false, restarting: false, restartedMs: -Infinity };
     let connecting;
     const over = new Promise((_, reject) => (session.end = reject));
     over.catch(() => {}); // it may end before anyone waits
@@ -148,8 +133,8 @@ export class WhepPlayer {
       peer.ontrack = ({ track }) => this.#show(track);
       peer.onconnectionstatechange = () => {
         session.connected ||= peer.connectionState === "connected";
-        if (!["failed", "closed"].includes(peer.connectionState)) return;
-        session.end(session.connected ? new Error("The connection was lost.") : new NoConnection("No connection."));
+        if (session.connected) this.#mend(session, false);
+        else if (["failed", "closed"].includes(peer.connectionState)) session.end(new NoConnection("No connection."));
       };
       await Promise.race([this.#negotiate(session), over]);
       connecting = setTimeout(() => {
@@ -204,6 +189,37 @@ export class WhepPlayer {
     await peer.setRemoteDescription({ type: "answer", sdp: answer });
   }
 
+  /** Restarts ICE where a connection that there was is lost, or seems to be, as when nothing comes over it. */
+  #mend(session, quiet) {
+    const state = session.peer.connectionState;
+    if (state === "closed") session.end(new Error("The connection was lost."));
+    const connects = performance.now() - session.restartedMs < CONNECT_MS;
+    if ((quiet || ["disconnected", "failed"].includes(state)) && !connects) this.#restart(session);
+  }
+
+  /** Finds a new way to the server for the same video. Where that leads nowhere the watchdog ends the session. */
+  async #restart(session) {
+    const { peer } = session;
+    if (!session.connected || session.restarting) return;
+    session.restarting = true;
+    try {
+      const offer = await peer.createOffer({ iceRestart: true });
+      const reply = await this.#patch(session, fragment(offer.sdp, []), "*");
+      const failed = peer.connectionState === "failed" || reply?.status === 404; // the server has ended it
+      if (!reply?.ok && failed) throw new Error("The connection was lost.");
+      if (!reply?.ok) return; // there is no way to the server yet, or it has no port for another connection
+      session.restartedMs = performance.now();
+      const answer = await reply.text();
+      this.#tellCandidates(session, reply.headers.get("etag"));
+      await peer.setLocalDescription(offer);
+      await peer.setRemoteDescription({ type: "answer", sdp: restarted(peer.remoteDescription.sdp, answer) });
+    } catch (error) {
+      session.end(error);
+    } finally {
+      session.restarting = false;
+    }
+  }
+
   /** Tells candidates as they are found. Most servers are reached without them, so nobody waits for this. */
   #tellCandidates(session, etag) {
     let waiting = [];
@@ -229,12 +245,14 @@ export class WhepPlayer {
     if (this.#session !== session) return;
     const lines = candidates.map(({ candidate }) => `a=${candidate}`);
     if (complete) lines.push("a=end-of-candidates");
-    const ufrag = session.peer.localDescription.sdp.match(/^a=ice-(ufrag|pwd):.*$/gm).slice(0, 2);
-    await fetch(session.location, {
-      method: "PATCH",
-      headers: { ...this.#headers(), "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": etag },
-      body: [...ufrag, "m=video 9 UDP/TLS/RTP/SAVPF 0", "a=mid:0", ...lines, ""].join("\r\n"),
-    }).catch(() => {});
+    await this.#patch(session, fragment(session.peer.localDescription.sdp, lines), etag);
+  }
+
+  /** The answer to a fragment; null where none comes. */
+  #patch(session, body, etag) {
+    const headers = { ...this.#headers(), "Content-Type": "application/trickle-ice-sdpfrag", "If-Match": etag };
+    const signal = AbortSignal.timeout(ANSWER_MS);
+    return fetch(session.location, { method: "PATCH", headers, body, signal }).catch(() => null);
   }
 
   #show(track) {
@@ -262,6 +280,7 @@ export class WhepPlayer {
       } else if (performance.now() - sinceMs > (now > 0 ? SILENCE_MS : ANSWER_MS)) {
         session.end(new Error("No more video arrives."));
       }
+      if (session.connected) this.#mend(session, now > 0 && performance.now() - sinceMs > QUIET_MS);
     };
   }
 }
