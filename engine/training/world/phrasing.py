@@ -49,6 +49,7 @@ FILLERS = (
 _COLOURED = (
     "{0} that is {1}", "{0} which is {1}", "{0} whose colour is {1}", "{0} in {1}", "{0}, {1},", "{0} coloured {1}",
     "{0} painted {1}", "{0} of {1} colour", "{0} ({1})", "{0} with {1} paint", "{0}, {1} in colour,", "{0}, it is {1},",
+    "{0} the colour of {2}", "{0} as {1} as {2}", "{0}, {1} like {2},", "{0} with the colour of {2}",
 )  # fmt: skip
 
 
@@ -137,7 +138,8 @@ class Phraser:
         first = self.one(_COUNTS) if many else self.one(_DETERMINERS)
         if colour and self.often(0.22):
             shape = self.rng.choice(_COLOURED)
-            text = shape.format(" ".join(filter(None, [first, *before, noun])), named)
+            likeness = self.one(LEXICON["likenesses"][colour])
+            text = shape.format(" ".join(filter(None, [first, *before, noun])), named, likeness)
         else:
             if colour and self.often(0.06):
                 named += self.rng.choice(("-coloured", " coloured", "-colored", ", "))
@@ -240,6 +242,8 @@ class Phraser:
             f"{first} and {second}, the {one} is {forth} the {other}", f"{back} {first} there is {second}",
             f"{first} next to {second}, the {one} on the {sides[0]}",
             f"{first} beside {second}, the {other} on the {sides[1]}", f"{first} is {forth} {second}",
+            f"{first}, and {back} it {second}", f"{first} has {second} {back} it", f"{first}; {second} {back} it",
+            f"{first} and {second}: the {other} is {back} the {one}",
         )  # fmt: skip
         backwards = (
             f"{second} {back} {first}", f"{second} {back} {first}", f"{second} with {first} {forth} it",
@@ -247,6 +251,8 @@ class Phraser:
             f"{second} which is {back} {first}", f"on the {sides[1]} {second} and on the {sides[0]} {first}",
             f"{second} and {first}, the {one} {forth} the other", f"{second} and {first}, the {one} on the {sides[0]}",
             f"{second} beside {first}, the {other} on the {sides[1]}", f"{second} with {first} flying {forth} it",
+            f"{second}, and {forth} it {first}", f"{second} has {first} {forth} it", f"{second}; {first} {forth} it",
+            f"{forth} {second} there is {first}", f"{second} and {first}: the {one} is {forth} the {other}",
         )  # fmt: skip
         self.swapped = self.often(0.5)
         return self.rng.choice(backwards if self.swapped else forwards), False
