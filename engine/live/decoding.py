@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-import engine
 from engine.config import EngineConfig
 from engine.live.start import Pictures, most_pictures
 
@@ -35,7 +34,7 @@ async def read_pictures(path: str, config: EngineConfig) -> Pictures:
             stdout=out,
             stderr=asyncio.subprocess.PIPE,
             # It has threads' memory for few cores only, and finds this package wherever the server was started.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(engine.__file__).parents[1])},
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         try:
             async with asyncio.timeout(LIMIT_S):
