@@ -112,7 +112,7 @@ async def test_a_file_that_harms_its_reader_is_refused(
     """One that makes it crash, or keeps it busy, is as bad as one that is no film; the process is gone."""
     (tmp_path / "harmed.py").write_text(program)
     monkeypatch.setattr(decoding, "PROGRAM", "harmed")
-    monkeypatch.setattr(decoding.engine, "__file__", str(tmp_path / "engine" / "__init__.py"))
+    monkeypatch.setattr(decoding, "ROOT", tmp_path)
     if "sleep" in program:
         monkeypatch.setattr(decoding, "LIMIT_S", 1.0)
     with pytest.raises(ValueError, match=reason):
@@ -123,7 +123,7 @@ async def test_one_that_is_not_wanted_any_more_is_ended(tmp_path: Path, monkeypa
     """The process does not outlive who asked."""
     (tmp_path / "slow.py").write_text("import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)")
     monkeypatch.setattr(decoding, "PROGRAM", "slow")
-    monkeypatch.setattr(decoding.engine, "__file__", str(tmp_path / "engine" / "__init__.py"))
+    monkeypatch.setattr(decoding, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     task = asyncio.create_task(read_pictures("x", CONFIG))
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():  # noqa: ASYNC110 - another process

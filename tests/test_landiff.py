@@ -13,7 +13,7 @@ import torch
 from checkpoint import PROMPT, TINY
 
 from engine.config import preset
-from engine.live import generator as generating
+from engine.live import slices
 from engine.live.channel_state import ChannelState
 from engine.live.generator import Generator
 from engine.live.noise import normal
@@ -224,7 +224,7 @@ def test_full_size_fits_together(monkeypatch: pytest.MonkeyPatch) -> None:
         shapes.append(video.shape)
         return torch.zeros(video.shape[1], 2, 2, dtype=torch.uint8)
 
-    monkeypatch.setattr(generating, "to_planes", note)
+    monkeypatch.setattr(slices, "to_planes", note)
     monkeypatch.setattr(Model, "computing", lambda self: torch.inference_mode())
     config = preset("landiff")
     model = assemble(config, _NoText(), build(config), torch.device("meta"), torch.float32)

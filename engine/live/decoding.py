@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.live.start import Pictures, most_pictures
 
 PROGRAM = "engine.video.start_clip"  # run, not imported: rooms above know this one
+ROOT = Path(__file__).parents[2]  # where it is found, wherever the server was started
 LIMIT_S = 25.0  # of the clock: on a busy machine the program gets to compute less than it may
 REFUSED = 2  # its status for a file that is not taken
 
@@ -33,8 +34,8 @@ async def read_pictures(path: str, config: EngineConfig) -> Pictures:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=asyncio.subprocess.PIPE,
-            # It has threads' memory for few cores only, and finds this package wherever the server was started.
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            # It has threads' memory for few cores only.
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )
         try:
             async with asyncio.timeout(LIMIT_S):
@@ -47,6 +48,7 @@ async def read_pictures(path: str, config: EngineConfig) -> Pictures:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
+                await process.wait()
         if process.returncode:
             raise ValueError(_reason(process.returncode, told.decode("utf-8", "replace")))
         out.seek(0)
