@@ -2,12 +2,14 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import pytest
@@ -226,6 +228,45 @@ async def test_a_spare_that_ends_is_followed_by_another(caplog: pytest.LogCaptur
             os.kill(one, signal.SIGKILL)
         await state(channel, "restarting")
         await state(channel, "idle")
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Within the block this process cannot make a file of any size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_what_the_system_does_not_give_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    """Without memory for a spare the engine goes on; without memory for the next one that comes later."""
+    async with supervised(config=replace(SPARE, restarts=20)) as (supervisor, channel, task):
+        with no_more_files():
+            async with asyncio.timeout(20):
+                while "no spare engine process can begin: File too large" not in caplog.text:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            assert channel.report().state == "idle" and supervisor.engine is not None
+            descriptors = len(os.listdir("/proc/self/fd"))
+            os.kill(supervisor.engine.pid, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while "no engine process can begin: File too large" not in caplog.text:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.02)
+            assert len(os.listdir("/proc/self/fd")) < descriptors and not task.done()
+        await state(channel, "idle")
+        await spare_of(supervisor)
+
+
+async def test_nothing_is_sent_to_a_process_that_is_stopped() -> None:
+    """Who leaves late tells it to nobody."""
+    async with supervised() as (supervisor, _, task):
+        engine = supervisor.engine
+        assert engine is not None
+        task.cancel()
+        await asyncio.wait([task])
+        engine.send(Stop())
 
 
 def slow_spare(settings: EngineSettings, ring: RingWriter, control: Connection, memory: StateMemory) -> None:

@@ -95,9 +95,14 @@ class RingReader:
 
     def __init__(self, config: RingConfig) -> None:
         self._config = config
+        """Raises OSError where the system gives no memory, or no descriptor for it."""
         self._file = memory_file()
-        os.ftruncate(self._file.fileno(), config.total_bytes)
-        self._memory = mmap.mmap(self._file.fileno(), config.total_bytes)
+        try:
+            os.ftruncate(self._file.fileno(), config.total_bytes)
+            self._memory = mmap.mmap(self._file.fileno(), config.total_bytes)
+        except BaseException:
+            self._file.close()
+            raise
 
     def writer(self) -> RingWriter:
         """The other end, to be passed to a process that is being spawned."""

@@ -10,7 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -66,28 +66,33 @@ class EngineProcess:
         memory: StateMemory,
         config: SupervisorConfig,
     ) -> None:
+        """Raises OSError where the system gives no memory, descriptor or process."""
         self._loop = asyncio.get_running_loop()
         self._receive: Callable[[FromEngine], None] = self._note
         self._config = config
         self.ready: Ready | None = None  # what a spare said when it was warm
-        self.ring = RingReader(ring)
         self._outbox: deque[ToEngine] = deque()
         self._why: str | None = None
         self._heard_s: float | None = None  # when the last message came; None before the first
         self._ended = asyncio.Event()
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = settings, self.ring.writer(), theirs, memory
-        self._process = context.Process(target=target, args=arguments, name="engine")
-        # The child inherits the blocked signal: Ctrl-C, which a terminal sends to every process, is ours to handle.
-        # The tracker, which multiprocessing needs for the child, comes first: its start unblocks the signal.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        theirs.close()
+        with ExitStack() as undo:
+            self.ring = RingReader(ring)
+            undo.callback(self.ring.close)
+            self._pipe, theirs = context.Pipe()
+            undo.callback(self._pipe.close)
+            with theirs:
+                arguments = settings, self.ring.writer(), theirs, memory
+                self._process = context.Process(target=target, args=arguments, name="engine")
+                # The child inherits the blocked signal: Ctrl-C, which a terminal sends to every process, is ours to
+                # handle. The tracker, which multiprocessing needs for the child, comes first: its start unblocks it.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    self._process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            undo.pop_all()
         self._loop.add_reader(self._pipe.fileno(), self._read)
         self._loop.add_reader(self._process.sentinel, self._on_end)
 
@@ -97,7 +102,9 @@ class EngineProcess:
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Sends without blocking. An engine that leaves too many messages unread is ended."""
+        """Sends without blocking; nothing after `stop`. An engine that leaves too many messages unread is ended."""
+        if self._pipe.closed:
+            return
         if len(self._outbox) >= self._config.outbox:
             self.end("the engine process does not read its messages")
             return

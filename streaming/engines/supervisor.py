@@ -87,7 +87,10 @@ class Supervisor:
 
     async def _run_engine(self) -> str:
         """Runs one engine process to its end and says why it ended."""
-        engine = self.engine = await self._next()
+        try:
+            engine = self.engine = await self._next()
+        except OSError as error:
+            return f"no engine process can begin: {error.strerror}"
         try:
             self._link.attach(engine.ring, engine.send)
             engine.take(self._on_message)
@@ -130,8 +133,12 @@ class Supervisor:
                 await spare.stop()
                 wait_s = min(2 * wait_s, SPARE_LIMIT_S)
             elif self.spare is None and self._link.running:
-                self.spare = self._begin(replace(self._link.settings, spare=True))
-                log.info("engine process %d begins as the spare", self.spare.pid)
+                try:
+                    self.spare = self._begin(replace(self._link.settings, spare=True))
+                    log.info("engine process %d begins as the spare", self.spare.pid)
+                except OSError as error:
+                    log.warning("no spare engine process can begin: %s", error.strerror)
+                    wait_s = min(2 * wait_s, SPARE_LIMIT_S)
 
     def _begin(self, settings: EngineSettings) -> EngineProcess:
         return EngineProcess(self._target, settings, self._ring, self._memory, self._config)
