@@ -102,7 +102,8 @@ def impaired_networks(codec: str) -> Iterator[tuple[Networks, Link, Steady]]:
         steady = None
         try:
             wait_for(link, "ready")
-            fake = ("env", "FAKE_PICTURE=large", sys.executable, str(HERE / "fakes.py"), "--host", "0.0.0.0")
+            server = str(HERE / "fakes.py"), "--host", "0.0.0.0", "--no-spare-engine"
+            fake = "env", "FAKE_PICTURE=large", sys.executable, *server
             server = made.start("server", *fake, "--log-level", "info")
             wait_for(server, "is ready")
             _drain(server)

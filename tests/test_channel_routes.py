@@ -271,9 +271,10 @@ async def test_two_cuts_at_once_are_ordered_and_both_answered(running: Serving) 
         answers = [reply.json() for reply in replies]
         assert all(reply.status_code == 200 for reply in replies)
         assert all((answer["frame"] is None) == (answer["replaced_by"] is not None) for answer in answers)
-        # They may arrive in any order.
-        shown = [answer for answer in answers if answer["frame"] is not None]
-        assert max(shown, key=lambda answer: answer["frame"])["prompt"] == (await running.report())["prompt"]
+        # They may arrive in any order, and one that was answered already may lose its frame to the next.
+        last = max(answer["frame"] or 0 for answer in answers)
+        newest = {answer["prompt"] for answer in answers if answer["frame"] == last}
+        assert (await running.report())["prompt"] in newest
 
 
 async def test_a_video_is_paused_for_all(running: Serving) -> None:

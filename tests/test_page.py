@@ -425,7 +425,8 @@ async def test_the_page_outlives_engine_and_server(browser: Any, script: str) ->
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    async with serving("--port", port) as running:
+    # With a spare one the page hardly sees that the engine ended.
+    async with serving("--port", port, "--no-spare-engine") as running:
         page, errors = await opened(browser, running.url, script=script)
         await outcome(page, "a green ball", "shown")
         assert (await running.http.patch("/channels/main", json={"prompt": CRASH})).status_code == 503

@@ -120,7 +120,7 @@ def test_a_server_is_measured_behind_a_wire(loopback: None, monkeypatch: pytest.
     """Media, requests and the server's own processes are in the namespaces; the wire's loss is in the figures."""
     monkeypatch.setattr("streaming.bench.watch.PROMPTS", ("a white ball at night",))
     monkeypatch.setattr(profiles, "PROFILES", {"bad": Profile(Impairments(loss=0.1))})
-    config = WatchConfig(8.0, settle_s=0.5, first_prompt_s=4.0, prompt_every_s=4.0)
+    config = WatchConfig(14.0, settle_s=0.5, first_prompt_s=3.0, prompt_every_s=11.0)
     report = run._behind_wire(BenchPlan(config, Path("unused.json")), COMMAND, "bad")
     assert report["failed"] == [] and report["packet_loss"] > 0.02
     assert report["prompt_to_pixel_s"]["flow"]["count"] == 1
