@@ -1,4 +1,4 @@
-"""`python tests/impaired.py CASE... [--codec h264] [--out FILE]`: figures of a viewer on a bad network.
+"""`python tests/impaired.py CASE... [--codec h264]`: figures of a viewer on a bad network.
 
 A server with a large picture, Chromium behind an impaired link, and a second viewer (aiortc) on a clean one, each in a
 network namespace that this makes. Prints one line of JSON a case. Times are in seconds.

@@ -14,6 +14,8 @@ import time
 import httpx
 from fakes import Watcher
 
+from engine.priority import go_first
+
 
 class Noter(Watcher):
     """A viewer that notes when each frame was decoded."""
@@ -45,4 +47,5 @@ async def watch(url: str, query: str) -> None:
 
 
 if __name__ == "__main__":
+    go_first()  # what it notes late would be the browser's computing, not the network's
     asyncio.run(watch(sys.argv[1], f"?codec={sys.argv[2]}" if len(sys.argv) > 2 else ""))
