@@ -34,12 +34,22 @@ def test_a_cut_can_be_met(on_air_s: float) -> None:
 
 
 def test_a_cut_takes_fewer_steps_rather_than_a_pause() -> None:
-    """As few as the frames that are there leave time for; where even the fewest do not fit it waits."""
+    """Half of them, so that it is seen soon, and as few as the frames that are there leave time for; where even the
+    fewest do not fit it waits."""
     cuts = [choose_cut(100, 100 + buffered, 0.0, 8.0, COSTS, 1, 4) for buffered in range(40)]
     steps = [cut.steps if cut else 0 for cut in cuts]
-    assert steps == sorted(steps) and set(steps) == {0, 1, 2, 3, 4}
+    assert steps == sorted(steps) and set(steps) == {0, 1, 2}
     assert all(cut is None or cut.frame <= 100 + buffered for buffered, cut in enumerate(cuts))
     assert choose_cut(100, 180, 0.0, 8.0, None, 1, 4) is None
+    one, fixed = (choose_cut(100, 180, 0.0, 8.0, COSTS, *both) for both in ((1, 1), (3, 3)))
+    assert one is not None and one.steps == 1 and fixed is not None and fixed.steps == 3
+
+
+def test_going_back_costs_the_slices_that_are_decoded_again() -> None:
+    """Where the states behind slices are not kept."""
+    again = Costs(COSTS.plan_s, COSTS.open_s, COSTS.step_s, COSTS.slice_s, slices_again=2)
+    assert again.cut_s(2) == pytest.approx(COSTS.cut_s(2) + SLACK * 2 * COSTS.slice_s)
+    assert again.first_frames_s(2) == COSTS.first_frames_s(2)
 
 
 def test_a_cut_is_not_the_frame_that_may_be_on_air_already() -> None:

@@ -506,7 +506,8 @@ async def test_threads_are_chosen_by_the_steps() -> None:
         recorder = interleaver._threads = Recorder()
         done = await server.receive(ChunkDone)
         await server.settle()
-    assert 1000 * sum(recorder.costs) == pytest.approx(done.stage_ms["render"])
+    # Not what opens a window, which costs several steps: the mean would jump at every chunk.
+    assert len(recorder.costs) == done.steps and 1000 * sum(recorder.costs) < done.stage_ms["render"]
     assert recorder.retries and done.threads == (torch.get_num_threads(),)
 
 

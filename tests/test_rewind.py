@@ -112,13 +112,15 @@ def test_what_is_not_kept_is_refused() -> None:
         generator.rewind(state, state.past[0].start.frame - 1)
 
 
-def test_a_snapshot_can_go_back() -> None:
-    """What is kept of past chunks is in the record."""
-    generator = _generator()
+@pytest.mark.parametrize("preset", ["tiny", "landiff"])
+def test_a_snapshot_can_go_back(preset: str, published_folder: Path) -> None:
+    """What is kept of past chunks is in the record, but for states behind slices: these are decoded again."""
+    generator = _generator(published_folder if preset == "landiff" else None)
     state = _open(generator)
     for _ in generate_frames(generator, state, FIRST + CHUNK):
         pass
     restored = restore(generator, copy.deepcopy(take_snapshot(generator, state)))
+    assert state.past[-1].ends and not restored.past[-1].ends
     videos = []
     for one in (state, restored):
         generator.change(one, "the sea", generator.rewind(one, 36))

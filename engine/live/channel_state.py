@@ -34,6 +34,9 @@ class PastChunk:
     vae: VideoState  # before its first latent
     new_features: Tensor  # [1, T, D, h, w] of its own frames
     new_latents: Tensor  # [1, T, C, H, W]
+    threads: int  # that decode it: the last bits depend on them
+    # Behind its slices, as far as they are decoded and where that is not too much to keep. No part of a snapshot.
+    ends: list[VideoState] = field(default_factory=list)
 
 
 @dataclass(slots=True)

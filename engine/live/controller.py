@@ -26,14 +26,15 @@ class Costs:
     step_s: float  # a denoising step, of both windows where there are two
     slice_s: float  # the first frames
     stretch: float = 1.0
+    slices_again: int = 0  # that are decoded again to go back
 
     def first_frames_s(self, steps: int) -> float:
         """From the beginning of a planned chunk to its first frames, on the safe side."""
         return SPARE_S + SLACK * self.stretch * (self.open_s + steps * self.step_s + self.slice_s)
 
     def cut_s(self, steps: int) -> float:
-        """The same with a plan that is not there yet, and slices that are decoded again to go back."""
-        return self.first_frames_s(steps) + SLACK * self.stretch * (self.plan_s + 2 * self.slice_s)
+        """The same with a plan that is not there yet, and with going back."""
+        return self.first_frames_s(steps) + SLACK * self.stretch * (self.plan_s + self.slices_again * self.slice_s)
 
 
 def choose_steps(buffered_s: float, costs: Costs | None, floor: int, ceiling: int) -> int:
@@ -59,13 +60,15 @@ def choose_cut(
 ) -> Cut | None:
     """The soonest cut that costs no picture; None where the frames that are there end before it could be met.
 
+    Who cuts does not want to wait: its chunk takes half the steps, where it may, and fewer where the buffer is short.
+
     Args:
         shown, delivered: numbers of the next frame to show, and of the first one that is not there yet.
         on_air_s: how long the frame before `shown` has been on air.
     """
     if costs is None:
         return None
-    for steps in range(ceiling, floor - 1, -1):
+    for steps in range(max(floor, (ceiling + 1) // 2), floor - 1, -1):
         # `shown` comes a period after the frame before it.
         ahead = math.ceil((costs.cut_s(steps) + on_air_s) * fps) - 1
         if shown + max(ahead, 1) <= delivered:
@@ -96,13 +99,13 @@ class CostMeter:
             self._plans.append((costs.plan_s, self._chunk_tokens))
             self._chunks.append((costs.open_s, costs.step_s, costs.slice_s))
 
-    def costs(self, stretch: float) -> Costs | None:
-        """What a chunk costs where time stretches so; None before the first one."""
+    def costs(self, stretch: float, slices_again: int = 0) -> Costs | None:
+        """What a chunk costs where time stretches so, and a cut decodes so much again; None before the first one."""
         if not self._chunks:
             return None
         open_s, step_s, slice_s = map(_dear, zip(*self._chunks, strict=True))
         plan_s, tokens = map(sum, zip(*self._plans, strict=True))
-        return Costs(self._chunk_tokens * plan_s / tokens, open_s, step_s, slice_s, stretch)
+        return Costs(self._chunk_tokens * plan_s / tokens, open_s, step_s, slice_s, stretch, slices_again)
 
 
 def _dear(seconds: Collection[float]) -> float:

@@ -122,12 +122,11 @@ class Generator:
             done = place.latent - past.start.latent
             kept = replace(past, new_features=past.new_features[:, :done], new_latents=past.new_latents[:, :done])
             state.past[-1] = kept
+            state.vae = rewind.end_of(kept, self._slices)
             with self._rendering():
                 features = torch.cat([kept.features, kept.new_features], dim=1)
                 latents = torch.cat([kept.context_latents, kept.new_latents], dim=1)
                 state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
-            for _, state.vae in self._slices.decode(kept.vae, kept.new_latents):
-                pass
         state.next = place
         return place
 
@@ -233,9 +232,10 @@ class Generator:
             alone = yield from self._denoise(context_free)
             with self._rendering():
                 new = torch.lerp(new, alone[:, 1:], self._context_mix)
-        past = PastChunk(state.next, state.features, state.context_latents, state.vae, planned.features, new)
+        before = state.features, state.context_latents, state.vae
+        past = PastChunk(state.next, *before, planned.features, new, torch.get_num_threads())
         rewind.keep(state, past, end)
-        vae = yield from self._decode(state.vae, new, state.next)
+        vae = yield from self._decode(past)
         with self._rendering():
             latents = torch.cat([state.context_latents, new], dim=1)
             # The one place where a video advances.
@@ -274,13 +274,14 @@ class Generator:
             yield Unit("render", mark=before, step=True)
         return state.x
 
-    def _decode(self, state: VideoState, latents: Tensor, place: Place) -> abc.Generator[Unit, None, VideoState]:
-        """A chunk's latents [1, T, C, H, W] to frames, slice by slice; returns the autoencoder's state behind them."""
-        frame, after = place.frame, state
-        for planes, after in self._slices.decode(state, latents):  # noqa: B007 - the last one counts
+    def _decode(self, chunk: PastChunk) -> abc.Generator[Unit, None, VideoState]:
+        """A chunk's latents to frames, slice by slice; returns the autoencoder's state behind them."""
+        frame, after = chunk.start.frame, chunk.vae
+        for planes, after in self._slices.decode(chunk.vae, chunk.new_latents):
+            rewind.keep_end(chunk, after)
             while not planes.event.done:
                 yield Unit("vae", mark=planes.event)
-            batch = FrameBatch(frame, place.chunk, planes.array())
+            batch = FrameBatch(frame, chunk.start.chunk, planes.array())
             frame += batch.frames
             yield Unit("vae", batch)
         return after

@@ -170,7 +170,7 @@ class Interleaver:
         spent_s = time.monotonic() - began_s
         channel.spend(unit, spent_s)
         channel.mark = unit.mark
-        if unit.stage == "render":
+        if unit.step:
             self._threads.spent(spent_s)
         if channel.batch is not None:
             self._deliver(channel)

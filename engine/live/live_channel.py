@@ -13,6 +13,7 @@ from engine.live.controller import CostMeter, Costs, choose_steps
 from engine.live.generator import Chunk, Unit
 from engine.live.journal_writer import ChannelJournal
 from engine.live.plan_writer import GOP
+from engine.live.rewind import slices_again
 from engine.live.state_keeper import ChannelKeeper
 from engine.runtime.cuda_streams import StreamEvent
 from engine.wire.frames import FrameBatch
@@ -78,7 +79,7 @@ class LiveChannel:
 
     def costs(self) -> Costs | None:
         """What its next chunk will cost; None before anything was measured."""
-        return self.meter.costs(self.stretch)
+        return self.meter.costs(self.stretch, slices_again(self.state))
 
     def choose_steps(self, fps: float) -> int:
         """Steps of the chunk that begins now."""

@@ -208,11 +208,10 @@ class Replay:
         if state.next == record.place:
             return
         place, reason = None, ""
-        with computing_with(record.threads[0][1]):
-            try:
-                place = self._generator.rewind(state, record.place.frame)
-            except ValueError as error:
-                reason = f" ({error})"
+        try:
+            place = self._generator.rewind(state, record.place.frame)
+        except ValueError as error:
+            reason = f" ({error})"
         if place != record.place:
             raise ValueError(f"a chunk begins at {record.place}, and its snapshot is of {state.next}{reason}")
 

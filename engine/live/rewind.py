@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from engine.live.channel_state import PastChunk, Place, RenderState
-from engine.perceptual.base import Autoencoder, frames_of
+from engine.live.slices import SliceDecoder
+from engine.perceptual.base import Autoencoder, VideoState, frames_of
+from engine.runtime.pytree import leaves, unflatten
+from engine.runtime.threads import computing_with
+
+END_BYTES = 1 << 24  # of an autoencoder's state that is kept behind every slice; `mini` has 1.4e6
 
 
 def places_of(past: PastChunk, vae: Autoencoder) -> Iterator[Place]:
@@ -34,6 +41,28 @@ def place_before(state: RenderState, vae: Autoencoder, frame: int) -> Place:
     if frame < state.next.frame:
         raise ValueError(f"frame {frame} cannot be made anew: chunks are kept from frame {state.open_from} on")
     return state.next
+
+
+def slices_again(state: RenderState) -> int:
+    """How many slices must be decoded again, at most, to go back into what is kept."""
+    return 0 if any(past.ends for past in state.past) else 2
+
+
+def keep_end(past: PastChunk, end: VideoState) -> None:
+    """Keeps the autoencoder's state behind a chunk's next slice, where it is small."""
+    if sum(leaf.nbytes for leaf in leaves(end)) <= END_BYTES:
+        # A graph's next call writes over it.
+        past.ends.append(unflatten(end, map(Tensor.clone, leaves(end))))
+
+
+def end_of(past: PastChunk, slices: SliceDecoder) -> VideoState:
+    """The autoencoder's state behind all that a chunk has now; where it was not kept, the chunk is decoded again."""
+    number = len(slices.lengths(past.vae, past.new_latents))
+    if number <= len(past.ends):
+        return past.ends[number - 1]
+    with computing_with(past.threads):
+        *_, (_, end) = slices.decode(past.vae, past.new_latents)
+    return end
 
 
 def keep(state: RenderState, past: PastChunk, end: Place) -> None:

@@ -23,13 +23,16 @@ class SliceDecoder:
     def __init__(self, model: Model, graphs: Graphs, streams: CudaStreams, stream: str) -> None:
         self._model, self._graphs, self._streams, self._stream = model, graphs, streams, stream
 
+    def lengths(self, state: VideoState, latents: Tensor) -> list[int]:
+        """Of the slices into which latents [1, T, C, H, W] behind a state are cut."""
+        return self._model.vae.slice_lengths(latents.shape[1], state.started)
+
     def decode(self, state: VideoState, latents: Tensor) -> Iterator[tuple[Download, VideoState]]:
         """Frames of a chunk's latents [1, T, C, H, W] on their way to the host, and the state after each slice."""
         # A copy, since autoencoders write into it: the video keeps its own until the chunk is done.
         state = unflatten(state, map(Tensor.clone, leaves(state)))
         self._model.vae.begin_chunk(state)
-        lengths = self._model.vae.slice_lengths(latents.shape[1], state.started)
-        for number, part in enumerate(latents.split(lengths, dim=1)):
+        for number, part in enumerate(latents.split(self.lengths(state, latents), dim=1)):
             with self._model.computing(), self._streams.stream(self._stream):
                 planes, state = self._slice(state, part, number == 0)
             yield planes, state

@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from engine.perceptual.base import VideoState
 from engine.runtime.pytree import leaves
 from engine.wire.files import write_atomically
 
-FORMAT = 3
+FORMAT = 4
 SUFFIX = ".snapshot"
 # Fields of a state that are stored as they are.
 _RENDERING = ("features", "context_latents")
@@ -54,7 +54,8 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
 
 def snapshot_bytes(state: ChannelState) -> int:
     """Memory that the tensors of such a record take, but for the planner's cache."""
-    parts = [getattr(state, name) for name in _RENDERING], state.vae, state.past
+    past = [replace(chunk, ends=[]) for chunk in state.past]
+    parts = [getattr(state, name) for name in _RENDERING], state.vae, past
     return sum(tensor.nbytes for tensor in leaves(parts))
 
 
@@ -144,7 +145,9 @@ def _place_rendering(generator: Generator, state: RenderState, snapshot: dict[st
 
 
 def _past_record(past: PastChunk) -> dict[str, Any]:
-    return _record(past) | {"start": _record(past.start), "vae": _record(past.vae)}
+    record = _record(replace(past, ends=[])) | {"start": _record(past.start), "vae": _record(past.vae)}
+    del record["ends"]
+    return record
 
 
 def _past_of(record: dict[str, Any], vae: type[VideoState], device: torch.device) -> PastChunk:
