@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
-from engine.arguments import add_live_rendering, checked, folder, gigabytes, seed
+from engine.arguments import add_live_picture, add_live_rendering, checked, folder, gigabytes, seed
 from engine.priority import go_first, in_background
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
@@ -122,7 +122,11 @@ async def run(arguments: argparse.Namespace, listener: socket.socket, target: En
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
     with ExitStack() as stack:
         try:
-            left = stack.enter_context(taken(Path(arguments.state), arguments.preset)) if arguments.state else []
+            left = (
+                stack.enter_context(taken(Path(arguments.state), arguments.preset, arguments.picture))
+                if arguments.state
+                else []
+            )
         except ValueError as error:
             log.error("%s", error)
             return 2
@@ -157,7 +161,10 @@ async def _serve(
     rtp_hooks.notice_dead_peers()
     metrics = Metrics()
     # Who watches waits already.
-    engine = EngineLink(replace(engine_settings(arguments), warm_up=not left), metrics)
+    settings = replace(engine_settings(arguments), warm_up=not left)
+    if left:
+        settings = replace(settings, picture=left[0].picture)
+    engine = EngineLink(settings, metrics)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
     pushes = Pushes(metrics, ice=ice)
@@ -220,7 +227,7 @@ async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
 def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     """Settings of the engine process from the command line."""
     model = arguments.preset, arguments.weights, arguments.device, arguments.memory
-    return EngineSettings(*model, arguments.log_level, arguments.state)
+    return EngineSettings(*model, arguments.log_level, arguments.state, picture=arguments.picture)
 
 
 def supervisor_config(arguments: argparse.Namespace) -> SupervisorConfig:
@@ -240,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--weights", metavar="DIR|HUB_ID", help="checkpoint to use instead of the preset's own")
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     add_live_rendering(options)
+    add_live_picture(options)
     options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
     options.add_argument(
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"

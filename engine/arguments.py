@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from engine.wire.settings import MOST_STEPS, SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, PICTURES, SEED_LIMIT
 
 T = TypeVar("T")
 
@@ -99,9 +99,31 @@ def add_live_rendering(options: argparse.ArgumentParser) -> None:
     add_memory(options)
 
 
+def add_picture(options: argparse.ArgumentParser) -> None:
+    """The option `--picture`."""
+    told = "size of pictures: large is twice as wide, high and many, of preset mini (default: small)"
+    options.add_argument("--picture", choices=PICTURES, default="small", help=told)
+
+
+def add_live_picture(options: argparse.ArgumentParser) -> None:
+    """The same for a server, which may choose it: None is `auto`."""
+    options.add_argument(
+        "--picture",
+        type=checked(_live_picture),
+        metavar="auto|large|small",
+        help="size of pictures of preset mini; auto (the default) takes the large ones where there is time for them",
+    )
+
+
 def add_memory(options: argparse.ArgumentParser) -> None:
     """The option `--memory`."""
     options.add_argument("--memory", type=checked(gigabytes), metavar="GB", help="most of the device's memory to use")
+
+
+def _live_picture(text: str) -> str | None:
+    if text not in ("auto", *PICTURES):
+        raise ValueError(f"{text!r} is not auto, {', '.join(PICTURES)}")
+    return None if text == "auto" else text
 
 
 def _above(text: str, unit: str) -> float:

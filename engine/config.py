@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.perceptual.base import FRAMES_PER_LATENT as FRAMES_PER_LATENT
 from engine.perceptual.base import frames_of
 from engine.perceptual.cogvideox.vae import VAEConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.mini.details import DetailsConfig
+from engine.perceptual.mini.enlarger import SCALE, EnlargerConfig
 from engine.perceptual.mini.vae import TinyVAEConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
@@ -21,13 +22,15 @@ from engine.semantic.tokenizer import TokenizerConfig
 from engine.text.published import PublishedTextConfig
 from engine.text.reader import PromptReaderConfig
 from engine.text.small_t5 import SmallT5Config
+from engine.wire.settings import PICTURES
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """The sizes of one preset's stages, and every length that follows from them.
 
-    A latent stands for four video frames, a video's first latent for one; each latent has one semantic frame. Lengths
+    A latent stands for four video frames, or eight of large pictures, and a video's first latent for one; each latent
+    has one semantic frame. Lengths
     count latents, unless a name says frames (video frames) or seconds.
 
     `schedule`: a rectified flow without guidance (`FlowSchedule`), or the published stochastic sampler with guidance
@@ -61,6 +64,8 @@ class EngineConfig:
     schedule: FlowSchedule | DiffusionSchedule
     vae: TinyVAEConfig | VAEConfig
     reader: PromptReaderConfig | None = None  # of prompts in whatever words, before a small text encoder
+    enlarger: EnlargerConfig | None = None  # of large pictures, which a small autoencoder can have
+    picture: str = "small"  # one of PICTURES; "large" is SCALE times as wide, high and many frames as the stages know
     motion_score: float | None = None
     plan_frames: int | None = None
     shared_noise: bool = False
@@ -70,6 +75,9 @@ class EngineConfig:
     first_chunk_length: int = 7  # new latents of the first chunk, which has no context
 
     def __post_init__(self) -> None:
+        if self.picture not in PICTURES or (self.picture == "large" and self.enlarger is None):
+            own = ", ".join(PICTURES if self.enlarger is not None else PICTURES[1:])
+            raise ValueError(f"preset {self.name!r} has no picture {self.picture!r}; it has {own}")
         self._check_lengths()
         self._check_stages()
 
@@ -109,6 +117,12 @@ class EngineConfig:
                 f"{self.plan_frames}"
             )
 
+    def with_picture(self, picture: str) -> EngineConfig:
+        """The same preset with small or large pictures. Raises ValueError if it has none of them."""
+        scale = SCALE if picture == "large" else 1
+        height_px, width_px = (scale * side // self.scale for side in (self.height_px, self.width_px))
+        return replace(self, picture=picture, height_px=height_px, width_px=width_px, fps=scale * self.fps / self.scale)
+
     @property
     def published(self) -> bool:
         """Whether the weights are the release's, with its files, names and text encoders."""
@@ -126,6 +140,21 @@ class EngineConfig:
         return 1 if isinstance(self.schedule, FlowSchedule) else 2
 
     @property
+    def scale(self) -> int:
+        """Width, height and frame rate, over those that the stages before the autoencoder know."""
+        return SCALE if self.picture == "large" else 1
+
+    @property
+    def frames_per_latent(self) -> int:
+        """Video frames of every latent but the first."""
+        return self.scale * FRAMES_PER_LATENT
+
+    @property
+    def latents_per_s(self) -> float:
+        """Latents, and semantic frames, of a second of video."""
+        return self.fps / self.frames_per_latent
+
+    @property
     def chunk_tokens(self) -> int:
         """Tokens of the plan of a chunk that begins with a GOP."""
         return self.tokenizer.offsets[self.chunk_length]
@@ -133,12 +162,12 @@ class EngineConfig:
     @property
     def chunk_frames(self) -> int:
         """Video frames of every chunk but the first."""
-        return frames_of(self.chunk_length, started=True)
+        return frames_of(self.chunk_length, True, self.frames_per_latent)
 
     @property
     def first_chunk_frames(self) -> int:
         """Video frames of the first chunk."""
-        return frames_of(self.first_chunk_length, started=False)
+        return frames_of(self.first_chunk_length, False, self.frames_per_latent)
 
     @property
     def chunk_s(self) -> float:
@@ -189,6 +218,7 @@ def _mini() -> EngineConfig:
         schedule=FlowSchedule(),
         vae=vae,
         reader=PromptReaderConfig(),
+        enlarger=EnlargerConfig(),
         shared_noise=True,
         context_mix=(0.1, 0.2, 0.3, 0.4, 0.5, 0.5),
     )
@@ -224,12 +254,12 @@ def _landiff() -> EngineConfig:
 PRESETS = {"mini": _mini, "landiff": _landiff}
 
 
-def preset(name: str) -> EngineConfig:
-    """The preset's configuration.
+def preset(name: str, picture: str = "small") -> EngineConfig:
+    """The preset's configuration, with small or large pictures.
 
     Raises:
-        ValueError: if there is none of that name.
+        ValueError: if there is none of that name, or without such pictures.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return PRESETS[name]().with_picture(picture)

@@ -124,6 +124,13 @@ async def test_nothing_can_be_joined_before_the_engine_is_ready(studio: Studio) 
     assert (report.state, report.progress, report.width, report.frame) == ("starting", "weights 25%", None, None)
 
 
+async def test_later_processes_draw_the_pictures_of_the_first(studio: Studio) -> None:
+    """What the first one chose is asked of those that take its place: viewers watch one size."""
+    assert studio.engine.settings.picture is None
+    studio.engine.receive(READY)
+    assert studio.engine.settings.picture == "small"
+
+
 async def test_frames_wait_for_a_viewer(studio: Studio) -> None:
     """Without viewers nothing goes on air and no slot is freed; with one, frames go on air a period apart."""
     studio.engine.receive(READY)

@@ -21,6 +21,19 @@ def test_lengths_follow(name: str, first_frames: int) -> None:
     assert config.theia.output_shape == config.tokenizer.grid
 
 
+def test_large_pictures_are_of_the_same_latents() -> None:
+    """Twice as wide, high and many frames; a chunk lasts as long. A preset without them names what it has."""
+    config = preset("mini", "large")
+    assert (config.height_px, config.width_px, config.fps) == (256, 384, 16.0)
+    assert (config.first_chunk_frames, config.chunk_frames, config.chunk_s) == (49, 48, 3.0)
+    assert config.latents_per_s == preset("mini").latents_per_s == 2.0
+    assert config.with_picture("small") == preset("mini") and config.with_picture("large") == config
+    with pytest.raises(ValueError, match="'landiff' has no picture 'large'; it has small"):
+        preset("landiff", "large")
+    with pytest.raises(ValueError, match="no picture 'huge'; it has large, small"):
+        preset("mini", "huge")
+
+
 def test_an_unknown_preset_is_refused() -> None:
     """The error names the presets there are."""
     with pytest.raises(ValueError, match="no preset 'maxi'; there are .*mini"):

@@ -102,6 +102,7 @@ def test_flicker_is_of_still_scenes() -> None:
         (["--json", "none/q.json"], "none"),
         (["--json", "q.json", "--captions", "1"], "--captions must be at least 2"),
         (["--json", "q.json", "--starts", "1"], "--starts must be at least 2"),
+        (["--json", "q.json", "--pictures", "1"], "--pictures must be at least 2"),
         (["--json", "q.json", "--drift-videos", "0"], "--drift-videos 1"),
         (["--json", "q.json", "--drift-minutes", "0"], "--drift-minutes above 0"),
     ],

@@ -46,6 +46,10 @@ def test_states_of_others_are_refused(tmp_path: Path) -> None:
         taken(tmp_path, "landiff"),
     ):
         pass
+    with pytest.raises(ValueError, match="of small pictures: give --picture small"), taken(tmp_path, "mini", "large"):
+        pass
+    with taken(tmp_path, "mini", "small") as left:
+        assert left[0].picture == "small"
     for text in (KEPT.to_json().replace(b'"format": 1', b'"format": 2'), b"{"):
         path.write_bytes(text)
         with pytest.raises(ValueError, match="give another --state, or remove that file") as caught:

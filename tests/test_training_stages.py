@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from engine.config import EngineConfig, preset
 from engine.loading.modules import build as build_modules
 from engine.loading.weights import SHIPPED, load_component, save_component, write_description
+from engine.perceptual.mini.enlarger import Enlarger, EnlargerConfig
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
@@ -24,6 +25,7 @@ from engine.training.build import build
 from engine.training.run import Run, RunConfig, TrainingStage, optimisers
 from engine.training.setup import StageSetup
 from engine.training.sources.world import WorldSource, hard_to_plan, hard_to_render, hard_to_sketch
+from engine.training.stages import enlarger as enlarging
 from engine.training.stages import planner as planning
 from engine.training.stages import renderer as rendering
 from engine.training.stages.autoencoder import AutoencoderStage, fit_linear_map
@@ -66,6 +68,7 @@ def narrow() -> EngineConfig:
             latent_channels=6, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8, blocks_8=1,
             blocks_4=1,
         ),
+        enlarger=EnlargerConfig(width=8, blocks=1),
     )  # fmt: skip
 
 
@@ -111,6 +114,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vae": vae,
         "theia": Theia(config.theia),
         "text": SmallT5(config.text, make_tokenizer(folder).get_vocab()),
+        "enlarger": Enlarger(EnlargerConfig(width=8, blocks=1), config.vae.decoder_width_4),
     }
     for name, module in modules.items():
         save_component(folder, name, module)
@@ -138,11 +142,16 @@ def small_pools(stage: TrainingStage) -> None:
         ("renderer", 15, 3e-3, {"error_with_context", "rendered_with_context"}),
         ("sketch", 24, 5e-3, {"ratio"}),
         ("decoder", 24, 3e-4, {"psnr_rendered_db", "psnr_true_db"}),
+        ("enlarger", 15, 3e-3, {"psnr_rendered_db", "psnr_true_db", "sharpness"}),
         ("distill", 12, 2e-3, {"error_with_context"}),
     ],
 )
-def test_a_stage_learns(setup: StageSetup, name: str, steps: int, lr: float, figures: set[str]) -> None:
+def test_a_stage_learns(
+    setup: StageSetup, name: str, steps: int, lr: float, figures: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Loss falls, held-out figures are given, and the weights are written and fit."""
+    for amount, few in (("PLACES", 2), ("START_PIECES", 6), ("HELD_OUT_PIECES", 6)):
+        monkeypatch.setattr(enlarging, amount, few)
     stage = build(name, setup)
     if isinstance(stage, RendererStage | DecoderStage):
         small_pools(stage)

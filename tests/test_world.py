@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from engine.config import preset
 from engine.semantic.world_maps import BOUNCE_FRAMES, BOUNCE_PX
-from engine.text.asked import SPEEDS, SUBJECTS
+from engine.text.asked import SCENES, SPEEDS, SUBJECTS
 from engine.training.world import drawing, teacher
 from engine.training.world.captions import Label, random_label
 from engine.training.world.spec import Spec
@@ -41,6 +42,30 @@ def test_frames_can_be_drawn_in_any_order_and_number() -> None:
     several = drawing.sample([random_label(rng) for _ in range(3)], rng)
     drawn = drawing.draw(several, frames.expand(3, -1))
     assert drawn.shape[0] == 3
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_large_picture_is_the_same_world_with_finer_edges(scene: str) -> None:
+    """Twice as large it shows the same in the same place, and where nothing is steep the same levels; its edges are
+    about as steep in levels a pixel."""
+    one, frames = spec(2, scene=scene, camera="right", **PAIR), torch.tensor([[3, 40]])
+    small, large = drawing.draw(one, frames)[0].float(), drawing.draw(one, frames, 2)[0].float()
+    assert large.shape == (2, 3, 256, 384)
+    shrunk = nnf.avg_pool2d(large, 2)
+    assert (shrunk - small).abs().median() <= 1 and (shrunk - small).square().mean().sqrt() < 8
+    steep = [video.diff(dim=-1).abs().flatten(1).quantile(0.998, dim=1).mean() for video in (small, large)]
+    assert steep[1] > 0.7 * steep[0]
+
+
+def test_a_frame_between_two_shows_true_motion() -> None:
+    """Half a frame later a subject has moved half as far, and is not blended from two places."""
+    one = spec(direction="right", speed="fast", scene="underwater")
+    video = drawing.draw(one, torch.tensor([[8.0, 8.5, 9.0]]), 2)[0].float()
+    # 2 px a frame are 2 large ones in half a frame: what moves is the same picture, elsewhere.
+    red = video[:, 0] - video[:, 2]
+    x, y = (2 * drawing.centres(one, torch.tensor([[8.0]]))[0, 0]).int().tolist()
+    boxes = [red[row, y - 30 : y + 30, x - 40 + 2 * row : x + 40 + 2 * row] for row in range(3)]
+    assert (boxes[1] - boxes[0]).abs().mean() < 1.5 and (red[1] - (red[0] + red[2]) / 2).abs().max() > 10
 
 
 @pytest.mark.parametrize("direction", ["left", "right", "up", "down", "still", "bounce"])

@@ -15,6 +15,7 @@ from engine.loading.modules import COMPONENTS, build
 from engine.loading.weights import save_component, write_description
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.mini.details import DetailsConfig
+from engine.perceptual.mini.enlarger import EnlargerConfig
 from engine.perceptual.mini.sketch import SketchConfig
 from engine.perceptual.mini.vae import TinyVAEConfig
 from engine.perceptual.mini.waves import WavesConfig
@@ -34,7 +35,7 @@ DETAILS = DetailsConfig(grid=(2, 3), waves=WAVES, channels=2, sketch=SKETCH, pla
 WORDS = ("red", "blue", "ball", "boat", "sea", "a", "the")
 
 
-def tiny_config(context_gops: int = 1) -> EngineConfig:
+def tiny_config(context_gops: int = 1, picture: str = "small") -> EngineConfig:
     """`mini` in everything but size: 32x48 pixels, I frames of 6 tokens, P frames of 3."""
     quantizer = QuantizerConfig(dim=16, codebook_size=32, codebook_dim=4, metric="cosine")
     dit = DiTConfig(
@@ -70,7 +71,8 @@ def tiny_config(context_gops: int = 1) -> EngineConfig:
             latent_channels=4, encoder_width_8=8, encoder_width_4=8, decoder_width_8=8, decoder_width_4=8,
             blocks_8=1, blocks_4=1,
         ),  # fmt: skip
-    )  # fmt: skip
+        enlarger=EnlargerConfig(width=8, blocks=1),
+    ).with_picture(picture)  # fmt: skip
 
 
 def tiny_tokenizer() -> T5Tokenizer:
@@ -96,9 +98,9 @@ def randomize(name: str, module: nn.Module) -> None:
         module.get_buffer("basis").normal_(0.0, 0.2, generator=generator)  # empty without training
 
 
-def tiny_model(context_gops: int = 1) -> Model:
+def tiny_model(context_gops: int = 1, picture: str = "small") -> Model:
     """In float32 on the CPU."""
-    config = tiny_config(context_gops)
+    config = tiny_config(context_gops, picture)
     # Modules draw what `randomize` leaves alone, such as biases and the codebook.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

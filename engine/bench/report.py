@@ -37,6 +37,7 @@ def conditions(command: str, weights: str, model: Model) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "preset": model.config.name,
+        "picture": model.config.picture,
         "weights": weights,
         "steps": model.config.steps,
         "commit": commit_of_this_tree(),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.config import FRAMES_PER_LATENT, EngineConfig
+from engine.config import EngineConfig
 from engine.live.generator import Generator
 from engine.live.offline import generate_frames
 from engine.semantic.theia import Theia
@@ -35,7 +35,7 @@ def sort_changes(changes: Sequence[float], config: EngineConfig) -> Changes:
     frames, values = 1 + np.arange(len(changes)), np.asarray(changes, float)
     since = frames - config.first_chunk_frames
     seams = (since >= 0) & (since % config.chunk_frames == 0)
-    jumps = ~seams & (frames % FRAMES_PER_LATENT == 1)
+    jumps = ~seams & (frames % config.frames_per_latent == 1)
     return values[seams], values[jumps], values[~seams & ~jumps]
 
 

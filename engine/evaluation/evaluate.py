@@ -23,6 +23,7 @@ from engine.arguments import add_model, checked, seed, steps
 from engine.bench.report import conditions
 from engine.config import preset
 from engine.evaluation import drift
+from engine.evaluation.pictures import evaluate_pictures, pictures_markdown
 from engine.evaluation.prompt_set import judge_prompts, prompts_markdown, read_prompts
 from engine.evaluation.report import SHEET_FRAMES, SHEET_ROWS, SheetRow, contact_sheet, markdown
 from engine.evaluation.starts import evaluate_starts, starts_markdown
@@ -164,9 +165,9 @@ def tokenizer(model: Model, labels: list[Label], rng: random.Random) -> dict[str
     return judge.shares(rows) | {"all": judge.share([right for row in rows for right in row.values()])}
 
 
-def load_judged(arguments: argparse.Namespace) -> tuple[Model, Theia]:
+def load_judged(arguments: argparse.Namespace, picture: str = "small") -> tuple[Model, Theia]:
     """The model, and the judge beside it."""
-    config = preset(arguments.preset)
+    config = preset(arguments.preset, picture)
     config = replace(config, steps=arguments.steps or config.steps)
     folder, device, dtype = place(config, arguments.weights, arguments.device)
     model, theia = load(config, folder, device, dtype), Theia(config.theia).eval()
@@ -182,6 +183,14 @@ def judge_file(arguments: argparse.Namespace, command: str) -> int:
     judged = None if arguments.plans else theia
     figures = judge_prompts(Generator(model), judged, prompts, arguments.seed, arguments.after_change)
     return tell(arguments, command, model, figures, prompts_markdown(figures))
+
+
+def judge_pictures(arguments: argparse.Namespace, command: str) -> int:
+    """Judges large pictures."""
+    check_target(arguments.json, ".json")
+    model, theia = load_judged(arguments, "large")
+    figures = evaluate_pictures(model, theia, arguments.pictures, arguments.seed)
+    return tell(arguments, command, model, figures, pictures_markdown(figures))
 
 
 def judge_starts(arguments: argparse.Namespace, command: str) -> int:
@@ -218,6 +227,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--frames", type=Path, metavar="F.npz", help=told)
     told = "judge so many videos that go on from drawn clips of 6 s, in place of those that begin with a prompt"
     parser.add_argument("--starts", type=int, metavar="N", help=told)
+    told = "judge large pictures, of so many captions: how sharp, how near to true ones, how steady"
+    parser.add_argument("--pictures", type=int, metavar="N", help=told)
     add_model(parser)
     parser.add_argument("--steps", type=checked(steps), help="denoising steps a chunk (default: the preset's own)")
     arguments = parser.parse_args(argv)
@@ -225,10 +236,11 @@ def main(argv: Sequence[str]) -> int:
         return judge_frames(arguments)
     if arguments.prompts is not None:
         return judge_file(arguments, " ".join(["python -m engine evaluate", *argv]))
-    if arguments.starts is not None:
-        if arguments.starts < 2:
-            parser.error("--starts must be at least 2")
-        return judge_starts(arguments, " ".join(["python -m engine evaluate", *argv]))
+    for name, judges in (("starts", judge_starts), ("pictures", judge_pictures)):
+        if (count := getattr(arguments, name)) is not None:
+            if count < 2:
+                parser.error(f"--{name} must be at least 2")
+            return judges(arguments, " ".join(["python -m engine evaluate", *argv]))
     if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
         parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
     sheet_path = arguments.json.with_suffix(".png")

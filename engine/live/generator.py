@@ -22,7 +22,7 @@ from engine.live.denoiser import Denoiser, DenoisingWindow
 from engine.live.plan_writer import PlanPart, PlanWriter, decode
 from engine.live.slices import SliceDecoder
 from engine.loading.model import Model
-from engine.perceptual.base import FRAMES_PER_LATENT, VideoState, frames_of
+from engine.perceptual.base import VideoState, frames_of
 from engine.runtime.cuda_streams import CudaStreams, StreamEvent
 from engine.runtime.graphs import Graphs
 from engine.semantic.tokenizer import FeatureFrames
@@ -147,17 +147,19 @@ class Generator:
         config, now = self.model.config, place or state.next
         first = state.features.shape[1] == 0 and now == state.next
         new = config.first_chunk_length if first else config.chunk_length
-        return Place(now.chunk + 1, now.frame + frames_of(new, started=not first), now.latent + new)
+        return Place(
+            now.chunk + 1, now.frame + frames_of(new, not first, self.model.vae.frames_per_latent), now.latent + new
+        )
 
     def frame_of(self, state: RenderState, latent: int) -> int:
         """Number of the first video frame of a semantic frame, be it behind or ahead; not of a video's first one."""
         known = self.after(state)
-        return known.frame + FRAMES_PER_LATENT * (latent - known.latent)
+        return known.frame + self.model.vae.frames_per_latent * (latent - known.latent)
 
     def latent_of(self, state: RenderState, frame: int) -> int:
         """The semantic frame that a video frame belongs to."""
         known = self.after(state)
-        return known.latent + (frame - known.frame) // FRAMES_PER_LATENT
+        return known.latent + (frame - known.frame) // self.model.vae.frames_per_latent
 
     def plan(self, state: ChannelState) -> Unit:
         """Plans some tokens further."""

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 
-from engine.config import FRAMES_PER_LATENT
 from engine.live.changes import Changes
 from engine.live.control_pipe import ControlPipe
 from engine.live.controller import CostMeter, Costs, choose_steps
@@ -80,7 +79,7 @@ class Interleaver:
         self._running = self._stopped = False
         self._low_mark = round(low_mark_s * config.fps)  # frames
         self._opening_mark = round(min(OPENING_MARK_S, low_mark_s) * config.fps)  # frames
-        self._look_ahead = config.chunk_length + round(LOOK_AHEAD_S * config.fps / FRAMES_PER_LATENT)  # semantic frames
+        self._look_ahead = config.chunk_length + round(LOOK_AHEAD_S * config.latents_per_s)  # semantic frames
 
     async def run(self) -> None:
         """Works until told to stop or until the server is gone."""

@@ -157,12 +157,12 @@ class Journal:
             raise ValueError(f"{path} cannot be read ({error.strerror}): give a file that the server wrote") from error
         try:
             first = json.loads(lines[0])
-            kind, form, name = first["kind"], first["format"], first["preset"]
+            kind, form, name, height_px = (first[key] for key in ("kind", "format", "preset", "height_px"))
         except _WRONG as error:
             raise ValueError(f"{path} is no journal, or its first line is damaged: give one of a channel") from error
         if kind != "begin" or form != FORMAT:
             raise ValueError(f"{path} has format {form!r} of a journal; this engine reads {FORMAT}")
-        self.config = preset(name)
+        self.config = _config(name, height_px)
         self.records: list[Record] = []  # all that are read
         self.damage: str | None = None  # which line ends them, and what is wrong with it
         self._path, self._lines, self._reading = path, iter(lines), _Reading(self.config)
@@ -187,6 +187,14 @@ class Journal:
         first = self.records[0]
         assert isinstance(first, Beginning), "its kind was looked at"
         return first
+
+
+def _config(name: str, height_px: object) -> EngineConfig:
+    """A preset with pictures of that height, or with small ones: then `replay.differences` names both."""
+    config = preset(name)
+    if config.enlarger is not None and config.with_picture("large").height_px == height_px:
+        return config.with_picture("large")
+    return config
 
 
 class _Reading:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from engine.config import FRAMES_PER_LATENT
 from engine.live.denoiser import Denoiser
 from engine.live.generator import Generator
 from engine.live.live_channel import LiveChannel
@@ -94,7 +93,7 @@ class PlanPreviews:
         start -= (start - state.next.latent) % PART
         while start + PART <= end:
             frame, stop = max(generator.frame_of(state, start), channel.first), start + PART
-            if generator.frame_of(state, stop) - frame < FRAMES_PER_LATENT and stop + PART <= end:
+            if generator.frame_of(state, stop) - frame < self._model.vae.frames_per_latent and stop + PART <= end:
                 stop += PART  # a video's first latent stands for one frame
             shown = max(start, gops[0].start, generator.latent_of(state, frame))
             place = [number for number, gop in enumerate(gops) if gop.start <= shown][-1]

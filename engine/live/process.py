@@ -21,8 +21,8 @@ from engine.live.generator import Generator
 from engine.live.interleave import Interleaver
 from engine.live.journal_writer import JournalWriter
 from engine.live.offline import generate_frames
-from engine.loading.model import Model, load
-from engine.loading.options import place, use_cores
+from engine.loading.model import Model, load, with_small_pictures
+from engine.loading.options import largest_picture, place, use_cores
 from engine.priority import in_background
 from engine.runtime.threads import FIXED, ThreadChoice, computing_with
 from engine.wire.messages import Failed, JournalStopped, Progress, Ready
@@ -31,6 +31,7 @@ from engine.wire.settings import EngineSettings
 from engine.wire.state_memory import StateMemory
 
 WARM_UP_CHUNKS = 2  # the first chunk's shapes differ from all others'
+LEAST_FACTOR = 1.5  # of real time, for large pictures that nobody asked for
 WARM_UP_PROMPT = "a red ball moves slowly to the right over green hills by day"
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ def serve(
                 interleaver = Interleaver(generator, ring, control, threads, journals=writer, memory=memory)
                 open_channels(interleaver)
                 config, warm_up_s = generator.model.config, time.monotonic() - began_s
-                control.send(Ready(config.width_px, config.height_px, config.fps, warm_up_s, config.name, config.steps))
+                size = config.width_px, config.height_px, config.fps
+                control.send(Ready(*size, warm_up_s, config.name, config.steps, config.picture))
                 asyncio.run(interleaver.run())
         except LoadError as error:
             control.send(Failed(str(error)))
@@ -75,10 +77,19 @@ def serve(
 
 
 def prepare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[Generator, ThreadChoice]:
-    """The settings' model, warmed up, for up to `most` threads. Raises LoadError."""
-    generator = Generator(load_model(settings, control))
-    threads = choose_threads(generator, most, at_once=settings.warm_up and not settings.spare)
-    if settings.warm_up:
+    """The settings' model, warmed up, for up to `most` threads, with the pictures for which there is time. Raises
+    LoadError."""
+    model, threads_at_once = load_model(settings, control), settings.warm_up and not settings.spare
+    generator = Generator(model)
+    threads = choose_threads(generator, most, threads_at_once)
+    warm = False
+    if settings.picture is None and model.config.picture == "large":
+        warm = keeps_time(generator, control)
+        if not warm:
+            log.info("pictures are small: large ones would take too long here")
+            generator = Generator(with_small_pictures(model))
+            threads = choose_threads(generator, most, threads_at_once)
+    if settings.warm_up and not warm:
         warm_up(generator, control)
     return_memory()
     return generator, threads
@@ -98,7 +109,9 @@ def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
 
     try:
         config = preset(settings.preset)
-        return load(config, *place(config, settings.weights, settings.device), tell, settings.memory_gb)
+        folder, device, dtype = place(config, settings.weights, settings.device)
+        config = config.with_picture(settings.picture or largest_picture(config, folder))
+        return load(config, folder, device, dtype, tell, settings.memory_gb)
     except ValueError as error:
         raise LoadError(str(error)) from error
 
@@ -134,12 +147,23 @@ def choose_threads(generator: Generator, most: int, at_once: bool) -> ThreadChoi
     return threads
 
 
-def warm_up(generator: Generator, control: ControlPipe) -> None:
-    """Makes the first chunks of a scratch video, so that graphs are captured and libraries have chosen their ways."""
+def keeps_time(generator: Generator, control: ControlPipe) -> bool:
+    """Whether a chunk of a scratch video takes less than its length over LEAST_FACTOR."""
+    # One more than warm: it has nothing to prepare.
+    took_s = warm_up(generator, control, WARM_UP_CHUNKS + 1)
+    return took_s * LEAST_FACTOR <= generator.model.config.chunk_s
+
+
+def warm_up(generator: Generator, control: ControlPipe, chunks: int = WARM_UP_CHUNKS) -> float:
+    """Makes the first chunks of a scratch video, so that graphs are captured and libraries have chosen their ways.
+    Returns the seconds that the last one took."""
     config = generator.model.config
-    frames = config.first_chunk_frames + (WARM_UP_CHUNKS - 1) * config.chunk_frames
+    frames = config.first_chunk_frames + (chunks - 1) * config.chunk_frames
+    ends_s = dict[int, float]()
     for batch in generate_frames(generator, generator.open(WARM_UP_PROMPT, seed=0), frames):
         control.send(Progress("warm-up", (batch.index + batch.frames) / frames))
+        ends_s[batch.chunk] = time.monotonic()
+    return ends_s[chunks - 1] - ends_s[chunks - 2]
 
 
 def return_memory() -> None:

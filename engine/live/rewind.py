@@ -24,7 +24,7 @@ def places_of(past: PastChunk, vae: Autoencoder) -> Iterator[Place]:
     yield past.start
     for length in vae.slice_lengths(past.new_latents.shape[1], started):
         latents += length
-        frame = past.start.frame + frames_of(latents, started)
+        frame = past.start.frame + frames_of(latents, started, vae.frames_per_latent)
         yield Place(past.start.chunk + 1, frame, past.start.latent + latents)
 
 

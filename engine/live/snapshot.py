@@ -39,6 +39,7 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "preset": generator.model.config.name,
+        "picture": generator.model.config.picture,
         "prompt": state.prompt,
         "seed": state.seed,
         "steps": state.steps,
@@ -63,7 +64,7 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
     """The state that a record was taken of; it goes on bit for bit on a device of the same kind.
 
     Raises:
-        ValueError: the record is of another format or preset, or has not what a state needs.
+        ValueError: The record is of another format, preset or picture, or has not what a state needs.
     """
     _check(generator, snapshot)
     with _refused():
@@ -116,10 +117,13 @@ def _named(path: Path | io.BytesIO) -> str:
 
 
 def _check(generator: Generator, snapshot: dict[str, Any]) -> None:
-    own = {"format": FORMAT, "preset": generator.model.config.name}
+    config = generator.model.config
+    own = {"format": FORMAT, "preset": config.name, "picture": config.picture}
     for name, value in own.items():
-        if snapshot.get(name) != value:
-            raise ValueError(f"the snapshot has {name} {snapshot.get(name)!r}; this engine goes on from {value!r}")
+        # Those before there were large pictures do not say so.
+        had = snapshot.get(name, "small" if name == "picture" else None)
+        if had != value:
+            raise ValueError(f"the snapshot has {name} {had!r}; this engine goes on from {value!r}")
 
 
 @contextmanager

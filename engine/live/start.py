@@ -19,7 +19,8 @@ from engine.live.chunk import Unit
 from engine.live.generator import Generator
 from engine.live.plan_writer import PlanPart, decode
 from engine.loading.weights import load_weights
-from engine.perceptual.base import FRAMES_PER_LATENT, SLICE_LATENTS, frames_of
+from engine.perceptual.base import SLICE_LATENTS, frames_of
+from engine.perceptual.frames import shrunk
 from engine.semantic.theia import Theia
 
 Pictures = npt.NDArray[np.uint8]  # [F, H, W, 3]
@@ -27,7 +28,7 @@ Pictures = npt.NDArray[np.uint8]  # [F, H, W, 3]
 
 def most_pictures(config: EngineConfig) -> int:
     """Pictures that a video goes on from, at most: those of a GOP."""
-    return frames_of(config.tokenizer.frames, started=False)
+    return frames_of(config.tokenizer.frames, False, config.frames_per_latent)
 
 
 class Starter:
@@ -94,9 +95,9 @@ class Starter:
     def _tokens(self, video: Tensor) -> abc.Generator[Unit, None, Tensor]:
         """Tokens [1, n] int64 of a GOP that shows the video [1, F, 3, H, W]."""
         model, features = self._generator.model, []
-        for picture in video[:, ::FRAMES_PER_LATENT].split(1, dim=1):
+        for picture in video[:, :: model.vae.frames_per_latent].split(1, dim=1):
             with model.computing():
-                features.append(self._extractor()(picture).float())
+                features.append(self._extractor()(shrunk(picture, model.config.scale)).float())
             yield Unit("plan")
         with model.computing():
             tokens: Tensor = model.tokenizer.encode(torch.cat(features, dim=1))
@@ -107,7 +108,7 @@ class Starter:
         """Latents [1, T, C, h, w] float32 of the video [1, F, 3, H, W]."""
         vae = self._generator.model.vae
         state, latents = vae.new_state(), []
-        slice_frames = SLICE_LATENTS * FRAMES_PER_LATENT
+        slice_frames = SLICE_LATENTS * vae.frames_per_latent
         first, rest = video[:, : 1 + slice_frames], video[:, 1 + slice_frames :]
         for part in (first, *rest.split(slice_frames, dim=1)):
             with self._generator.model.computing():

@@ -130,10 +130,11 @@ class ChannelKeeper:
         self._keeper = keeper
         self._disk = None if keeper.journals is None else _StateFiles(keeper.journals, channel)
         self._too_large = self._stale = False
-        preset = keeper.generator.model.config.name
+        config = keeper.generator.model.config
         self._kept = KeptState(
-            channel, preset, keeper.weights, state.prompt, state.seed, steps, state.next.chunk, state.next.frame
-        )
+            channel, config.name, keeper.weights, state.prompt, state.seed, steps, state.next.chunk, state.next.frame,
+            picture=config.picture,
+        )  # fmt: skip
         if before is not None:
             # A chunk that never began ended no process.
             tries = before.tries + (before.running is not None)

@@ -18,6 +18,7 @@ from engine.loading.text_files import find_text_encoders, read_text_encoders
 from engine.loading.weights import check_folder, load_weights
 from engine.perceptual.base import Autoencoder, Renderer
 from engine.perceptual.cogvideox.vae import VAE
+from engine.perceptual.mini.enlarger import Enlarger, LargeVAE
 from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import DiTRenderer
 from engine.runtime.backends import choose as choose_attention
@@ -112,13 +113,25 @@ def assemble(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Model:
-    """A model of modules that have their weights: those of `COMPONENTS`."""
+    """A model of modules that have their weights: those of `build`."""
     tokenizer, planner, renderer, vae = (modules[name] for name in COMPONENTS)
     assert isinstance(tokenizer, SemanticTokenizer) and isinstance(planner, Planner)
     assert isinstance(renderer, DiTRenderer) and isinstance(vae, (TinyVAE, VAE))
     pack(planner.blocks, default_places(device) * (1 + config.sampling.guided))
     pack(renderer, config.chunk_length * config.renderer.dit.frame_tokens)
     pack(vae, 1)
+    enlarger = modules.get("enlarger")
+    autoencoder: Autoencoder = vae
+    if enlarger is not None:
+        assert isinstance(enlarger, Enlarger) and isinstance(vae, TinyVAE)
+        pack(enlarger, 1)
+        autoencoder = LargeVAE(vae, enlarger)
     if isinstance(vae, VAE):
         vae.channels_last()
-    return Model(config, device, dtype, text, tokenizer, planner, renderer, vae)
+    return Model(config, device, dtype, text, tokenizer, planner, renderer, autoencoder)
+
+
+def with_small_pictures(model: Model) -> Model:
+    """The same model, of which only the autoencoder draws large pictures, without them."""
+    assert isinstance(model.vae, LargeVAE), "its pictures are large"
+    return replace(model, config=model.config.with_picture("small"), vae=model.vae.vae)

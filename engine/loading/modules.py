@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from engine.config import EngineConfig
 from engine.loading.weights import has_component
 from engine.perceptual.cogvideox.vae import VAE
+from engine.perceptual.mini.enlarger import Enlarger
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
 from engine.perceptual.renderer import DiTRenderer
 from engine.semantic.planner import Planner
@@ -22,11 +23,13 @@ from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.reader import make_reader
 from engine.text.small_t5 import SmallT5, SmallT5Config, load_vocabulary
 
-COMPONENTS = ("tokenizer", "planner", "renderer", "vae")  # of every preset; the text encoder comes beside
+COMPONENTS = ("tokenizer", "planner", "renderer", "vae")  # of every preset; beside: text encoder, enlarger
 
 
 def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = None) -> dict[str, nn.Module]:
-    """The modules of `COMPONENTS`; on the meta device they have shapes and take no memory.
+    """The modules of `COMPONENTS`, and "enlarger" for large pictures.
+
+    On the meta device they have shapes and take no memory.
 
     Args:
         vocabulary: a weights folder; with it a preset's own text encoder is built too, as "text", and "reader" if it
@@ -39,6 +42,9 @@ def build(config: EngineConfig, device: str = "meta", vocabulary: Path | None = 
             "renderer": DiTRenderer(config.renderer),
             "vae": TinyVAE(config.vae) if isinstance(config.vae, TinyVAEConfig) else VAE(config.vae),
         }
+        if config.picture == "large":
+            assert config.enlarger is not None and isinstance(config.vae, TinyVAEConfig), "the config was checked"
+            modules["enlarger"] = Enlarger(config.enlarger, config.vae.decoder_width_4)
         if vocabulary is not None and isinstance(config.text, SmallT5Config):
             modules["text"] = SmallT5(config.text, load_vocabulary(vocabulary))
             # Weights that were trained on other videos than the drawn world have none.
@@ -74,7 +80,7 @@ class _Unfilled(TorchFunctionMode):
 def autocast_dtypes(modules: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Types of the weights that autocast would cast at every call, to the same values: COMPONENT.NAME -> type."""
     # The planner's head computes in float32, and its other ends are small.
-    parts = {name: modules[name] for name in ("tokenizer", "renderer", "vae")}
+    parts = {name: modules[name] for name in ("tokenizer", "renderer", "vae", "enlarger") if name in modules}
     parts["planner.blocks"] = modules["planner"].get_submodule("blocks")
     return {
         f"{component}.{name}.{leaf}": dtype

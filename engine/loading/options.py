@@ -10,7 +10,7 @@ import torch
 from engine.config import EngineConfig
 from engine.loading.download import HUB_ID, fetch
 from engine.loading.hub_names import snapshot_of
-from engine.loading.weights import SHIPPED
+from engine.loading.weights import SHIPPED, has_component
 
 _BF16_CPUS = ("avx512_bf16", "amx_bf16", "bf16")  # names of torch.cpu.get_capabilities
 
@@ -75,3 +75,8 @@ def place(config: EngineConfig, weights: str | None, device: str) -> tuple[Path,
     use_cores()
     where = pick_device(device)
     return weights_folder(config, weights), where, pick_dtype(where)
+
+
+def largest_picture(config: EngineConfig, folder: Path) -> str:
+    """`large` where the preset and a folder of its weights have large pictures, else `small`."""
+    return "large" if config.enlarger is not None and has_component(folder, "enlarger") else "small"

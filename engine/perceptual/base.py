@@ -57,8 +57,12 @@ class VideoState(Protocol):
 class Autoencoder(Protocol):
     """Frames [B, F, 3, H, W] in -1..1 to latents [B, T, C, h, w] in the renderer's scale, and back.
 
-    F = 1 + 4 (T - 1) at the start of a video, else 4 T. A state is only for the autoencoder that made it.
+    F = 1 + N (T - 1) at the start of a video, else N T, of N frames a latent. A state is only for the autoencoder that
+    made it.
     """
+
+    @property
+    def frames_per_latent(self) -> int: ...
 
     def new_state(self) -> VideoState:
         """The state of a video that has not begun."""
@@ -85,9 +89,9 @@ class Autoencoder(Protocol):
         ...
 
 
-def frames_of(latents: int, started: bool) -> int:
+def frames_of(latents: int, started: bool, per_latent: int = FRAMES_PER_LATENT) -> int:
     """Video frames of so many latents, at the start of a video or where it has `started`."""
-    return latents * FRAMES_PER_LATENT - (0 if started else FRAMES_PER_LATENT - 1)
+    return latents * per_latent - (0 if started else per_latent - 1)
 
 
 def slice_lengths(latents: int, started: bool) -> list[int]:

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from kernels.planes import rgb_to_i420
@@ -29,3 +30,11 @@ def to_host(video: Tensor) -> npt.NDArray[np.uint8]:
         ValueError: if H or W is odd, or there is more than one video.
     """
     return cast("npt.NDArray[np.uint8]", to_planes(video).cpu().numpy())
+
+
+def shrunk(video: Tensor, scale: int) -> Tensor:
+    """Pictures, uint8 [..., 3, scale H, scale W] -> [..., 3, H, W]: means of scale x scale pixels, rounded."""
+    if scale == 1:
+        return video
+    blocks: Tensor = video.unflatten(-2, (-1, scale)).unflatten(-1, (-1, scale))
+    return blocks.float().mean((-3, -1)).add_(0.5).to(torch.uint8)

@@ -11,6 +11,7 @@ from engine.training.setup import StageSetup
 from engine.training.stages.autoencoder import AutoencoderStage
 from engine.training.stages.decoder import DecoderStage
 from engine.training.stages.distill import DistillStage
+from engine.training.stages.enlarger import EnlargerStage
 from engine.training.stages.extractor import ExtractorStage
 from engine.training.stages.planner import PlannerStage
 from engine.training.stages.reader import ReaderStage
@@ -42,6 +43,7 @@ STAGES = {
     "renderer": StageDefaults(RendererStage, 240, 8, 1e-3, 3e-3),
     "sketch": StageDefaults(SketchStage, 60, 24, 1.5e-3, 4e-3),
     "decoder": StageDefaults(DecoderStage, 24, 6, 1e-3, 3e-3, cold="it always starts from the weights folder"),
+    "enlarger": StageDefaults(EnlargerStage, 60, 6, 1e-3, 3e-3),
     "distill": StageDefaults(DistillStage, 60, 8, 3e-4, 1e-3, cold="it always starts from the weights folder"),
 }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.arguments import add_model, add_rendering, checked, seconds, seed
+from engine.arguments import add_model, add_picture, add_rendering, checked, seconds, seed
 from engine.config import preset
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
@@ -45,10 +45,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--start", type=Path, metavar="F", help=told)
     add_model(parser)
     add_rendering(parser)
+    add_picture(parser)
     arguments = parser.parse_args(argv)
     # First of all, so that a place that cannot be written is named before weights are fetched or read.
     check_video_target(arguments.out, source=arguments.start)
-    config = preset(arguments.preset)
+    config = preset(arguments.preset, arguments.picture)
     if arguments.reference:
         check_release(config)
         if arguments.change or arguments.start:

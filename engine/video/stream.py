@@ -31,9 +31,9 @@ class VideoGenerator:
         self._generator, self._steps = Generator(model), steps
 
     @classmethod
-    def load(cls, preset: str, weights: str | None, device: str, steps: int | None) -> VideoGenerator:
+    def load(cls, preset: str, weights: str | None, device: str, steps: int | None, picture: str) -> VideoGenerator:
         """See `engine.load`."""
-        config = config_of(preset)
+        config = config_of(preset, picture)
         return cls(load_model(config, *place(config, weights, device)), steps)
 
     def stream(self, prompt: str, seed: int = 0) -> VideoStream:

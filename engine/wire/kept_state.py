@@ -38,6 +38,7 @@ class KeptState:
     costs: tuple[float, float, float, float] | None = None  # seconds: planning, opening, a step, a slice of a chunk
     tries: int = 0  # processes that began with it and ended before the next chunk was done
     promises: tuple[Promise, ...] = ()  # in the order in which they come true
+    picture: str = "small"  # one of PICTURES
 
     def to_json(self) -> bytes:
         return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False).encode()
@@ -62,7 +63,7 @@ class KeptState:
         return kept
 
     def _check(self) -> None:
-        for name in ("channel", "preset", "weights", "prompt"):
+        for name in ("channel", "preset", "weights", "prompt", "picture"):
             _text(getattr(self, name))
         for number in (self.seed, self.chunk, self.frame, self.tries, self.steps or 1, *(self.running or ())):
             _whole(number)

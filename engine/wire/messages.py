@@ -106,6 +106,7 @@ class Ready:
     warm_up_s: float
     preset: str
     steps: int  # denoising steps of a chunk, where a channel's settings name none
+    picture: str = "small"  # one of PICTURES
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
+PICTURES = ("large", "small")  # sizes of pictures that a preset may have
 MOST_STEPS = 1000
 
 
@@ -20,6 +21,7 @@ class EngineSettings:
     state: str | None = None  # folder for journals and snapshots of the channels; None keeps none
     spare: bool = False  # it is warmed up beside one that serves, at low priority
     warm_up: bool = True  # False where viewers wait: the first chunks are slower
+    picture: str | None = None  # one of PICTURES; None: the largest for which there is time
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,13 +34,13 @@ def forget(state: Path, channel: str) -> None:
 
 
 @contextmanager
-def taken(state: Path, preset: str) -> Iterator[list[KeptState]]:
+def taken(state: Path, preset: str, picture: str | None = None) -> Iterator[list[KeptState]]:
     """Makes the folder; within the block no other server takes it. However the process ends, the lock goes with it.
 
     Yields the last states of channels that were not ended, by id.
 
     Raises ValueError, in one line, for a folder that another server has, or that cannot be written, or with a state
-    that a server of this preset and version cannot go on from.
+    that a server of this preset, picture (None: any) and version cannot go on from.
     """
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def taken(state: Path, preset: str) -> Iterator[list[KeptState]]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another server has the state folder {state}: give another --state") from error
-        yield _kept_states(state, preset)
+        yield _kept_states(state, preset, picture)
     finally:
         os.close(descriptor)
 
@@ -67,7 +67,7 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kept_states(state: Path, preset: str) -> list[KeptState]:
+def _kept_states(state: Path, preset: str, picture: str | None) -> list[KeptState]:
     found = []
     for path in sorted(state.glob(f"*/{STATE}")):
         try:
@@ -80,6 +80,8 @@ def _kept_states(state: Path, preset: str) -> list[KeptState]:
             raise ValueError(
                 f"{path} is of preset {kept.preset!r}, not {preset!r}: give --preset {kept.preset} or another --state"
             )
+        if kept.picture != (picture or kept.picture):
+            raise ValueError(f"{path} is of {kept.picture} pictures: give --picture {kept.picture} or another --state")
         if channel_folder(state, kept.channel) != path.parent:
             # A folder that was set aside or copied.
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -146,6 +147,8 @@ class EngineLink:
                 if self.ready is not None and _picture(self.ready) != _picture(message):
                     raise ValueError(f"the engine came back as {message}; viewers watch {self.ready}")
                 self.ready = message
+                # Those that come later must not choose anew.
+                self.settings = replace(self.settings, picture=message.picture)
                 self._become(EngineStatus.RUNNING, None)
             case ChannelClosed():
                 self._forget(message.channel)

@@ -61,6 +61,7 @@ class VAE(nn.Module):
                 form = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
                 module.weight.data = module.weight.data.contiguous(memory_format=form)
 
+    frames_per_latent = FRAMES_PER_LATENT
     slice_lengths = staticmethod(slice_lengths)
 
     @staticmethod

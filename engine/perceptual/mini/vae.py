@@ -133,6 +133,7 @@ class TinyVAE(nn.Module):
         for parameter in (*self.encode_out.parameters(), *self.decode_out.parameters()):
             nn.init.zeros_(parameter)
 
+    frames_per_latent = FRAMES_PER_LATENT
     slice_lengths = staticmethod(slice_lengths)
 
     @staticmethod
@@ -198,6 +199,13 @@ class TinyVAE(nn.Module):
             [B, F, 3, H, W] float32, about -1..1, not clamped; F = 1 + 4 (T - 1) at the start of a video, else 4 T.
         """
         first = not state.started
+        frames, _ = self.draw(latents, state)
+        video = self.smooth(frames, state).flatten(1, 2)
+        return video[:, FRAMES_PER_LATENT - 1 :] if first else video
+
+    def draw(self, latents: Tensor, state: TinyVAEState) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, 4, 3, H, W] float32 of the next latents before they are smoothed, and the features that they
+        are made of, [B, T, width at 1/4, 2h, 2w]; arguments as for `decode`."""
         batch = latents.shape[:2]
         z = (latents / self.latent_scale[:, None, None]).flatten(0, 1)
         linear = torch.einsum("cp,nchw->nphw", self.basis, z) + self.mean[:, None, None]
@@ -205,14 +213,13 @@ class TinyVAE(nn.Module):
         hidden, state.level_8 = self.decode_8(hidden, state.level_8)
         hidden = nnf.pixel_shuffle(self.decode_up(hidden.flatten(0, 1)), 2).unflatten(0, batch)
         hidden, state.level_4 = self.decode_4(hidden, state.level_4)
-        added = nnf.pixel_shuffle(self.decode_out(nnf.silu(hidden.flatten(0, 1))), 4)
+        features = nnf.silu(hidden)
+        added = nnf.pixel_shuffle(self.decode_out(features.flatten(0, 1)), 4)
         packed = nnf.pixel_shuffle(linear, PATCH_PX) + self.config.residual_scale * added
-        frames = packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).float()
-        video = self._smooth(frames, state).flatten(1, 2)
         state.started = True
-        return video[:, FRAMES_PER_LATENT - 1 :] if first else video
+        return packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).float(), features
 
-    def _smooth(self, frames: Tensor, state: TinyVAEState) -> Tensor:
+    def smooth(self, frames: Tensor, state: TinyVAEState) -> Tensor:
         """[B, T, 4, 3, H, W] -> the same shape: y_k = x_k - (3 - k) / 4 clamp(x_0 - y of the frame before)."""
         weights = torch.arange(FRAMES_PER_LATENT - 1, -1, -1, device=frames.device) / FRAMES_PER_LATENT
         smooth = []

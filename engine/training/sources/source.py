@@ -7,6 +7,7 @@ Shapes: `B` samples, `F` frames, `T` semantic or latent frames, `D` feature chan
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +52,5 @@ class Segment:
     static: tuple[bool, bool]  # under each caption: only subjects move; False if unknown
     starts: bool  # it is the start of a video
     following: Any = None  # where the source continues the video; None at its end
+    # Frame numbers [F], whole or between two, and a scale -> uint8 [F, 3, scale H, scale W]; None if it is not drawn.
+    redraw: Callable[[Tensor, int], Tensor] | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -119,15 +120,19 @@ class WorldSource:
             turn = start + change * FRAMES_PER_LATENT
             after = world.relabel(spec, [new], torch.tensor([turn], device=self.device))
 
-        def both(make: Callable[[Spec, Tensor], Tensor], first: int, step: int) -> Tensor:
-            numbers = torch.arange(first, end, step, device=self.device)
+        def shown(make: Callable[[Spec, Tensor], Tensor], numbers: Tensor) -> Tensor:
             parts = ((spec, numbers[numbers < turn]), (after, numbers[numbers >= turn]))
             return torch.cat([make(one, part[None]) for one, part in parts if len(part)], dim=1)
 
-        video = both(world.draw, seen, 1)
-        maps = both(teacher.maps, start + FRAMES_PER_LATENT - 1, FRAMES_PER_LATENT)[0]
+        def redraw(numbers: Tensor, scale: int) -> Tensor:
+            return shown(partial(world.draw, scale=scale), numbers)[0]
+
+        video = shown(world.draw, torch.arange(seen, end, device=self.device))
+        last_frames = torch.arange(start + FRAMES_PER_LATENT - 1, end, FRAMES_PER_LATENT, device=self.device)
+        maps = shown(teacher.maps, last_frames)[0]
         static = label.camera == "fixed", after.labels[0].camera == "fixed"
-        return Segment(video, maps, teacher.covered(maps), captions, change, static, before is None, (after, end))
+        masks, following = teacher.covered(maps), (after, end)
+        return Segment(video, maps, masks, captions, change, static, before is None, following, redraw)
 
     def _label(self, rng: random.Random, held_out: bool, hardness: Callable[[Label], int]) -> Label:
         return random_label(rng, held_out) if held_out else hardest_label(rng, hardness, self.draws)

@@ -29,10 +29,10 @@ def far_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return scenery.below(scenery.far_line(spec.scenes, spec.layouts.ridges[:, 0], spec.layouts.seed, across), y)
 
 
-def near_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def near_alpha(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, pitch_px: float = 1.0) -> Tensor:
     """Coverage [B, F, h, w] of the ground."""
     across = x + spec.panned(frames)[..., None] * scenery.EDGE_SHARE
-    return scenery.below(scenery.near_line(spec.scenes, spec.layouts.ridges[:, 1], across), y)
+    return scenery.below(scenery.near_line(spec.scenes, spec.layouts.ridges[:, 1], across), y, pitch_px)
 
 
 def scroll(spec: Spec, frames: Tensor, x: Tensor) -> Tensor:
@@ -64,18 +64,22 @@ def glow(spec: Spec, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(spec: Spec, frames: Tensor, video: Tensor) -> None:
-    """Draws 1 world without its subjects into `video`, float32 [F, 3, H, W] in 0..1; `frames` [F] are numbers."""
+    """Draws 1 world without its subjects into `video`, float32 [F, 3, H, W] in 0..1; `frames` [F] are numbers.
+
+    H is a whole multiple of HEIGHT_PX.
+    """
     [label] = spec.labels
     place = PLACES[label.scene]
-    x = torch.arange(WIDTH_PX, device=frames.device) + 0.5
-    y = torch.arange(HEIGHT_PX, device=frames.device) + 0.5
+    scale = video.shape[-2] // HEIGHT_PX
+    x, y = ((torch.arange(size * scale, device=frames.device) + 0.5) / scale for size in (WIDTH_PX, HEIGHT_PX))
+    clouds, top = CLOUD_ROWS * scale, place.top_px * scale
     video.copy_(_sky(spec, place, x, y))
     if place.clouds:
-        alpha = cloud_alpha(spec, frames[None], x, y[:CLOUD_ROWS])[0, :, None]
-        video[:, :, :CLOUD_ROWS].lerp_(x.new_tensor(place.cloud)[:, None, None], alpha)
+        alpha = cloud_alpha(spec, frames[None], x, y[:clouds])[0, :, None]
+        video[:, :, :clouds].lerp_(x.new_tensor(place.cloud)[:, None, None], alpha)
     moves = label.camera != "fixed" or label.scene == "sea"
-    rgb, alpha = _behind(spec, frames if moves else frames[:1], x, y[place.top_px :])
-    video[:, :, place.top_px :].mul_(1 - alpha).add_(rgb)
+    rgb, alpha = _behind(spec, frames if moves else frames[:1], x, y[top:], scale)
+    video[:, :, top:].mul_(1 - alpha).add_(rgb)
 
 
 def _sky(spec: Spec, place: Place, x: Tensor, y: Tensor) -> Tensor:
@@ -96,21 +100,22 @@ def _sky(spec: Spec, place: Place, x: Tensor, y: Tensor) -> Tensor:
     return torch.lerp(sky, light, disc)
 
 
-def _behind(spec: Spec, frames: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge, ground and landmarks in one: premultiplied rgb [F, 3, h, w] and alpha [F, 1, h, w]."""
-    [scene] = spec.scenes
+def _behind(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Ridge, ground and landmarks in one, `scale` points a px: premultiplied rgb [F, 3, h, w], alpha [F, 1, h, w]."""
+    [scene], pitch_px = spec.scenes, 1 / scale
     place, ridges, seed = PLACES[scene], spec.layouts.ridges[0], spec.layouts.seed[0]
     pan = spec.panned(frames[None])[0]
-    rgb, alpha = _passing(lambda across: scenery.far(scene, ridges[0], seed, across, y), x, scenery.FAR_SHARE * pan)
+    far = scenery.FAR_SHARE * pan
+    rgb, alpha = _passing(lambda across: scenery.far(scene, ridges[0], seed, across, y, pitch_px), x, far)
     rgb, alpha = (part.expand(len(frames), -1, -1, -1).clone() for part in (rgb * alpha, alpha))
-    start = int(place.near_px - 2 * place.near_wave_px) - place.top_px - 2
+    start = scale * (int(place.near_px - 2 * place.near_wave_px) - place.top_px - 2)
     soil = scenery.ground(scene, x, y[start:], pan, frames)
-    near = near_alpha(spec, frames[None], x, y[start:])[0, :, None]
+    near = near_alpha(spec, frames[None], x, y[start:], pitch_px)[0, :, None]
     rgb[:, :, start:].lerp_(soil, near)
     alpha[:, :, start:].lerp_(torch.ones_like(near), near)
     foot = int(place.foot_px) - place.top_px
-    rows = slice(max(0, foot - REACH_PX[0]), foot + REACH_PX[1])
-    marks, cover = _passing(lambda across: scenery.nearby(scene, seed, across, y[rows]), x, pan)
+    rows = slice(scale * max(0, foot - REACH_PX[0]), scale * (foot + REACH_PX[1]))
+    marks, cover = _passing(lambda across: scenery.nearby(scene, seed, across, y[rows], pitch_px), x, pan)
     rgb[:, :, rows].lerp_(marks, cover)
     alpha[:, :, rows].lerp_(torch.ones_like(cover), cover)
     return rgb, alpha

@@ -90,10 +90,12 @@ def centres(spec: Spec, frames: Tensor, second: bool = False) -> Tensor:
     return torch.stack([middle[..., 0], middle[..., 1] - spec.bounced(frames)], dim=-1)
 
 
-def subject(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, second: bool = False) -> subjects.Layer:
+def subject(
+    spec: Spec, frames: Tensor, x: Tensor, y: Tensor, second: bool = False, pitch_px: float = 1.0
+) -> subjects.Layer:
     """Alpha [F, h, w] and rgb [F, h, w, 3] of the first or second subject of 1 world, not premultiplied.
 
-    `frames` [F] are numbers; `x`, `y` are px from the subject's middle and broadcast to [F, h, w].
+    `frames` [F] are numbers; `x`, `y` are px from the subject's middle, `pitch_px` apart, and broadcast to [F, h, w].
     """
     x, y, _ = torch.broadcast_tensors(x, y, frames[:, None, None])
     [label] = spec.labels
@@ -103,26 +105,30 @@ def subject(spec: Spec, frames: Tensor, x: Tensor, y: Tensor, second: bool = Fal
     facing = STEP.get(label.direction, STAY)[0] or 1.0
     beat = 6.2832 * frames[:, None, None] / subjects.BEAT_FRAMES.get(name, 8.0)
     rgb = torch.tensor(TABLES["colours"][colour], device=x.device)
-    return subjects.paint(name, x * facing / size, y / size, rgb, beat)
+    return subjects.paint(name, x * facing / size, y / size, rgb, beat, pitch_px)
 
 
-def draw(spec: Spec, frames: Tensor) -> Tensor:
-    """Pictures, uint8 [B, F, 3, HEIGHT_PX, WIDTH_PX], of frame numbers [B, F] in any order, on the spec's device."""
+def draw(spec: Spec, frames: Tensor, scale: int = 1) -> Tensor:
+    """Pictures of frame numbers [B, F] in any order, whole or between two, on the spec's device.
+
+    Returns:
+        uint8 [B, F, 3, scale HEIGHT_PX, scale WIDTH_PX], drawn at that size.
+    """
     frames = frames.float()
-    video = torch.empty(*frames.shape, 3, HEIGHT_PX, WIDTH_PX, device=frames.device)
+    video = torch.empty(*frames.shape, 3, scale * HEIGHT_PX, scale * WIDTH_PX, device=frames.device)
     for row, label in enumerate(spec.labels):
         one = spec.row(row)
         backdrop.draw(one, frames[row], video[row])
         # The second subject lies behind the first.
         for second in (True, False) if label.relation else (False,):
-            (frame, i, j), alpha, rgb = stamp(one, frames[row], 1, second)
+            (frame, i, j), alpha, rgb = stamp(one, frames[row], 1 / scale, second)
             at = (frame, slice(None), i, j)
             video[row][at] = torch.lerp(video[row][at], rgb, alpha[:, None])
     return video.mul_(255.0).add_(0.5).to(torch.uint8)
 
 
 def stamp(
-    spec: Spec, frames: Tensor, pitch_px: int, second: bool
+    spec: Spec, frames: Tensor, pitch_px: float, second: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """The points of a grid over the picture that the first or second subject of 1 world covers.
 
@@ -141,7 +147,7 @@ def stamp(
     row = corner[:, 1, None, None] + span[:, None]  # [F, S, 1]
     dx = (column + 0.5) * pitch_px - middle[:, 0, None, None]
     dy = (row + 0.5) * pitch_px - middle[:, 1, None, None]
-    alpha, rgb = subject(spec, frames, dx, dy, second)
+    alpha, rgb = subject(spec, frames, dx, dy, second, pitch_px)
     inside = (column >= 0) & (column < WIDTH_PX // pitch_px) & (row >= 0) & (row < HEIGHT_PX // pitch_px)
     frame, i, j = torch.nonzero(inside & (alpha > 1e-3), as_tuple=True)
     return (frame, row[frame, i, 0], column[frame, 0, j]), alpha[frame, i, j], rgb[frame, i, j]

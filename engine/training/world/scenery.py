@@ -110,32 +110,32 @@ def _angles(ridges: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return angle[:, 0], angle[:, 1]
 
 
-def below(line: Tensor, y: Tensor) -> Tensor:
-    """Coverage [..., h, C] of everything below a line [..., C]."""
-    return torch.sigmoid((y[:, None] - line[..., None, :]) * 2.0)
+def below(line: Tensor, y: Tensor, pitch_px: float = 1.0) -> Tensor:
+    """Coverage [..., h, C] of everything below a line [..., C], its edge as wide as for points of 1 px or closer."""
+    return torch.sigmoid((y[:, None] - line[..., None, :]) * (2.0 / min(1.0, pitch_px)))
 
 
-def far(scene: str, ridges: Tensor, seed: Tensor, x: Tensor, y: Tensor) -> Layer:
-    """The far ridge of one world, at `x` [C] px of scenery and `y` [h] px of the picture."""
+def far(scene: str, ridges: Tensor, seed: Tensor, x: Tensor, y: Tensor, pitch_px: float) -> Layer:
+    """The far ridge of one world, at `x` [C] px of scenery and `y` [h] px of the picture, `pitch_px` apart."""
     place = PLACES[scene]
     line = far_line([scene], ridges[None], seed[None], x[None, None])[0, 0]
     rgb, low = x.new_tensor(place.far), x.new_tensor(place.sky[1])
     if place.shape == "houses":
-        return _houses(seed, x, y, line, rgb)
+        return _houses(seed, x, y, line, rgb, pitch_px)
     haze = ((y[:, None] - line) / HAZE_PX).clamp(0, 1).unsqueeze(-1)
-    return below(line, y), torch.lerp(rgb, low, 0.55 * haze)
+    return below(line, y, pitch_px), torch.lerp(rgb, low, 0.55 * haze)
 
 
-def _houses(seed: Tensor, x: Tensor, y: Tensor, line: Tensor, rgb: Tensor) -> Layer:
+def _houses(seed: Tensor, x: Tensor, y: Tensor, line: Tensor, rgb: Tensor, pitch_px: float) -> Layer:
     number = (x / HOUSE_PX).floor().long()
     across = torch.remainder(x, HOUSE_PX)
-    wall = coverage((across - HOUSE_PX / 2).abs() - HOUSE_PX / 2 + 0.3)
-    alpha = below(line, y) * torch.maximum(wall, (y[:, None] > PLACES["night"].far_px - HOUSE_LOW_PX).float())
+    wall = coverage((across - HOUSE_PX / 2).abs() - HOUSE_PX / 2 + 0.3, pitch_px)
+    alpha = below(line, y, pitch_px) * torch.maximum(wall, (y[:, None] > PLACES["night"].far_px - HOUSE_LOW_PX).float())
     column, row = (across / WINDOW_PX[0]).floor().long(), ((y[:, None] - line) / WINDOW_PX[1]).floor().long()
     lit = chance(seed, number * 64 + column * 16 + row, 5) < LIT_SHARE
     left = torch.remainder(across, WINDOW_PX[0]) - WINDOW_PX[0] / 2
     down = torch.remainder(y[:, None] - line, WINDOW_PX[1]) - WINDOW_PX[1] / 2
-    window = coverage(left.abs() - 1.3) * coverage(down.abs() - 1.7) * lit * (row >= 0)
+    window = coverage(left.abs() - 1.3, pitch_px) * coverage(down.abs() - 1.7, pitch_px) * lit * (row >= 0)
     tone = chance(seed, number, 6)[None, :, None]
     return alpha, torch.lerp(torch.lerp(rgb, x.new_tensor(HOUSE_RGB), tone), x.new_tensor(LIT_RGB), window[..., None])
 
@@ -158,6 +158,6 @@ def ground(scene: str, x: Tensor, y: Tensor, pan: Tensor, frames: Tensor) -> Ten
     return (base[..., None] + (place.ripple * (depth + 0.25)[:, None] * pattern)[:, None]).clamp(0, 1)
 
 
-def nearby(scene: str, seed: Tensor, x: Tensor, y: Tensor) -> Layer:
+def nearby(scene: str, seed: Tensor, x: Tensor, y: Tensor, pitch_px: float = 1.0) -> Layer:
     """The landmarks of one world; arguments as for `far`."""
-    return landmarks.paint(scene, seed, x, y - PLACES[scene].foot_px)
+    return landmarks.paint(scene, seed, x, y - PLACES[scene].foot_px, pitch_px)

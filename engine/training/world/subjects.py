@@ -9,24 +9,25 @@ Shapes: `...` any leading dimensions, equal for all arguments after broadcasting
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
 from engine.text.world_tables import TABLES
 
-EDGE_PX = 1.5  # width of the anti-aliased edge
+EDGE_PX = 1.5  # width of the anti-aliased edge where points are 1 px apart
 HALF_WIDTH_PX = 23.0  # no subject of size 1 reaches farther from its middle
 PAINTS = TABLES["paints"]  # rgb in 0..1 by name
 RIM = 0.45  # share by which an edge is darker than the body, so that a subject stands out from a sky of its colour
 
 Layer = tuple[Tensor, Tensor]  # alpha [...] and rgb [..., 3]
+Cover = Callable[[Tensor], Tensor]  # distance to an edge, negative inside -> coverage
 
 
-def coverage(distance: Tensor) -> Tensor:
-    """1 inside, 0 outside, smooth over `EDGE_PX` around distance 0."""
-    return torch.sigmoid(distance * (-4.0 / EDGE_PX))
+def coverage(distance: Tensor, pitch_px: float) -> Tensor:
+    """1 inside, 0 outside, smooth over `EDGE_PX` around distance 0, or over less where points lie closer than 1 px."""
+    return torch.sigmoid(distance * (-4.0 / (EDGE_PX * min(1.0, pitch_px))))
 
 
 def ellipse(x: Tensor, y: Tensor, cx: float, cy: float, rx: float, ry: float) -> Tensor:
@@ -86,94 +87,95 @@ def stack(layers: list[Layer]) -> Layer:
     return alpha, colour
 
 
-def ball(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def ball(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     spot = torch.exp(-((x + 6) ** 2 + (y + 7) ** 2) / 40.0).unsqueeze(-1)
     body = shade(rgb, x, y, 0.4)
-    return [(coverage(ellipse(x, y, 0, 0, 19, 19)), body + (1.0 - body) * 0.6 * spot)]
+    return [(cover(ellipse(x, y, 0, 0, 19, 19)), body + (1.0 - body) * 0.6 * spot)]
 
 
-def sailboat(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def sailboat(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     return [
-        (coverage(part("boat_sails", x, y)), shade(rgb, x, y)),
-        (coverage(part("boat_mast", x, y)), flat(x, "dark")),
-        (coverage(part("boat_hull", x, y)), shade(0.55 * rgb, x, y)),
+        (cover(part("boat_sails", x, y)), shade(rgb, x, y)),
+        (cover(part("boat_mast", x, y)), flat(x, "dark")),
+        (cover(part("boat_hull", x, y)), shade(0.55 * rgb, x, y)),
     ]
 
 
-def car(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def car(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     return [
-        (coverage(part("car_body", x, y)), shade(rgb, x, y)),
-        (coverage(part("car_windows", x, y)), flat(x, "window")),
-        (coverage(part("car_wheels", x, y)), flat(x, "dark")),
-        (coverage(part("car_hubs", x, y)), flat(x, "metal")),
+        (cover(part("car_body", x, y)), shade(rgb, x, y)),
+        (cover(part("car_windows", x, y)), flat(x, "window")),
+        (cover(part("car_wheels", x, y)), flat(x, "dark")),
+        (cover(part("car_hubs", x, y)), flat(x, "metal")),
     ]
 
 
-def fish(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def fish(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     bent = y + 4.0 * torch.sin(beat) * ((-8.0 - x) / 14.0).clamp(0, 1)
     fins = union(part("fish_tail", x, bent), part("fish_fin", x, y))
     stripe = 0.5 + 0.5 * torch.cos(0.55 * x)
     body = shade(rgb, x, y) * (0.80 + 0.2 * stripe).unsqueeze(-1)
     return [
-        (coverage(fins), shade(0.7 * rgb, x, y)),
-        (coverage(ellipse(x, y, 3, 0, 18, 12)), body),
-        (coverage(ellipse(x, y, 13, -3, 2.6, 2.6)), flat(x, "dark")),
+        (cover(fins), shade(0.7 * rgb, x, y)),
+        (cover(ellipse(x, y, 3, 0, 18, 12)), body),
+        (cover(ellipse(x, y, 13, -3, 2.6, 2.6)), flat(x, "dark")),
     ]
 
 
-def balloon(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def balloon(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     around = torch.asin((x / (17.0 - 0.5 * (y - 3).clamp(min=0))).clamp(-0.99, 0.99))
     gores = torch.sigmoid(12.0 * torch.cos(5.0 * around)).unsqueeze(-1)
     return [
-        (coverage(box(x, y, 0, 15.5, 3.2, 2.5, 0.5)), flat(x, "dark")),
-        (coverage(part("balloon", x, y)), shade(rgb, x, y, 0.3) * (0.72 + 0.28 * gores)),
-        (coverage(box(x, y, 0, 19.5, 4.6, 3.2, 1.0)), flat(x, "basket")),
+        (cover(box(x, y, 0, 15.5, 3.2, 2.5, 0.5)), flat(x, "dark")),
+        (cover(part("balloon", x, y)), shade(rgb, x, y, 0.3) * (0.72 + 0.28 * gores)),
+        (cover(box(x, y, 0, 19.5, 4.6, 3.2, 1.0)), flat(x, "basket")),
     ]
 
 
-def bird(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def bird(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     scale = 0.125 + 0.875 * torch.sin(beat)  # of the wing, which beats through the body
     scale = torch.where(scale < 0, scale.clamp(max=-0.2), scale.clamp(min=0.2))
     wing = polygon(x, (y - 1) / scale, ((-9, 1), (-13, -21), (-4, -17), (6, 1))) * scale.abs()
     return [
-        (coverage(part("bird_beak", x, y)), flat(x, "beak")),
-        (coverage(part("bird_body", x, y)), shade(rgb, x, y)),
-        (coverage(wing), shade(0.68 * rgb, x, y)),
-        (coverage(ellipse(x, y, 14, -4.5, 1.7, 1.7)), flat(x, "dark")),
+        (cover(part("bird_beak", x, y)), flat(x, "beak")),
+        (cover(part("bird_body", x, y)), shade(rgb, x, y)),
+        (cover(wing), shade(0.68 * rgb, x, y)),
+        (cover(ellipse(x, y, 14, -4.5, 1.7, 1.7)), flat(x, "dark")),
     ]
 
 
-def airplane(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def airplane(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     windows = ellipse(torch.remainder(x, 5.0), y, 2.5, -1.5, 1.4, 1.4).maximum((x - 2).abs() - 12.0)
     return [
-        (coverage(part("airplane_hull", x, y)), shade(rgb, x, y, 0.35)),
-        (coverage(union(windows, ellipse(x, y, 17.5, -1.5, 2.6, 1.8))), flat(x, "window")),
-        (coverage(part("airplane_wing", x, y)), shade(0.6 * rgb, x, y)),
+        (cover(part("airplane_hull", x, y)), shade(rgb, x, y, 0.35)),
+        (cover(union(windows, ellipse(x, y, 17.5, -1.5, 2.6, 1.8))), flat(x, "window")),
+        (cover(part("airplane_wing", x, y)), shade(0.6 * rgb, x, y)),
     ]
 
 
-def butterfly(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> list[Layer]:
+def butterfly(x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, cover: Cover) -> list[Layer]:
     scale = 0.75 + 0.25 * torch.sin(beat)
     span = x.abs() / scale
     feelers = box(x.abs(), y + 0.8 * x.abs(), 4, -12, 3, 0.7, 0.5)
     return [
-        (coverage(part("butterfly_wings", span, y) * scale), shade(rgb, x, y)),
-        (coverage(part("butterfly_spots", span, y) * scale), shade(rgb + 0.55 * (1.0 - rgb), x, y)),
-        (coverage(union(ellipse(x, y, 0, 0, 2.4, 14), feelers)), flat(x, "dark")),
+        (cover(part("butterfly_wings", span, y) * scale), shade(rgb, x, y)),
+        (cover(part("butterfly_spots", span, y) * scale), shade(rgb + 0.55 * (1.0 - rgb), x, y)),
+        (cover(union(ellipse(x, y, 0, 0, 2.4, 14), feelers)), flat(x, "dark")),
     ]
 
 
-Painter = Callable[[Tensor, Tensor, Tensor, Tensor], list[Layer]]
+Painter = Callable[[Tensor, Tensor, Tensor, Tensor, Cover], list[Layer]]
 PAINTERS: dict[str, Painter] = {
     painter.__name__: painter for painter in (ball, sailboat, car, fish, balloon, bird, airplane, butterfly)
 }
 BEAT_FRAMES = {"fish": 8.0, "bird": 8.0, "butterfly": 4.0}
 
 
-def paint(name: str, x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor) -> Layer:
+def paint(name: str, x: Tensor, y: Tensor, rgb: Tensor, beat: Tensor, pitch_px: float) -> Layer:
     """One subject, a key of `PAINTERS`, at `x`, `y` [...] px in its coordinates: alpha [...] and rgb [..., 3].
 
-    `rgb` [3] in 0..1 is its colour, `beat` its angle, broadcast with `x`. The result is not premultiplied.
+    `rgb` [3] in 0..1 is its colour, `beat` its angle, broadcast with `x`, and `pitch_px` the distance of neighbouring
+    points. The result is not premultiplied.
     """
-    alpha, colour = stack(PAINTERS[name](x, y, rgb, beat))
+    alpha, colour = stack(PAINTERS[name](x, y, rgb, beat, partial(coverage, pitch_px=pitch_px)))
     return alpha, colour * (1.0 - RIM * (1.0 - alpha)).unsqueeze(-1)
