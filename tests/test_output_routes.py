@@ -56,7 +56,7 @@ class Tap:
     async def until(self, frames: int, limit_s: float = 10.0) -> list[av.VideoFrame]:
         """Waits until that many frames can be decoded; returns all there are."""
         async with asyncio.timeout(limit_s):
-            while self.data.count(b"moof") < frames:  # noqa: ASYNC110 - httpx has no event
+            while self.data.count(b"mdat") < frames:  # noqa: ASYNC110 - httpx has no event
                 await asyncio.sleep(0.01)
         return played(self.data)
 
@@ -96,10 +96,11 @@ async def test_a_frame_is_the_one_on_air(running: Serving) -> None:
     assert refused(await running.http.get("/channels/none/frame.jpg"), 404)
 
 
-async def test_a_reader_alone_sees_the_video(running: Serving) -> None:
+@pytest.mark.parametrize("query", ["", "?mse=true"])
+async def test_a_reader_alone_sees_the_video(running: Serving, query: str) -> None:
     """It counts as a viewer, its first picture is there within 1 s, frames follow in order, and it leaves nothing."""
     began_s = time.monotonic()
-    async with tapping(running) as tap:
+    async with tapping(running, LIVE + query) as tap:
         await tap.until(1)
         assert time.monotonic() - began_s < 1
         assert tap.headers["content-type"] == "video/mp4" and tap.headers["cache-control"] == "no-store"
@@ -161,7 +162,7 @@ async def test_a_reader_that_stops_reading_is_cut_off(running: Serving) -> None:
                 while lazy.recv(1 << 16):
                     pass
         await watcher.received(3)
-        count = tap.data.count(b"moof")
+        count = tap.data.count(b"mdat")
         await tap.until(count + 5)
         assert (await running.report())["repeats"] == 0
     assert "landiff_readers_cut_off_total 1.0" in (await running.http.get("/metrics")).text
@@ -192,4 +193,4 @@ async def test_live_answers_of_a_server_that_stops_end_well() -> None:
         await running.done
         await asyncio.sleep(0.1)
         assert tap.ended
-        assert len(played(tap.data)) == tap.data.count(b"moof")
+        assert len(played(tap.data)) == tap.data.count(b"mdat")

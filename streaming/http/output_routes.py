@@ -58,10 +58,11 @@ def add(app: FastAPI, state: ServerState) -> None:
             return Response(status_code=304, headers=headers)
         return Response(still.jpeg, 200, headers, media_type="image/jpeg")
 
-    @app.get("/channels/{channel_id}/live.mp4", response_class=Response, responses=MP4 | problems(404))
-    async def live(channel_id: str) -> Response:
-        """The video as fragmented mp4 (H.264) without end, from a key frame on. Who reads too slowly is cut off."""
-        return _Live(state.readers, state.channel(channel_id))
+    @app.get("/channels/{channel_id}/live.mp4", response_class=Response, responses=MP4 | problems(404, 422))
+    async def live(channel_id: str, mse: bool = False) -> Response:
+        """The video as fragmented mp4 (H.264) without end, from a key frame on. Who reads too slowly is cut off. With
+        `mse` its header is a segment of its own, for Media Source Extensions."""
+        return _Live(state.readers, state.channel(channel_id), mse)
 
     _add_recordings(app, state)
 
@@ -129,15 +130,15 @@ def _add_recordings(app: FastAPI, state: ServerState) -> None:
 class _Live(Response):
     """A reader's answer. Its place is taken and left here, so that a reader that leaves leaves nothing behind."""
 
-    def __init__(self, readers: Readers, channel: Channel) -> None:
+    def __init__(self, readers: Readers, channel: Channel, mse: bool) -> None:
         super().__init__(media_type="video/mp4")
-        self._readers, self._channel = readers, channel
+        self._readers, self._channel, self._mse = readers, channel, mse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection: Connection = scope["state"]["connection"]
         address = scope["client"][0] if scope["client"] else ""
         try:
-            with self._readers.open(self._channel, address, connection.abort) as reader:
+            with self._readers.open(self._channel, address, connection.abort, self._mse) as reader:
                 connection.notice_slowness()
                 await StreamingResponse(reader.parts(), 200, LIVE, "video/mp4")(scope, receive, send)
         except Unavailable as error:

@@ -13,7 +13,7 @@ from streaming.media.hub import Geometry
 from streaming.media.pacer import MEDIA_CLOCK_HZ
 
 # Without `skip_trailer` the muxer remembers the place of every fragment, so that memory grows with the video.
-MOVFLAGS = "frag_every_frame+empty_moov+default_base_moof+skip_trailer"
+MOVFLAGS = "frag_every_frame+default_base_moof+skip_trailer"
 
 
 class _Written:
@@ -34,9 +34,16 @@ class _Written:
 class Fragments:
     """One mp4 stream, whose time begins at 0 with its first packet, a key frame. It keeps nothing that was taken."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, header_alone: bool = True) -> None:
+        """`header_alone`: no frame is in the header, as Media Source Extensions want it.
+
+        FFmpeg's demuxer, which Chromium's `<video src>` has too, does not learn the frame rate from such a header, and
+        reads 20 frames before it shows one (FFmpeg 8.0, `avformat_find_stream_info`).
+        """
+        self._header_alone = header_alone
         self._file = _Written()
-        self._container = av.open(self._file, "w", format="mp4", options={"movflags": MOVFLAGS})
+        flags = MOVFLAGS + "+empty_moov" * header_alone
+        self._container = av.open(self._file, "w", format="mp4", options={"movflags": flags})
         self._stream = self._container.add_mux_stream(
             "h264",
             Fraction(geometry.fps).limit_denominator(1001),
@@ -57,6 +64,7 @@ class Fragments:
 
     def add(self, packet: av.Packet) -> bytes:
         """Takes a packet, which is left as it is; returns what can be sent now: whole boxes, or nothing."""
+        begins = self._first_pts is None
         if self._first_pts is None:
             self._first_pts = packet.pts
         self._last_pts = packet.pts
@@ -67,7 +75,8 @@ class Fragments:
         own.is_keyframe = packet.is_keyframe
         own.stream = self._stream
         self._container.mux_one(own)
-        return self._file.take()
+        # A header with a frame says where that lies, counted from the beginning: nothing may come between.
+        return b"" if begins and not self._header_alone else self._file.take()
 
     def finish(self) -> bytes:
         """Ends the stream and returns its last fragment; idempotent."""

@@ -41,8 +41,9 @@ class ReaderConfig:
 class Reader:
     """One reader's place; made by `Readers.open`."""
 
-    def __init__(self, channel: Broadcaster, queue: PacketQueue, turn_s: float) -> None:
+    def __init__(self, channel: Broadcaster, queue: PacketQueue, turn_s: float, header_alone: bool) -> None:
         self._channel, self._queue, self._turn_s = channel, queue, turn_s
+        self._header_alone = header_alone
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The mp4 stream in parts, from the next key frame on, until the reader is cut off or the server stops."""
@@ -50,10 +51,11 @@ class Reader:
         if self._queue.ended:
             return
         hub = self._channel.join(self._queue, "h264", False)
-        fragments = Fragments(hub.geometry)
+        fragments = Fragments(hub.geometry, self._header_alone)
         while packets := await self._queue.get():
             data = b"".join(map(fragments.add, packets))
-            yield _filled(data, round(LEAST_BYTES_S * len(packets) / hub.geometry.fps))
+            if data:
+                yield _filled(data, round(LEAST_BYTES_S * len(packets) / hub.geometry.fps))
         yield fragments.finish()
 
 
@@ -76,8 +78,11 @@ class Readers:
         return len(self._queues)
 
     @contextmanager
-    def open(self, channel: Broadcaster, address: str, abort: Callable[[], None]) -> Iterator[Reader]:
-        """A place while the block runs; `abort` ends the connection of a reader that is cut off.
+    def open(
+        self, channel: Broadcaster, address: str, abort: Callable[[], None], header_alone: bool = False
+    ) -> Iterator[Reader]:
+        """A place while the block runs; `abort` ends the connection of a reader that is cut off. The stream is as
+        `Fragments` says.
 
         Raises Unavailable when there are too many readers, or the channel has no video yet.
         """
@@ -91,7 +96,7 @@ class Readers:
         queue = PacketQueue(self._config.patience_s, cut_off)
         self._queues[queue] = channel, address
         try:
-            yield Reader(channel, queue, self._turn(channel))
+            yield Reader(channel, queue, self._turn(channel), header_alone)
         finally:
             channel.leave(queue)
             del self._queues[queue]

@@ -151,7 +151,8 @@ function hurry() {
 function show(id) {
   // Relative: a proxy may serve the page under a path of its own.
   const url = `channels/${encodeURIComponent(id)}`;
-  const player = new WhepPlayer(video, `whep/${encodeURIComponent(id)}`, `${url}/live.mp4`, headers, onPlayer);
+  const addresses = [`whep/${encodeURIComponent(id)}`, `${url}/live.mp4?mse=true`];
+  const player = new WhepPlayer(video, ...addresses, headers, onPlayer);
   const mode = () => ($("cut").getAttribute("aria-pressed") === "true" ? "cut" : "flow");
   const change = async (prompt) => (await steer("PATCH", url, { prompt, mode: mode() })).json();
   const prompt = new PromptBox(change, () => playing.state === "playing");
