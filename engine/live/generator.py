@@ -286,7 +286,7 @@ class Generator:
             batch = FrameBatch(frame, chunk.start.chunk, planes.array())
             frame += batch.frames
             yield Unit("vae", batch)
-        return after
+        return chunk.ends[-1] if chunk.ends else after
 
     @contextmanager
     def _rendering(self) -> Iterator[None]:

@@ -51,7 +51,7 @@ def slices_again(state: RenderState) -> int:
 def keep_end(past: PastChunk, end: VideoState) -> None:
     """Keeps the autoencoder's state behind a chunk's next slice, where it is small."""
     if sum(leaf.nbytes for leaf in leaves(end)) <= END_BYTES:
-        # A graph's next call writes over it.
+        # A graph's next call writes over it; on a CPU it may be a small part of what it keeps in memory.
         past.ends.append(unflatten(end, map(Tensor.clone, leaves(end))))
 
 
