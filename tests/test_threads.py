@@ -71,6 +71,16 @@ def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
     assert not machine.choice.retry()
 
 
+def test_a_few_slow_units_are_no_jump() -> None:
+    """However slow they are: the system held them up."""
+    machine = Machine(2)
+    machine.spend(0.02, UNITS)
+    for _ in range(5):
+        machine.spend(2.0, UNITS // 2 - 1)
+        machine.spend(0.02, UNITS)
+    assert machine.steps == 0
+
+
 def test_a_machine_that_became_slower_is_not_asked_for_ever() -> None:
     """Cost that stays high with the best number is the new usual at once; a jump from there is one again."""
     machine = Machine(2)

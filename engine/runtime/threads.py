@@ -13,13 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from statistics import median
 
 import torch
 
 ROUNDS = 2  # of the work that is timed with each number of threads
 SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads stays
 GAIN = 0.9  # of the time: what another number must stay below to be worth a change
-UNITS = 6  # units of work in a row, over whose mean cost is taken
+UNITS = 6  # units of work in a row, whose median is their cost
 JUMP = 1.6  # times the lowest cost: the number is chosen again
 RETRY_S = 10.0  # between two looks whether all cores are free again
 
@@ -47,7 +48,7 @@ class ThreadChoice:
         self._work, self._most, self._clock = work, most, clock
         self._chosen_s = clock()
         self._units: deque[float] = deque(maxlen=UNITS)  # seconds of the last ones, with this number of threads
-        self._lowest_s = float("inf")  # mean of so many of them
+        self._lowest_s = float("inf")  # cost of so many of them
 
     def choose(self) -> None:
         """Times the work with every number that may be the best, and sets it."""
@@ -75,11 +76,12 @@ class ThreadChoice:
         self._units.append(seconds)
         if len(self._units) < UNITS:
             return
-        mean_s = sum(self._units) / UNITS
-        if mean_s > JUMP * self._lowest_s:
+        # Not the mean: choosing costs as much as some steps, and one unit that the system held up is no reason for it.
+        cost_s = median(self._units)
+        if cost_s > JUMP * self._lowest_s:
             self.choose()
         else:
-            self._lowest_s = min(self._lowest_s, mean_s)
+            self._lowest_s = min(self._lowest_s, cost_s)
 
     def retry(self) -> bool:
         """Chooses again if there are fewer threads than cores and it is time; to be called when there is no work."""
