@@ -1,4 +1,4 @@
-"""`python server.py`: arguments to settings, an engine process under its supervisor, and the HTTP server beside it.
+"""`python server.py`: arguments to settings, engine processes under their supervisors, and the HTTP server beside it.
 
 Heavy imports happen inside functions: the engine process imports this file too, and needs none of the server's.
 """
@@ -30,15 +30,17 @@ from engine.wire.settings import ChannelSettings, EngineSettings
 from engine.wire.startup import LOG_LEVELS, follow_parent, log_from
 from engine.wire.state_folder import remove_abandoned, taken
 from engine.wire.state_memory import StateMemory
+from streaming.engines.options import add_engines, supervisor_config
 from streaming.http import tls
 from streaming.http.listening import listen
 from streaming.http.options import add_access, app_config
 
 if TYPE_CHECKING:
     from engine.wire.kept_state import KeptState
-    from streaming.engines.process import EngineTarget, SupervisorConfig
-    from streaming.engines.supervisor import Supervisor
+    from streaming.engines.pool import EnginePool
+    from streaming.engines.process import EngineTarget, LocalEngines, SupervisorConfig
     from streaming.media.ice import IceAgent
+    from streaming.media.metrics import Metrics
 
 # Words after `landiff-live` and the module whose command line they begin; others are commands of `python -m engine`.
 COMMANDS = {
@@ -50,7 +52,6 @@ COMMANDS = {
 }
 CHANNEL = "main"
 SCRATCH = "landiff-"  # begins the name of a state folder that goes when the server ends
-SPARE_S = 5.0  # from the beginning of an engine to that of its spare, at least
 PROMPT = "a red ball moves slowly to the right over green hills by day"
 
 log = logging.getLogger("server")
@@ -142,8 +143,8 @@ async def _serve(
 ) -> int:
     """Serves, and goes on with the channels that another server left."""
     from streaming.channels.registry import Channels
-    from streaming.engines.link import EngineLink
-    from streaming.engines.supervisor import Supervisor
+    from streaming.engines.pool import EnginePool
+    from streaming.engines.process import LocalEngines
     from streaming.http.app import HttpServer, create_app
     from streaming.http.state import ServerState
     from streaming.media import rtp_hooks
@@ -164,20 +165,20 @@ async def _serve(
     settings = replace(engine_settings(arguments), warm_up=not left)
     if left:
         settings = replace(settings, picture=left[0].picture)
-    engine = EngineLink(settings, metrics)
+    pool = EnginePool(settings, metrics, arguments.engines)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
     pushes = Pushes(metrics, ice=ice)
     recordings = Recordings(arguments.recordings, arguments.recordings_gb) if arguments.recordings else None
-    channels = Channels(engine, metrics)
+    channels = Channels(pool, metrics)
     channels.begin(CHANNEL, ChannelSettings(arguments.prompt, arguments.seed, arguments.steps), left)
-    state = ServerState(engine, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
+    state = ServerState(pool, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
+    config = supervisor_config(arguments)
+    supervision_of = _supervise(LocalEngines(target, config), pool, metrics, config, stop)
     async with asyncio.TaskGroup() as group:
-        supervision = group.create_task(
-            _supervise(Supervisor(target, engine, metrics, supervisor_config(arguments)), stop), name="engine"
-        )
+        supervision = group.create_task(supervision_of, name="engines")
         air = group.create_task(channels.run(), name="channels")
         group.create_task(http.serve([listener]), name="http")
         lag = group.create_task(metrics.watch_loop(), name="loop lag")
@@ -211,16 +212,20 @@ async def _ice(arguments: argparse.Namespace) -> IceAgent | None:
     return ice
 
 
-async def _supervise(supervisor: Supervisor, stop: asyncio.Event) -> int:
-    """Keeps the engine running; stops the server when it cannot start at all."""
-    from streaming.engines.supervisor import EngineError
+async def _supervise(
+    engines: LocalEngines, pool: EnginePool, metrics: Metrics, config: SupervisorConfig, stop: asyncio.Event
+) -> int:
+    """Keeps the engines running; stops the server when none can start at all."""
+    from streaming.engines.supervisor import EngineError, Supervisor, supervise
 
     try:
-        await supervisor.run()
+        await supervise([Supervisor(engines, link, pool, metrics, config) for link in pool.links])
     except EngineError as error:
         log.error("%s", error)
         stop.set()
         return 1
+    finally:
+        engines.close()
     return 0
 
 
@@ -228,14 +233,6 @@ def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     """Settings of the engine process from the command line."""
     model = arguments.preset, arguments.weights, arguments.device, arguments.memory
     return EngineSettings(*model, arguments.log_level, arguments.state, picture=arguments.picture)
-
-
-def supervisor_config(arguments: argparse.Namespace) -> SupervisorConfig:
-    """Settings of the supervisor from the command line."""
-    from streaming.engines.process import SupervisorConfig
-
-    spare = arguments.preset == "mini" if arguments.spare_engine is None else arguments.spare_engine
-    return SupervisorConfig(spare_s=SPARE_S if spare else None)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -256,11 +253,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--state", metavar="DIR", help="keep journals and channels there, and go on with them (default: a new one)"
     )
-    options.add_argument(
-        "--spare-engine",
-        action=argparse.BooleanOptionalAction,
-        help="keep a second engine process warm, which goes on when the first one ends (default: with preset mini)",
-    )
+    add_engines(options)
     options.add_argument(
         "--recordings", type=checked(folder), metavar="DIR", help="keep recordings there (default: none are kept)"
     )

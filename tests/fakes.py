@@ -33,6 +33,7 @@ from engine.wire.messages import (
     ChannelClosed,
     ChannelOpened,
     ChannelRefused,
+    ChannelReleased,
     ChunkDone,
     CloseChannel,
     DiscardPlan,
@@ -49,6 +50,7 @@ from engine.wire.messages import (
     PromptSet,
     Ready,
     Refused,
+    ReleaseChannel,
     SetPrompt,
     Shown,
     Stop,
@@ -142,8 +144,10 @@ class _FakeEngine:
         self._ring = ring
         self._control = control
         self._channels: dict[str, _FakeChannel] = {}
+        self._released: dict[str, set[int]] = {}  # slots by channel
         self._stopped = False
-        if not settings.spare:
+        if control.poll():
+            # Channels are asked for while it loads; a spare has none, nor has one of several engines.
             self._read(control.recv())
         self._control.send(Progress("warm-up", 0.5))
         self._control.send(Ready(WIDTH, HEIGHT, FPS, 0.01, settings.preset, 4))
@@ -173,8 +177,14 @@ class _FakeEngine:
                 self._control.send(ChannelOpened(message.channel))
             case CloseChannel():
                 channel = self._channels.pop(message.channel, None)
-                self._ring.release(channel.slots if channel else ())
+                self._ring.release(channel.slots if channel else self._released.pop(message.channel, ()))
                 self._control.send(ChannelClosed(message.channel))
+            case ReleaseChannel():
+                self._released[message.channel] = self._channels.pop(message.channel).slots
+                self._control.send(ChannelReleased(message.channel))
+            case Shown(channel=name) if name in self._released:
+                self._released[name] -= set(message.freed_slots)
+                self._ring.release(message.freed_slots)
             case Shown():
                 channel = self._channels[message.channel]
                 channel.shown = message.frame

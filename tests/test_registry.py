@@ -24,7 +24,7 @@ from engine.wire.state_folder import JOURNAL, SNAPSHOTS, STATE, channel_folder
 from streaming.channels.channel import Channel
 from streaming.channels.prompts import RequestRefused
 from streaming.channels.registry import ChannelExists, Channels
-from streaming.engines.link import EngineLink
+from streaming.engines.pool import EnginePool
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
 
@@ -42,8 +42,9 @@ class House:
 
     def __init__(self) -> None:
         self.metrics = Metrics()
-        self.engine = EngineLink(EngineSettings("mini"), self.metrics)
-        self.channels = Channels(self.engine, self.metrics)
+        self.pool = EnginePool(EngineSettings("mini"), self.metrics)
+        (self.engine,) = self.pool.links
+        self.channels = Channels(self.pool, self.metrics)
         self.sent: list[object] = []
         self.ring = RingReader(RingConfig(slots=4, slot_bytes=9 * WIDTH * HEIGHT * 3 // 2))
         self.channels.begin("main", SETTINGS)
@@ -53,7 +54,7 @@ class House:
     async def create(self, name: str) -> Channel:
         making = asyncio.create_task(self.channels.create(name, SETTINGS))
         await asyncio.sleep(0)
-        assert self.sent[-1] == OpenChannel(name, SETTINGS) or making.done()
+        assert making.done() or self.sent[-1] == OpenChannel(name, SETTINGS, self.channels[name].area)
         if not making.done():
             self.engine.receive(ChannelOpened(name))
         return await making
@@ -192,7 +193,7 @@ async def test_a_slow_machine_still_has_one_channel(house: House) -> None:
 
 async def test_a_channel_that_ends_while_no_engine_runs_stays_gone(house: House, tmp_path: Path) -> None:
     """The server removes its state, which no engine does then: another server does not go on with it."""
-    house.engine.settings = EngineSettings("mini", state=str(tmp_path))
+    house.pool.settings = EngineSettings("mini", state=str(tmp_path))
     channel = await house.create("second")
     for name in (STATE, *SNAPSHOTS, JOURNAL):
         (channel_folder(tmp_path, "second") / name).parent.mkdir(exist_ok=True)

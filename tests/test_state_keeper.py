@@ -32,6 +32,7 @@ from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
     ChannelClosed,
     ChannelOpened,
+    ChannelReleased,
     ChunkDone,
     CloseChannel,
     FramesDropped,
@@ -39,6 +40,7 @@ from engine.wire.messages import (
     OpenChannel,
     PromptReplaced,
     PromptSet,
+    ReleaseChannel,
     SetPrompt,
     Shown,
 )
@@ -77,7 +79,9 @@ class Viewer:
                 generator or _generator(), MemoryRing(8), ControlPipe(theirs),  # type: ignore[arg-type]
                 journals=self.journals, memory=self.memory,
             ), ours)  # fmt: skip
-            start = ChannelStart(self.end, self.chunk, self.shown, True) if self.video or self.made else self.start
+            from_disk = self.start.from_disk and not self.video
+            again = ChannelStart(self.end, self.chunk, self.shown, True, from_disk)
+            start = again if self.video or self.made else self.start
             self.made = True
             ours.send(OpenChannel("main", ChannelSettings(SETTINGS.prompt, SETTINGS.seed, SETTINGS.steps, start)))
             yield engine
@@ -144,11 +148,11 @@ def journals(tmp_path: Path) -> Iterator[JournalWriter]:
     writer.close(60)
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_kills_leave_no_trace_in_the_video(seed: int, journals: JournalWriter) -> None:
+@pytest.mark.parametrize(("seed", "released"), [(0, False), (1, False), (2, True)])
+async def test_kills_leave_no_trace_in_the_video(seed: int, released: bool, journals: JournalWriter) -> None:
     """However often engines are killed, between any two units, the frames are those of one that never was.
 
-    The journal has them all.
+    So they are where engines release the channel to each other. The journal has them all.
     """
     rng = random.Random(seed)
     viewer = Viewer(StateMemory(), journals)
@@ -162,6 +166,12 @@ async def test_kills_leave_no_trace_in_the_video(seed: int, journals: JournalWri
                 engine.work()
                 if rng.random() < 0.3:
                     engine.show(rng.randrange(8))
+            if released:
+                engine.pipe.send(ReleaseChannel("main"))
+                await _until(engine, ChannelReleased)
+                engine.pipe.send(CloseChannel("main"))
+                await _until(engine, ChannelClosed)
+                assert len(engine.interleaver._ring.free) == 8  # type: ignore[attr-defined]
             kills += 1
     journals.close(60)
     video = np.stack(viewer.video)
@@ -261,7 +271,7 @@ async def test_a_state_that_is_long_past_is_left_alone(caplog: pytest.LogCapture
     assert "its state is of frame 25, long past" in caplog.text
     async with viewer.engine() as engine:
         # That of another channel is none.
-        assert engine.interleaver._openings._keeper.left("other", ChannelStart(25, 1, goes_on=True)) is None
+        assert engine.interleaver._openings._keeper.left("other", 0, ChannelStart(25, 1, goes_on=True)) is None
 
 
 async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
@@ -300,11 +310,11 @@ async def test_states_that_are_too_large_are_not_kept(
     viewer = Viewer(memory, journals)
     async with viewer.engine() as engine:
         await _until(engine, ChannelOpened)
-        assert "main" in memory.read()
+        assert memory.read(0) is not None
         monkeypatch.setattr(state_keeper, "MOST_BYTES", 1000)
         await _until(engine, ChunkDone, 2)
     journals.close(60)
-    assert memory.read() == {} and not (journals.folder / "main" / STATE).exists()
+    assert memory.read(0) is None and not (journals.folder / "main" / STATE).exists()
     assert caplog.text.count("behind each chunk it would take 0.0 GB") == 1
 
 
@@ -334,7 +344,7 @@ async def test_a_channel_that_ends_leaves_nothing(journals: JournalWriter) -> No
         engine.pipe.send(CloseChannel("main"))
         await _until(engine, ChannelClosed)
     journals.close(60)
-    assert memory.read() == {}
+    assert memory.read(0) is None
     assert {path.name for path in (journals.folder / "main").iterdir()} == {JOURNAL}
 
 
@@ -380,7 +390,7 @@ async def test_a_folder_that_cannot_be_gone_on_from_is_refused(journals: Journal
     folder = journals.folder / "main"
     kept = KeptState.from_json((folder / STATE).read_bytes())
     viewer = Viewer(None, JournalWriter(journals.folder, _generator(), lambda *told: None))
-    viewer.start = ChannelStart(kept.frame, kept.chunk, goes_on=True)
+    viewer.start = ChannelStart(kept.frame, kept.chunk, goes_on=True, from_disk=True)
     whole = (folder / str(kept.snapshot)).read_bytes()
     (folder / str(kept.snapshot)).write_bytes(whole[:1000])
     async with viewer.engine() as engine:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -20,9 +20,9 @@ from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
 from engine.wire.state_memory import StateMemory
 from streaming.channels.channel import Channel
-from streaming.engines.link import EngineLink
-from streaming.engines.process import EngineTarget, SupervisorConfig
-from streaming.engines.supervisor import EngineError, Supervisor
+from streaming.engines.pool import EnginePool
+from streaming.engines.process import EngineProcess, EngineTarget, LocalEngines, SupervisorConfig
+from streaming.engines.supervisor import EngineError, Supervisor, supervise
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
 
@@ -30,28 +30,45 @@ QUICK = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, outbox=4)
 STRICT = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, stalled_s=2.0, hung_s=4.0)
 
 
-def linked(metrics: Metrics, weights: str | None = None) -> tuple[EngineLink, Channel]:
-    """An engine's link with one channel."""
-    engine = EngineLink(EngineSettings("mini", weights), metrics)
-    channel = Channel("main", ChannelSettings("first"), engine, metrics.channel("main"))
-    engine.open(channel)
-    return engine, channel
+def linked(metrics: Metrics, weights: str | None = None, engines: int = 1) -> tuple[EnginePool, Channel]:
+    """A pool of engines with one channel, which the first one makes."""
+    pool = EnginePool(EngineSettings("mini", weights), metrics, engines)
+    channel = Channel("main", ChannelSettings("first"), pool.links[0], metrics.channel("main"))
+    pool.links[0].open(channel)
+    return pool, channel
+
+
+class Watched(Supervisor):
+    """One whose processes are known to be of this machine."""
+
+    engine: EngineProcess | None  # type: ignore[assignment]
+    spare: EngineProcess | None  # type: ignore[assignment]
 
 
 @asynccontextmanager
 async def supervised(
     target: EngineTarget = fake_engine, config: SupervisorConfig = QUICK
-) -> AsyncIterator[tuple[Supervisor, Channel, asyncio.Task[None]]]:
+) -> AsyncIterator[tuple[Watched, Channel, asyncio.Task[None]]]:
+    async with several(target, config, 1) as (supervisors, channel, task):
+        yield supervisors[0], channel, task
+
+
+@asynccontextmanager
+async def several(
+    target: EngineTarget = fake_engine, config: SupervisorConfig = QUICK, engines: int = 2
+) -> AsyncIterator[tuple[list[Watched], Channel, asyncio.Task[None]]]:
     metrics = Metrics()
-    engine, channel = linked(metrics)
-    supervisor = Supervisor(target, engine, metrics, config)
-    task = asyncio.create_task(supervisor.run())
+    pool, channel = linked(metrics, engines=engines)
+    place = LocalEngines(target, config)
+    supervisors = [Watched(place, link, pool, metrics, config) for link in pool.links]
+    task = asyncio.create_task(supervise(supervisors))
     try:
         await state(channel, "idle")
-        yield supervisor, channel, task
+        yield supervisors, channel, task
     finally:
         task.cancel()
         await asyncio.wait([task])
+        place.close()
 
 
 async def state(channel: Channel, wanted: str) -> None:
@@ -187,10 +204,56 @@ async def test_hung_engine_is_restarted() -> None:
         await state(channel, "idle")
 
 
+async def running(supervisors: list[Watched]) -> None:
+    async with asyncio.timeout(20):
+        while not all(one._link.running for one in supervisors):  # noqa: ASYNC110 - nobody is told of an idle engine
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_another_engine_takes_the_channel(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    """Where an engine ends or stands still, one that runs goes on at once; what it left is started again, empty."""
+    caplog.set_level(logging.INFO)
+    config = replace(QUICK, replaced_s=1.5, hung_s=60.0)
+    async with several(config=config) as (supervisors, channel, _):
+        await running(supervisors)
+        async with asyncio.timeout(10):
+            while not channel.report().buffered_s:  # noqa: ASYNC110 - the channel tells nobody of a batch
+                await asyncio.sleep(0.01)
+        first, second = supervisors
+        assert first.engine is not None and channel.engine is first._link
+        end, pid = channel.settings().start.frame, first.engine.pid
+        os.kill(pid, number)
+        async with asyncio.timeout(10):
+            while channel.engine is not second._link:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        assert channel.report().state == "idle" and channel.settings().start.frame >= end
+        assert "channel main goes on in engine 1" in caplog.text and not alive(pid)
+        await running(supervisors)
+        assert not first._link.channels and len(second._link.channels) == 1
+
+
+def first_without_weights(settings: EngineSettings, ring: RingWriter, control: Connection, memory: StateMemory) -> None:
+    """Of the engines the first one cannot start."""
+    fake_engine(replace(settings, weights=None if settings.number else MISSING), ring, control, memory)
+
+
+async def test_an_engine_that_cannot_start_leaves_its_channels_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has its reason; the server goes on with the others, until none is left."""
+    async with several(first_without_weights) as (supervisors, channel, task):
+        assert channel.engine is supervisors[1]._link and channel.report().state == "idle"
+        assert "an engine cannot start: no weights in 'missing'" in caplog.text and not task.done()
+    metrics = Metrics()
+    pool, channel = linked(metrics, MISSING, 2)
+    with closing(LocalEngines(fake_engine, QUICK)) as place, pytest.raises(EngineError, match="no weights"):
+        await supervise([Supervisor(place, link, pool, metrics, QUICK) for link in pool.links])
+    assert channel.report().state == "failed"
+
+
 SPARE = SupervisorConfig(restarts=2, backoff_s=0.05, stop_s=1.0, replaced_s=1.5, hung_s=60.0, spare_s=0.05)
 
 
-async def spare_of(supervisor: Supervisor) -> int:
+async def spare_of(supervisor: Watched) -> int:
     """Waits until there is a spare that is warm; its pid."""
     async with asyncio.timeout(20):
         while supervisor.spare is None or supervisor.spare.ready is None:  # noqa: ASYNC110 - nobody is told of a spare
@@ -301,10 +364,10 @@ async def test_a_spare_that_is_not_warm_yet_is_hurried(allowed: bool, monkeypatc
 async def test_engine_that_never_starts_is_an_error(weights: str, error: str) -> None:
     """The engine's own words, or how it ended, come out as one EngineError; there is no restart."""
     metrics = Metrics()
-    engine, _ = linked(metrics, weights)
+    pool, _ = linked(metrics, weights)
     target = fake_engine if weights == MISSING else end_at_once
-    with pytest.raises(EngineError, match=error):
-        await Supervisor(target, engine, metrics, QUICK).run()
+    with closing(LocalEngines(target, QUICK)) as place, pytest.raises(EngineError, match=error):
+        await supervise([Supervisor(place, pool.links[0], pool, metrics, QUICK)])
     assert b"landiff_engine_restarts_total 0.0" in metrics.text()
 
 

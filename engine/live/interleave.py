@@ -27,6 +27,7 @@ from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
     ChannelClosed,
+    ChannelReleased,
     CloseChannel,
     DiscardPlan,
     FramesReady,
@@ -34,6 +35,7 @@ from engine.wire.messages import (
     LookAhead,
     OpenChannel,
     Paused,
+    ReleaseChannel,
     SetPrompt,
     Shown,
     Stop,
@@ -71,6 +73,7 @@ class Interleaver:
         self._threads = threads
         self._heard = asyncio.Event()
         self._channels: dict[str, LiveChannel] = {}
+        self._released: dict[str, set[int]] = {}  # channels that another engine makes, and slots with frames of them
         self._changes = Changes(generator, self._send)
         self._previews = PlanPreviews(generator, self._send)
         self._meter = CostMeter(config.chunk_tokens)
@@ -213,7 +216,9 @@ class Interleaver:
                 self._openings.open(message, self._running)
             case CloseChannel():
                 self._close(message.channel)
-            case Paused():
+            case ReleaseChannel():
+                self._release(message.channel)
+            case Paused() if message.channel in self._channels:
                 self._channels[message.channel].paused = message.paused
             case Shown():
                 self._on_shown(message)
@@ -262,12 +267,27 @@ class Interleaver:
                 channel.journal.close()
             channel.keeper.close()
             self._ring.release(channel.slots)
+        self._ring.release(self._released.pop(name, ()))
         self._send(ChannelClosed(name))
 
+    def _release(self, name: str) -> None:
+        """Another engine goes on with a channel, which stays kept as it is."""
+        self._openings.cancel(name)
+        channel = self._channels.pop(name, None)
+        if channel is None:
+            self._send(ChannelReleased(name))
+            return
+        channel.abandon_chunk()
+        if channel.journal is not None:
+            channel.journal.close()
+        self._released[name] = channel.slots
+        channel.keeper.release(lambda: self._send(ChannelReleased(name)))
+
     def _on_shown(self, message: Shown) -> None:
-        channel = self._channels[message.channel]
-        if message.frame > channel.shown:
+        channel = self._channels.get(message.channel)
+        if channel is not None and message.frame > channel.shown:
             channel.shown = channel.state.open_from = message.frame
             channel.shown_s = time.monotonic()
-        channel.slots.difference_update(message.freed_slots)
+        slots = self._released[message.channel] if channel is None else channel.slots
+        slots.difference_update(message.freed_slots)
         self._ring.release(message.freed_slots)

@@ -84,7 +84,7 @@ class Openings:
             return
         assert settings.prompt is not None and settings.seed is not None, "only forks take them from elsewhere"
         try:
-            left = self._keeper.left(message.channel, start)
+            left = self._keeper.left(message.channel, message.area, start)
             if left is None:
                 arguments = settings.prompt, settings.seed, settings.steps
                 state = self._generator.open(*arguments, start.chunk, start.frame)
@@ -94,10 +94,10 @@ class Openings:
             self._send(ChannelRefused(message.channel, str(error)))
             return
         kept, state = left or (None, state)
-        self._begin(message.channel, state, settings, kept)
+        self._begin(message.channel, message.area, state, settings, kept)
 
     def _begin(
-        self, name: str, state: ChannelState, settings: ChannelSettings, before: KeptState | Made | None
+        self, name: str, area: int, state: ChannelState, settings: ChannelSettings, before: KeptState | Made | None
     ) -> None:
         """A channel begins with a state: a new one, one that was kept, or one that was made."""
         made, kept = (before, None) if isinstance(before, Made) else (None, before)
@@ -112,7 +112,7 @@ class Openings:
         if self._journals is not None:
             journal = self._journals.open(name, state, new=not start.goes_on)
         # Behind the journal, which may set the folder of an earlier video aside.
-        keeper = self._keeper.open(name, state, settings.steps, kept)
+        keeper = self._keeper.open(name, area, state, settings.steps, kept)
         least_steps = min(least_steps, state.steps)
         channel = LiveChannel(name, state, keeper, shown, start.frame, self._meter, least_steps)
         channel.journal, channel.next_steps = journal, None if made is None else made.steps
@@ -144,7 +144,7 @@ class Openings:
         except StopIteration as end:
             del self._openings[name]
             made: Made = end.value
-            self._begin(name, made.state, made.settings, made)
+            self._begin(name, opening.message.area, made.state, made.settings, made)
         except Exception as error:
             self._refuse(opening, error)
 

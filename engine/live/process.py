@@ -110,6 +110,8 @@ def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
     try:
         config = preset(settings.preset)
         folder, device, dtype = place(config, settings.weights, settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(settings.number % torch.cuda.device_count())
         config = config.with_picture(settings.picture or largest_picture(config, folder))
         return load(config, folder, device, dtype, tell, settings.memory_gb)
     except ValueError as error:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import threading
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -21,19 +18,17 @@ from engine.live.controller import Costs
 from engine.live.generator import Generator
 from engine.live.journal_writer import JournalWriter
 from engine.live.snapshot import read_snapshot, restore, snapshot_bytes, take_snapshot
+from engine.live.state_files import StateFiles
 from engine.loading.weights import digest
-from engine.wire.files import explained, unfinished
 from engine.wire.kept_state import KeptState, Promise
 from engine.wire.messages import SetPrompt
 from engine.wire.settings import ChannelStart
-from engine.wire.state_folder import SNAPSHOTS, STATE, channel_folder, forget
+from engine.wire.state_folder import STATE, channel_folder
 from engine.wire.state_memory import StateMemory
 
 MOST_BYTES = 1 << 28  # of a snapshot that is kept behind every chunk
 MOST_TRIES = 2  # processes that may end in a chunk; the next one begins another video under the same prompt
 _FOREIGN = 1 << 32  # requests of another server are numbered from here
-
-_Job = tuple[KeptState, bytes | None]
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +42,8 @@ class StateKeeper:
         folder = generator.model.folder
         self.weights = "" if folder is None else digest(folder)
         self.failed = False  # memory refused, which was told
-        self._left: dict[str, tuple[KeptState, bytes]] | None = None  # by the process before
-        self._first = True  # of its server
 
-    def left(self, channel: str, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
+    def left(self, channel: str, area: int, start: ChannelStart) -> tuple[KeptState, ChannelState] | None:
         """The state that the process before left of a channel, taken back to where the channel goes on.
 
         None where it begins anew: nobody made it before, no state is there, or that ended too many processes.
@@ -59,17 +52,13 @@ class StateKeeper:
             ValueError: a server went on with a channel of its state folder, and its snapshot there is damaged or of
                 other weights.
         """
-        if self._left is None:
-            # Not before: until then the process before may write.
-            self._left = {} if self.memory is None else self.memory.read()
-            self._first = not self._left
         if not start.goes_on:
             return None
-        if self._first:
-            return self._on_disk(channel, start)
-        if channel not in self._left:
-            return None
-        kept, snapshot = self._left.pop(channel)
+        # Not before: until then the process before may write.
+        found = None if self.memory is None else self.memory.read(area)
+        if found is None or found[0].channel != channel:
+            return self._on_disk(channel, start) if start.from_disk else None
+        kept, snapshot = found
         if kept.tries >= MOST_TRIES:
             log.error("channel %s begins anew: %d processes ended in chunk %d", channel, kept.tries + 1, kept.chunk)
             return None
@@ -91,9 +80,11 @@ class StateKeeper:
             log.warning("a crash of the engine would begin other videos: no state can be kept (%s)", reason)
         self.failed = True
 
-    def open(self, channel: str, state: ChannelState, steps: int | None, before: KeptState | None) -> ChannelKeeper:
+    def open(
+        self, channel: str, area: int, state: ChannelState, steps: int | None, before: KeptState | None
+    ) -> ChannelKeeper:
         """Keeps a channel from now on, which begins with `state`: that of `before`, or a new one."""
-        return ChannelKeeper(self, channel, state, steps, before)
+        return ChannelKeeper(self, channel, area, state, steps, before)
 
     def _is_old(self, state: ChannelState, channel: str, start: ChannelStart) -> bool:
         """Whether more than two chunks would have to be made before anything new comes."""
@@ -125,10 +116,16 @@ class ChannelKeeper:
     """The state of one channel. All calls but that of the disk's thread return when the memory has it."""
 
     def __init__(
-        self, keeper: StateKeeper, channel: str, state: ChannelState, steps: int | None, before: KeptState | None
+        self,
+        keeper: StateKeeper,
+        channel: str,
+        area: int,
+        state: ChannelState,
+        steps: int | None,
+        before: KeptState | None,
     ) -> None:
-        self._keeper = keeper
-        self._disk = None if keeper.journals is None else _StateFiles(keeper.journals, channel)
+        self._keeper, self._area = keeper, area
+        self._disk = None if keeper.journals is None else StateFiles(keeper.journals, channel)
         self._too_large = self._stale = False
         config = keeper.generator.model.config
         self._kept = KeptState(
@@ -139,6 +136,9 @@ class ChannelKeeper:
             # A chunk that never began ended no process.
             tries = before.tries + (before.running is not None)
             self._kept = replace(before, snapshot=None, chunk=state.next.chunk, tries=tries)
+        elif keeper.memory is not None:
+            # Of another video, which nobody goes on with even where this one cannot be kept.
+            keeper.memory.forget(area)
         self._keep(state)
 
     @property
@@ -183,9 +183,16 @@ class ChannelKeeper:
     def close(self) -> None:
         """The channel is no more."""
         if self._keeper.memory is not None:
-            self._keeper.memory.forget(self._kept.channel)
+            self._keeper.memory.forget(self._area)
         if self._disk is not None:
             self._disk.remove()
+
+    def release(self, done: Callable[[], None]) -> None:
+        """Another process goes on; `done` is called, in whatever thread, when this one writes nothing any more."""
+        if self._disk is None:
+            done()
+        else:
+            self._disk.release(done)
 
     def _keep(self, state: ChannelState) -> None:
         """Writes the whole state."""
@@ -208,83 +215,10 @@ class ChannelKeeper:
         # Without its snapshot a record is of no use.
         if keeper.memory is not None and (snapshot is not None or not self._stale):
             try:
-                keeper.memory.write(self._kept, snapshot)
+                keeper.memory.write(self._area, self._kept, snapshot)
                 self._stale = keeper.failed = False
             except (OSError, ValueError) as error:
                 self._stale = True
                 keeper.refuse(str(error))
         if self._disk is not None:
             self._disk.write(self._kept, snapshot)
-
-
-class _StateFiles:
-    """A channel's state on the disk, written in the journals' thread: what waits is replaced by what is newer."""
-
-    def __init__(self, journals: JournalWriter, channel: str) -> None:
-        self._journals, self._channel = journals, channel
-        self._folder = channel_folder(journals.folder, channel)
-        self._lock = threading.Lock()
-        self._waiting: _Job | None = None
-        self._place: int | None = None  # of SNAPSHOTS, which holds the snapshot; None before one is written
-        self._closed = self._failed = False
-
-    def write(self, kept: KeptState, snapshot: bytes | None) -> None:
-        with self._lock:
-            waits = self._waiting is not None
-            if snapshot is None and self._waiting is not None:
-                snapshot = self._waiting[1]
-            self._waiting = kept, snapshot
-        if not waits and not self._journals.put(self._run):
-            # The disk is far behind; the next call tries again.
-            self._take()
-
-    def remove(self) -> None:
-        """The channel is no more. What remains is its journal."""
-        if self._closed:
-            return
-        self._closed = True
-        if not self._journals.put(lambda: forget(self._journals.folder, self._channel)):
-            log.warning("%s may still be there when the server starts again: the disk is behind", self._folder / STATE)
-
-    def _take(self) -> _Job | None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, None
-        return waiting
-
-    def _run(self) -> None:
-        waiting = self._take()
-        if waiting is None or self._closed:
-            return
-        try:
-            with explained(self._folder):
-                self._put(*waiting)
-        except OSError as error:
-            if not self._failed:
-                log.warning("a server that starts again goes on from an older state: %s", error)
-            self._failed = True
-
-    def _put(self, kept: KeptState, snapshot: bytes | None) -> None:
-        """The record last: it names the snapshot."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if snapshot is not None:
-            place = self._free_place()
-            _replace(self._folder / SNAPSHOTS[place], snapshot)
-            self._place, self._failed = place, False
-        # After a failure the snapshot is one of another time.
-        if self._place is not None and not self._failed:
-            _replace(self._folder / STATE, replace(kept, snapshot=SNAPSHOTS[self._place]).to_json())
-
-    def _free_place(self) -> int:
-        """That which the record on the disk does not name."""
-        if self._place is not None:
-            return 1 - self._place
-        with suppress(OSError, ValueError):
-            return 1 - SNAPSHOTS.index(str(KeptState.from_json((self._folder / STATE).read_bytes()).snapshot))
-        return 0
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A file that is whole whenever a process ends. Not forced to the disk: that is for journals, and takes long."""
-    with unfinished(path.with_name(f".{path.name}.part")) as part:
-        part.write_bytes(data)
-        os.replace(part, path)

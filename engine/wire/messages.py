@@ -22,11 +22,20 @@ class OpenChannel:
 
     channel: str
     settings: ChannelSettings
+    area: int = 0  # of the state memory, the channel's own
 
 
 @dataclass(frozen=True, slots=True)
 class CloseChannel:
     """Ends a channel's video, whose frames nobody looks at any more; answered by `ChannelClosed`."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseChannel:
+    """Asks to stop making a channel's video, which another engine goes on with; answered by `ChannelReleased`. Its
+    slots keep their frames until `CloseChannel`."""
 
     channel: str
 
@@ -131,6 +140,13 @@ class ChannelRefused:
 @dataclass(frozen=True, slots=True)
 class ChannelClosed:
     """The channel is gone and its slots are free; no message before the next `OpenChannel` names it."""
+
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelReleased:
+    """The channel's state is kept, and this process writes it no more."""
 
     channel: str
 
@@ -254,7 +270,7 @@ class Failed:
     error: str
 
 
-ToEngine = OpenChannel | CloseChannel | Paused | SetPrompt | LookAhead | DiscardPlan | Shown | Stop
+ToEngine = OpenChannel | CloseChannel | ReleaseChannel | Paused | SetPrompt | LookAhead | DiscardPlan | Shown | Stop
 ChannelMessage = (
     ChannelOpened
     | ChannelRefused
@@ -269,4 +285,4 @@ ChannelMessage = (
     | ChunkDone
     | JournalStopped
 )
-FromEngine = Heartbeat | Progress | Ready | ChannelMessage | ChannelClosed | Failed
+FromEngine = Heartbeat | Progress | Ready | ChannelMessage | ChannelClosed | ChannelReleased | Failed

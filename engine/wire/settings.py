@@ -22,6 +22,7 @@ class EngineSettings:
     spare: bool = False  # it is warmed up beside one that serves, at low priority
     warm_up: bool = True  # False where viewers wait: the first chunks are slower
     picture: str | None = None  # one of PICTURES; None: the largest for which there is time
+    number: int = 0  # of several engines: each takes another GPU, as far as there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class ChannelStart:
     chunk: int = 0  # number of the first chunk, which keys the noise together with the seed
     shown: int | None = None  # number of the next frame to show, where some before `frame` are there
     goes_on: bool = False  # another process made it up to there; its state may be kept
+    from_disk: bool = False  # by another server, which left it in the state folder
 
     def __post_init__(self) -> None:
         if self.frame < 0 or self.chunk < 0:

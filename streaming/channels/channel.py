@@ -49,13 +49,14 @@ class Channel:
         engine: EngineLink,
         metrics: ChannelMetrics,
         clock: Callable[[], float] = time.monotonic,
-        admit: Callable[[], None] = lambda: None,
+        admit: Callable[[Channel], None] = lambda channel: None,
+        area: int = 0,
     ) -> None:
-        """`admit` raises Unavailable where the machine cannot make one more video in real time."""
-        self.id = name
+        """`admit` raises Unavailable where no engine can make one more video in real time; `area` is its own."""
+        self.id, self.area = name, area
         self.events = Broadcast()
         self._first = settings
-        self._engine, self._metrics = engine, metrics
+        self.engine, self._metrics = engine, metrics
         self._clock, self._admit = clock, admit
         self._playout = Playout(settings.start.frame, metrics, self, clock)
         self._next_chunk = settings.start.chunk
@@ -65,7 +66,7 @@ class Channel:
         self._prompts = PromptBook.of(settings)
         self._no_journal: str | None = None  # why it is not written
         self.report_text = ReportText(self.report, clock)
-        self.plan = PlanBook(name, engine.send, self._prompts, clock)
+        self.plan = PlanBook(name, lambda message: self.engine.send(message), self._prompts, clock)
         self.engine_changed()
 
     def settings(self) -> ChannelSettings:
@@ -73,7 +74,8 @@ class Channel:
         if self._first.source is not None:
             return self._first  # nothing is known of it yet
         frames, goes_on = self._playout.frames, self._opening.done or self._first.start.goes_on
-        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None, goes_on)
+        from_disk = self._first.start.from_disk and not self._opening.done
+        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None, goes_on, from_disk)
         newest = self._prompts.newest
         return dataclasses.replace(self._first, prompt=newest.prompt, seed=newest.seed, start=start)
 
@@ -83,7 +85,7 @@ class Channel:
         Raises RequestRefused with the reason when it cannot be made, Unavailable when the engine stops meanwhile.
         """
         answer = self._opening.ask()
-        self._engine.open(self)
+        self.engine.open(self)
         await answer
 
     def receive(self, message: ChannelMessage) -> None:
@@ -115,15 +117,16 @@ class Channel:
 
     def engine_changed(self) -> None:
         """The engine's status is another; with the first process that is ready the media clock is made."""
-        if self._engine.ready is not None:
+        if self.engine.ready is not None:
             self._playout.start(self._geometry())
+        self._send_prompt()
         self._changed()
 
-    def interrupted(self) -> None:
-        """The engine process ended. Buffered frames still go on air, then the last one repeats."""
-        self._playout.frames.forget_slots()
+    def interrupted(self, released: bool = False) -> None:
+        """The engine process ended or, `released`, goes on with others. Buffered frames still go on air."""
+        self._playout.frames.forget_slots(copied=released)
         self._opening.settle(Unavailable("The engine stopped before it made the channel; try again."))
-        self._prompts.interrupt("The engine stopped before it took the prompt; try again.")
+        self._prompts.interrupt("The engine stopped before it took the prompt; try again.", again=released)
         self.plan.interrupt("The engine stopped before it answered; try again.")
 
     @property
@@ -153,7 +156,7 @@ class Channel:
             raise Unavailable("The channel has ended.")
         self._opening.check()
         if self.paused and not self._playout.held:
-            self._admit()
+            self._admit(self)
 
     def join(self, sink: Sink, codec: str, marked: bool, viewer: bool = True, rung: Rung = Rung.HIGH) -> Hub:
         """Sends to `sink` from now on, a key frame first; without `viewer` it does not count as one.
@@ -186,7 +189,7 @@ class Channel:
 
         Raises Unavailable when the engine is not running or stops meanwhile, RequestRefused when it refuses.
         """
-        self._engine.check()
+        self.engine.check()
         self._opening.check()
         future = self._prompts.ask(prompt, mode, seed)
         self._send_prompt()
@@ -203,7 +206,7 @@ class Channel:
         """
         if paused is not None and paused != self._playout.held:
             if not paused and self._playout.receivers:
-                self._admit()
+                self._admit(self)
             self._playout.hold(paused)
             self._changed()
         picture = self._playout.on_air
@@ -211,7 +214,7 @@ class Channel:
 
     def report(self) -> ChannelReport:
         """The channel's state as one record."""
-        engine, ready, chunk, air = self._engine, self._engine.ready, self._chunks.last, self._playout
+        engine, ready, chunk, air = self.engine, self.engine.ready, self._chunks.last, self._playout
         return ChannelReport(
             id=self.id,
             prompt=self._prompts.newest.prompt,
@@ -240,7 +243,7 @@ class Channel:
 
     def shown(self, frame: int, freed: tuple[int, ...]) -> None:
         """A frame goes on air for the first time; these slots of the ring are free."""
-        self._engine.tell(self, Shown(self.id, frame + 1, freed))
+        self.engine.tell(self, Shown(self.id, frame + 1, freed))
 
     def aired(self, frame: int) -> None:
         """A frame was sent, for the first time or again."""
@@ -248,13 +251,13 @@ class Channel:
 
     def clock_changed(self) -> None:
         """The media clock stands, or goes on."""
-        self._engine.tell(self, Paused(self.id, self.paused))
+        self.engine.tell(self, Paused(self.id, self.paused))
 
     def _send_prompt(self) -> None:
-        request = self._prompts.next()
+        request = self._prompts.next() if self.engine.makes(self) else None
         if request is not None:
             assert request.prompt is not None, "what is sent has a prompt"
-            self._engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode, request.seed))
+            self.engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode, request.seed))
 
     def _publish(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -270,14 +273,14 @@ class Channel:
         self._opening.settle()
 
     def _on_frames(self, message: FramesReady) -> None:
-        batch = FrameBatch(message.index, message.chunk, self._engine.frames(message))
+        batch = FrameBatch(message.index, message.chunk, self.engine.frames(message))
         self._free(self._playout.put(batch, message.slot))
         self._next_chunk = message.chunk + 1
 
     def _free(self, slots: tuple[int, ...]) -> None:
         """Gives slots back whose frames are never shown."""
         if slots:
-            self._engine.tell(self, Shown(self.id, self._playout.frames.start, slots))
+            self.engine.tell(self, Shown(self.id, self._playout.frames.start, slots))
 
     def _on_chunk(self, chunk: ChunkDone) -> None:
         self._chunks.add(chunk)
@@ -285,7 +288,7 @@ class Channel:
         self._metrics.realtime_factor.set(self._chunks.realtime_factor or 0)
 
     def _geometry(self) -> Geometry:
-        ready = self._engine.ready
+        ready = self.engine.ready
         if ready is None:
             raise Unavailable("The channel has no video yet.")
         return Geometry(ready.width, ready.height, ready.fps)

@@ -69,14 +69,18 @@ class PromptBook:
         Without prompt or seed it keeps that of the change before it.
         """
         future: asyncio.Future[PromptReport] = asyncio.get_running_loop().create_future()
-        earlier, new = self._waiting, PromptRequest(self.number(), prompt, seed, mode, future)
-        if earlier is not None:
-            new.prompt = earlier.prompt if prompt is None else prompt
-            new.seed = earlier.seed if seed is None else seed
-            words = new.prompt or self.newest.prompt
-            _set(earlier.report, PromptReport(earlier.prompt or self.newest.prompt, None, replaced_by=words))
+        new = PromptRequest(self.number(), prompt, seed, mode, future)
+        if self._waiting is not None:
+            self._put_before(self._waiting, new)
         self._waiting = new
         return future
+
+    def _put_before(self, earlier: PromptRequest, new: PromptRequest) -> None:
+        """A change takes the place of one that is not answered."""
+        new.prompt = earlier.prompt if new.prompt is None else new.prompt
+        new.seed = earlier.seed if new.seed is None else new.seed
+        words = new.prompt or self.newest.prompt
+        _set(earlier.report, PromptReport(earlier.prompt or self.newest.prompt, None, replaced_by=words))
 
     def next(self) -> PromptRequest | None:
         """The change to send to the engine now, if any; prompt and seed are known."""
@@ -152,8 +156,14 @@ class PromptBook:
                 self._asked.report.set_exception(RequestRefused(answer.reason))
             self._asked = None
 
-    def interrupt(self, reason: str) -> None:
-        """The engine is gone: open changes fail. Those that it took stay."""
+    def interrupt(self, reason: str, again: bool = False) -> None:
+        """The engine is gone: open changes fail or, with `again`, are asked of another. Those that it took stay."""
+        if again:
+            asked, self._asked = self._asked, None
+            if asked is not None and self._waiting is not None:
+                self._put_before(asked, self._waiting)
+            self._waiting = self._waiting or asked
+            return
         for request in (self._asked, self._waiting):
             if request is not None and not request.report.done():
                 request.report.set_exception(Unavailable(reason))

@@ -1,4 +1,4 @@
-"""All channels of the server: they begin and end here, and share what the machine can compute."""
+"""All channels of the server: they begin and end here, and share what its engines can compute."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from engine.wire.kept_state import KeptState
 from engine.wire.ring import MOST_CHANNELS
 from engine.wire.settings import ChannelSettings, ChannelStart
 from engine.wire.state_folder import forget
+from engine.wire.state_memory import AREAS
 from streaming.channels.channel import Channel
 from streaming.engines.link import EngineLink
+from streaming.engines.pool import EnginePool
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
 
@@ -25,16 +27,17 @@ class ChannelExists(Exception):
 
 def go_on(kept: KeptState) -> ChannelSettings:
     """Settings of a channel that goes on where another server left it."""
-    return ChannelSettings(kept.prompt, kept.seed, kept.steps, ChannelStart(kept.frame, kept.chunk, goes_on=True))
+    start = ChannelStart(kept.frame, kept.chunk, goes_on=True, from_disk=True)
+    return ChannelSettings(kept.prompt, kept.seed, kept.steps, start)
 
 
 class Channels(Mapping[str, Channel]):
     """Channels by id, each with a task that puts it on air."""
 
-    def __init__(self, engine: EngineLink, metrics: Metrics) -> None:
-        self._engine, self._metrics = engine, metrics
+    def __init__(self, engines: EnginePool, metrics: Metrics) -> None:
+        self._engines, self._metrics = engines, metrics
         self._channels: dict[str, Channel] = {}
-        self._ending: set[str] = set()  # of channels that the engine may still name
+        self._ending: dict[str, Channel] = {}  # which an engine may still name
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None  # while it runs
         self._load: float | None = None  # of a channel, measured last
@@ -58,13 +61,14 @@ class Channels(Mapping[str, Channel]):
     def begin(self, name: str, settings: ChannelSettings, left: Sequence[KeptState] = ()) -> None:
         """The channels that the server starts with: those that a server left, and one of this name in any case.
 
-        The engine must be able to make them.
+        The engines must be able to make them.
         """
         for one, of_one in {name: settings, **{kept.channel: go_on(kept) for kept in left}}.items():
-            self._engine.open(self._new(one, of_one))
+            channel = self._new(one, of_one, self._engines.choose())
+            channel.engine.open(channel)
 
     async def create(self, name: str, settings: ChannelSettings) -> Channel:
-        """A new channel, which the engine has agreed to make.
+        """A new channel, which an engine has agreed to make.
 
         Raises ChannelExists for an id that is taken, Unavailable when there is no room for it or no engine,
         RequestRefused with the engine's reason.
@@ -73,9 +77,10 @@ class Channels(Mapping[str, Channel]):
             raise ChannelExists(f"There is a channel {name!r} already; choose another id.")
         if len(self._channels) + len(self._ending) >= MOST_CHANNELS:
             raise Unavailable(f"There are {MOST_CHANNELS} channels, which is the limit; delete one first.")
-        self._engine.check()
-        self._admit()
-        channel = self._new(name, settings)
+        engine = self._engines.choose()
+        engine.check()
+        self._check_room(engine)
+        channel = self._new(name, settings, engine)
         try:
             await channel.open()
         except BaseException:
@@ -92,7 +97,7 @@ class Channels(Mapping[str, Channel]):
             # It has ended already, and another may have its id.
             return
         del self._channels[channel.id]
-        self._ending.add(channel.id)
+        self._ending[channel.id] = channel
         channel.end()
         if channel.load is not None:
             self._load = channel.load
@@ -102,19 +107,21 @@ class Channels(Mapping[str, Channel]):
             await asyncio.wait([task])
         # Not before the task's end: the engine takes the slots back, which the task reads.
         try:
-            await self._engine.close(channel.id)
-            if (state := self._engine.settings.state) is not None:
+            await channel.engine.close(channel.id)
+            if (state := self._engines.settings.state) is not None:
                 # The engine does it too, but may have ended before.
                 await asyncio.to_thread(forget, Path(state), channel.id)
             if last is not None:
                 await last()
         finally:
-            self._ending.discard(channel.id)
+            del self._ending[channel.id]
             self._metrics.forget(channel.id)
 
-    def _new(self, name: str, settings: ChannelSettings) -> Channel:
+    def _new(self, name: str, settings: ChannelSettings, engine: EngineLink) -> Channel:
         metrics = self._metrics.channel(name)
-        channel = self._channels[name] = Channel(name, settings, self._engine, metrics, admit=self._admit)
+        taken = {channel.area for channel in (*self._channels.values(), *self._ending.values())}
+        area = min({*range(AREAS)} - taken)
+        channel = self._channels[name] = Channel(name, settings, engine, metrics, admit=self._admit, area=area)
         if self._group is not None:
             self._put_on_air(channel)
         return channel
@@ -123,9 +130,20 @@ class Channels(Mapping[str, Channel]):
         assert self._group is not None, "the registry runs"
         self._tasks[channel.id] = self._group.create_task(channel.run(), name=f"channel {channel.id}")
 
-    def _admit(self) -> None:
-        """Raises Unavailable where one more channel that runs would leave too little for each."""
-        running = [channel.load for channel in self._channels.values() if not channel.paused]
+    def _admit(self, channel: Channel) -> None:
+        """Has a channel that is to run made where there is room for it. Raises Unavailable where that is nowhere."""
+        try:
+            self._check_room(channel.engine)
+        except Unavailable:
+            other = self._engines.choose()
+            if other is channel.engine or not other.running:
+                raise
+            self._check_room(other)
+            self._engines.move(channel)
+
+    def _check_room(self, engine: EngineLink) -> None:
+        """Raises Unavailable where one more channel that runs in an engine would leave too little for each there."""
+        running = [channel.load for channel in engine.staying if not channel.paused]
         if not running:
             # The only one gets all there is, be it enough or not.
             return

@@ -1,4 +1,4 @@
-"""The server's side of its engine: the status of the process, its ring and its pipe.
+"""The server's side of an engine: the status of the process, its frames and its pipe.
 
 Processes come and go; the link stays. The supervisor plugs each process in and out, channels send through the link
 and get the messages that name them.
@@ -7,7 +7,7 @@ and get the messages that name them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from enum import StrEnum
 from typing import Protocol
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from engine.wire.messages import (
     ChannelClosed,
     ChannelMessage,
+    ChannelReleased,
     CloseChannel,
     FramesReady,
     FromEngine,
@@ -26,13 +27,15 @@ from engine.wire.messages import (
     Paused,
     Progress,
     Ready,
+    ReleaseChannel,
     Shown,
     ToEngine,
 )
-from engine.wire.ring import RingReader
 from engine.wire.settings import ChannelSettings, EngineSettings
 from streaming.errors import Unavailable
 from streaming.media.metrics import Metrics
+
+RELEASE_S = 5.0  # that a process has to write down a channel that it releases; a disk may hang
 
 
 class EngineStatus(StrEnum):
@@ -58,12 +61,24 @@ TRANSITIONS = {
 class EngineChannel(Protocol):
     """A channel as the engine's link knows it."""
 
+    engine: EngineLink  # which makes it
+
     @property
     def id(self) -> str: ...
 
     @property
+    def area(self) -> int:
+        """Of the state memory, its own for as long as it lives."""
+        ...
+
+    @property
     def paused(self) -> bool:
         """Whether its media clock stands."""
+        ...
+
+    @property
+    def load(self) -> float | None:
+        """Seconds of computing for a second of video; None before that was measured."""
         ...
 
     def settings(self) -> ChannelSettings:
@@ -78,16 +93,31 @@ class EngineChannel(Protocol):
         """The link's status, error or progress is another."""
         ...
 
-    def interrupted(self) -> None:
-        """The process ended: its slots and its answers are gone. `engine_changed` follows."""
+    def interrupted(self, released: bool = False) -> None:
+        """The process ended, or `released` it: its slots and its answers are gone. `engine_changed` follows."""
+        ...
+
+
+class FrameSource(Protocol):
+    """Where a process puts its frames."""
+
+    def frames(self, slot: int, frames: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Read-only view [F, 3H/2, W] of a slot, valid until the slot is given back.
+
+        Raises ValueError when the slot does not exist or is too small for that many frames.
+        """
         ...
 
 
 class EngineLink:
     """One engine, of one process after another; `settings` are those of each process."""
 
-    def __init__(self, settings: EngineSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: EngineSettings, metrics: Metrics, picture: Callable[[], Ready | None] = lambda: None
+    ) -> None:
+        """`picture` is what engines beside it said of their video, which must be of the same size."""
         self.settings = settings
+        self._picture = picture
         self.status = EngineStatus.STARTING
         self.error: str | None = None  # why it is stalled, is restarting or has failed
         self.progress: str | None = None  # of loading and warm-up
@@ -95,8 +125,24 @@ class EngineLink:
         self._metrics = metrics
         self._channels: dict[str, EngineChannel] = {}
         self._closing: dict[str, asyncio.Future[None]] = {}  # channels that the process may still name
-        self._ring: RingReader | None = None
+        # Channels that the process was asked to release, the limit for that, and who takes each then.
+        self._releasing: dict[str, tuple[asyncio.TimerHandle, Callable[[EngineChannel], None]]] = {}
+        self._ring: FrameSource | None = None
         self._send: Callable[[ToEngine], None] | None = None
+
+    @property
+    def channels(self) -> Collection[EngineChannel]:
+        """Those that it makes."""
+        return self._channels.values()
+
+    @property
+    def staying(self) -> list[EngineChannel]:
+        """Those that it makes and is not about to release."""
+        return [channel for name, channel in self._channels.items() if name not in self._releasing]
+
+    def makes(self, channel: EngineChannel) -> bool:
+        """Whether its process is warm and makes this channel, now and for the time being."""
+        return self.running and channel in self.staying
 
     def open(self, channel: EngineChannel) -> None:
         """Adds a channel, which every process is asked to open."""
@@ -107,12 +153,37 @@ class EngineLink:
     async def close(self, channel_id: str) -> None:
         """Removes a channel; returns when no process names it any more."""
         del self._channels[channel_id]
+        self._releasing.pop(channel_id, None)
         if self._send is not None:
             gone = self._closing[channel_id] = asyncio.get_running_loop().create_future()
             self._send(CloseChannel(channel_id))
             await gone
 
-    def attach(self, ring: RingReader, send: Callable[[ToEngine], None]) -> None:
+    def release(self, channel: EngineChannel, give: Callable[[EngineChannel], None]) -> None:
+        """Asks the process to make a channel no more; when it has answered, `give` gives that to another engine."""
+        self.send(ReleaseChannel(channel.id))
+        late = asyncio.get_running_loop().call_later(RELEASE_S, self._on_released, channel.id)
+        self._releasing[channel.id] = late, give
+
+    def _on_released(self, name: str) -> None:
+        if name not in self._releasing or self._send is None:
+            # It was closed meanwhile, or the answer is late.
+            return
+        late, give = self._releasing.pop(name)
+        late.cancel()
+        self._channels[name].interrupted(released=True)
+        self._closing[name] = asyncio.get_running_loop().create_future()
+        self._send(CloseChannel(name))
+        give(self._channels[name])
+
+    def give(self, channel: EngineChannel, other: EngineLink) -> None:
+        """No process names the channel any more: another engine goes on with it."""
+        del self._channels[channel.id]
+        channel.engine = other
+        other.open(channel)
+        channel.engine_changed()
+
+    def attach(self, ring: FrameSource, send: Callable[[ToEngine], None]) -> None:
         """A new process writes to `ring` and reads what is given to `send`."""
         self._ring, self._send = ring, send
         for channel in self._channels.values():
@@ -120,13 +191,14 @@ class EngineLink:
 
     def _ask_for(self, channel: EngineChannel) -> None:
         assert self._send is not None, "a process is there"
-        self._send(OpenChannel(channel.id, channel.settings()))
+        self._send(OpenChannel(channel.id, channel.settings(), channel.area))
         if not channel.paused:
             self._send(Paused(channel.id, False))
 
     def detach(self, error: str, final: bool) -> None:
         """The process ended; `final` if no other follows."""
         self._ring = self._send = None
+        self._releasing.clear()
         for name in tuple(self._closing):
             self._forget(name)
         for channel in self._channels.values():
@@ -144,14 +216,17 @@ class EngineLink:
                 self.progress = f"{message.stage} {message.fraction:.0%}"
                 self._tell()
             case Ready():
-                if self.ready is not None and _picture(self.ready) != _picture(message):
-                    raise ValueError(f"the engine came back as {message}; viewers watch {self.ready}")
+                known = self.ready or self._picture()
+                if known is not None and _picture(known) != _picture(message):
+                    raise ValueError(f"the engine came back as {message}; viewers watch {known}")
                 self.ready = message
                 # Those that come later must not choose anew.
                 self.settings = replace(self.settings, picture=message.picture)
                 self._become(EngineStatus.RUNNING, None)
             case ChannelClosed():
                 self._forget(message.channel)
+            case ChannelReleased():
+                self._on_released(message.channel)
             case _ if isinstance(message, ChannelMessage):
                 self._hand_on(message)
             case _:
@@ -210,8 +285,8 @@ class EngineLink:
     def _become(self, status: EngineStatus, error: str | None) -> None:
         if status not in TRANSITIONS[self.status]:
             raise ValueError(f"the engine is {self.status} and cannot become {status}")
-        self.status, self.error, self.progress = status, error, None
-        self._metrics.ready.set(self.running)
+        ran, self.status, self.error, self.progress = self.running, status, error, None
+        self._metrics.ready.inc(self.running - ran)
         self._tell()
 
     def _tell(self) -> None:

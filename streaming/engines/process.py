@@ -52,6 +52,21 @@ class SupervisorConfig:
         return 0.0 if failures <= 1 else min(self.backoff_s * 2.0 ** (failures - 2), self.backoff_limit_s)
 
 
+class LocalEngines:
+    """Engine processes of this machine, and the memory with the states of their channels."""
+
+    def __init__(self, target: EngineTarget, config: SupervisorConfig, ring: RingConfig | None = None) -> None:
+        self._target, self._config, self._ring = target, config, ring or RingConfig()
+        self._memory = StateMemory()
+
+    async def begin(self, settings: EngineSettings) -> EngineProcess:
+        """A new process. Raises OSError where the system gives no memory, descriptor or process."""
+        return EngineProcess(self._target, settings, self._ring, self._memory, self._config)
+
+    def close(self) -> None:
+        self._memory.close()
+
+
 class EngineProcess:
     """One spawned engine process with its ring and pipe.
 
@@ -95,6 +110,10 @@ class EngineProcess:
             undo.pop_all()
         self._loop.add_reader(self._pipe.fileno(), self._read)
         self._loop.add_reader(self._process.sentinel, self._on_end)
+
+    @property
+    def name(self) -> str:
+        return str(self.pid)
 
     @property
     def pid(self) -> int:

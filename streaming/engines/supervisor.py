@@ -1,7 +1,8 @@
-"""Starts, watches and restarts the engine process; plugs each one into the engine's link.
+"""Starts, watches and restarts an engine's process; plugs each one into the engine's link.
 
 A process that ends, however it ends, is named in the log and to the link; the next one goes on where it stopped. It is
-there already if there is a spare: a process that has loaded the model and waits.
+there already if there is a spare: a process that has loaded the model and waits. Where there is none, other engines of
+the pool take the channels.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
-from engine.wire.messages import FromEngine, Ready
-from engine.wire.ring import RingConfig
+from engine.wire.messages import FromEngine, Ready, ToEngine
 from engine.wire.settings import EngineSettings
-from engine.wire.state_memory import StateMemory
-from streaming.engines.link import EngineLink
-from streaming.engines.process import EngineProcess, EngineTarget, SupervisorConfig
+from streaming.engines.link import EngineLink, FrameSource
+from streaming.engines.pool import EnginePool
+from streaming.engines.process import SupervisorConfig
 from streaming.media.metrics import Metrics
 
 POLL_S = 0.25  # between two looks at a process
@@ -29,26 +31,74 @@ class EngineError(Exception):
     """The engine cannot start; the text is one line that says why."""
 
 
+class RunningEngine(Protocol):
+    """A process, wherever it runs. It is a spare until somebody takes its messages."""
+
+    @property
+    def name(self) -> str:
+        """Its number, and where it is."""
+        ...
+
+    @property
+    def ring(self) -> FrameSource: ...
+
+    @property
+    def ready(self) -> Ready | None:
+        """What a spare said when it was warm."""
+        ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def send(self, message: ToEngine) -> None:
+        """Sends without blocking; nothing after `stop`. An engine that leaves too many messages unread is ended."""
+        ...
+
+    def take(self, receive: Callable[[FromEngine], None]) -> None:
+        """`receive` gets its messages from now on, and that it is warm; a ValueError from it ends the process."""
+        ...
+
+    def hurry(self) -> bool:
+        """A spare that is not warm yet is wanted. False where it cannot get our own priority."""
+        ...
+
+    def silent_s(self) -> float:
+        """Seconds since the process was heard last; 0 before its first word."""
+        ...
+
+    def end(self, why: str) -> None:
+        """Kills the process; `wait` will say why."""
+        ...
+
+    async def wait(self) -> str:
+        """Waits for the end of the process and says in one line why it ended."""
+        ...
+
+    async def stop(self) -> None:
+        """Asks the process to stop, kills it when it does not, and frees everything; to be called once."""
+        ...
+
+
+class Engines(Protocol):
+    """Where engines can run."""
+
+    async def begin(self, settings: EngineSettings) -> RunningEngine:
+        """A new process. Raises OSError, with the reason, where none can begin."""
+        ...
+
+
 class Supervisor:
     """Keeps an engine process running behind its link, and a spare one beside it."""
 
     def __init__(
-        self,
-        target: EngineTarget,
-        link: EngineLink,
-        metrics: Metrics,
-        config: SupervisorConfig | None = None,
-        ring: RingConfig | None = None,
+        self, engines: Engines, link: EngineLink, pool: EnginePool, metrics: Metrics, config: SupervisorConfig
     ) -> None:
-        self._target = target
-        self._link = link
+        self._engines, self._link, self._pool = engines, link, pool
         self._metrics = metrics
-        self._config = config or SupervisorConfig()
-        self._ring = ring or RingConfig()
-        self._memory = StateMemory()
+        self._config = config
         self._ready_s: float | None = None
-        self.engine: EngineProcess | None = None  # the one that runs now
-        self.spare: EngineProcess | None = None  # the one that takes its place when it ends
+        self.engine: RunningEngine | None = None  # the one that runs now
+        self.spare: RunningEngine | None = None  # the one that takes its place when it ends
 
     async def run(self) -> None:
         """Runs engine processes until cancelled, then stops the last ones.
@@ -56,13 +106,13 @@ class Supervisor:
         Returns when it gave up on an engine that had been ready once; raises EngineError when the first one ends
         before it is ready, since nothing was shown that would be worth keeping.
         """
+        await self._pool.turn(self._link)
         try:
             await self._run_engines()
         finally:
             spare, self.spare = self.spare, None
             if spare is not None:
                 await spare.stop()
-            self._memory.close()
 
     async def _run_engines(self) -> None:
         failures = 0
@@ -71,11 +121,11 @@ class Supervisor:
             error = await self._run_engine()
             healthy = self._ready_s is not None and time.monotonic() - self._ready_s >= self._config.healthy_s
             if self._link.ready is None:
-                self._link.detach(error, final=True)
+                self._detach(error, final=True)
                 raise EngineError(error)
             failures = 1 if healthy else failures + 1
             final = failures > self._config.restarts
-            self._link.detach(error, final)
+            self._detach(error, final)
             if final:
                 log.error("%s; giving up after %d restarts", error, failures - 1)
                 return
@@ -84,6 +134,11 @@ class Supervisor:
             log.error("%s; restarting it in %.0f s", error, delay_s)
             self._metrics.restarts.inc()
             await asyncio.sleep(delay_s)
+
+    def _detach(self, error: str, final: bool) -> None:
+        self._link.detach(error, final)
+        if final or not self._warm:
+            self._pool.lost(self._link)
 
     async def _run_engine(self) -> str:
         """Runs one engine process to its end and says why it ended."""
@@ -105,7 +160,7 @@ class Supervisor:
             self.engine = None
             await engine.stop()
 
-    async def _next(self) -> EngineProcess:
+    async def _next(self) -> RunningEngine:
         """The spare if there is one, else a new process."""
         engine, self.spare = self.spare, None
         if engine is not None and (engine.ended or (engine.ready is None and not engine.hurry())):
@@ -116,10 +171,10 @@ class Supervisor:
         if engine is None:
             # Who watches waits already.
             settings = replace(self._link.settings, warm_up=self._link.ready is None and self._link.settings.warm_up)
-            engine = self._begin(settings)
-            log.info("engine process %d begins", engine.pid)
+            engine = await self._engines.begin(settings)
+            log.info("engine process %s begins", engine.name)
         else:
-            log.info("engine process %d, the spare, goes on", engine.pid)
+            log.info("engine process %s, the spare, goes on", engine.name)
         return engine
 
     async def _keep_spare(self) -> None:
@@ -134,26 +189,24 @@ class Supervisor:
                 wait_s = min(2 * wait_s, SPARE_LIMIT_S)
             elif self.spare is None and self._link.running:
                 try:
-                    self.spare = self._begin(replace(self._link.settings, spare=True))
-                    log.info("engine process %d begins as the spare", self.spare.pid)
+                    self.spare = await self._engines.begin(replace(self._link.settings, spare=True))
+                    log.info("engine process %s begins as the spare", self.spare.name)
                 except OSError as error:
                     log.warning("no spare engine process can begin: %s", error.strerror)
                     wait_s = min(2 * wait_s, SPARE_LIMIT_S)
-
-    def _begin(self, settings: EngineSettings) -> EngineProcess:
-        return EngineProcess(self._target, settings, self._ring, self._memory, self._config)
 
     @property
     def _warm(self) -> bool:
         """Whether there is a spare that can go on at once."""
         return self.spare is not None and self.spare.ready is not None and not self.spare.ended
 
-    async def _watch(self, engine: EngineProcess) -> None:
+    async def _watch(self, engine: RunningEngine) -> None:
         """Says that a silent process is stalled, and ends it when it stays silent."""
         while True:
             await asyncio.sleep(min(self._config.stalled_s / 10, POLL_S))
             silent_s = engine.silent_s()
-            if silent_s >= (self._config.replaced_s if self._warm else self._config.hung_s):
+            replaced = self._warm or self._pool.others_run(self._link)
+            if silent_s >= (self._config.replaced_s if replaced else self._config.hung_s):
                 engine.end(f"the engine process hung: it was not heard for {silent_s:.0f} s")
             elif silent_s >= self._config.stalled_s:
                 self._link.stall(silent_s)
@@ -170,3 +223,24 @@ class Supervisor:
                 message.fps,
                 message.warm_up_s,
             )
+            self._pool.came(self._link)
+
+
+async def supervise(supervisors: Sequence[Supervisor]) -> None:
+    """Runs all until cancelled. Raises EngineError when none of their engines could start."""
+    errors: list[EngineError] = []
+
+    async def run(supervisor: Supervisor) -> None:
+        try:
+            await supervisor.run()
+        except EngineError as error:
+            errors.append(error)
+            if len(errors) < len(supervisors):
+                log.error("an engine cannot start: %s", error)
+
+    async with asyncio.TaskGroup() as group:
+        for supervisor in supervisors:
+            group.create_task(run(supervisor))
+    if len(errors) == len(supervisors):
+        # The others were told.
+        raise errors[-1]

@@ -129,8 +129,8 @@ def _add_service(app: FastAPI, state: ServerState) -> None:
 
     @app.get("/readyz", responses=problems(503))
     async def readyz() -> dict[str, str]:
-        """The engine is warm and running."""
-        if not state.engine.running:
+        """An engine is warm and running."""
+        if not state.engines.running:
             raise HTTPException(503, "The engine is not ready.", RETRY)
         return {"status": "ready"}
 

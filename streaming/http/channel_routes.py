@@ -158,7 +158,7 @@ async def _source(state: ServerState, body: NewChannel) -> AsyncIterator[Fork | 
     elif isinstance(body.from_, FromChannel):
         yield Fork(channel_folder(Path(), state.channel(body.from_.channel).id).name, body.from_.chunk)
     elif body.from_ is not None:
-        kept, folder = state.engine.settings.state, body.from_.journal
+        kept, folder = state.engines.settings.state, body.from_.journal
         if kept is None or not await asyncio.to_thread((Path(kept) / folder / JOURNAL).exists):
             raise HTTPException(404, "There is no such journal; its name is that of a folder in --state.")
         yield Fork(folder, body.from_.chunk)

@@ -27,7 +27,7 @@ def add(app: FastAPI, state: ServerState) -> None:
     async def journal(channel_id: str) -> Response:
         """The channel's journal as far as it is written: `python -m engine replay` makes the video of it again."""
         state.channel(channel_id)
-        folder = state.engine.settings.state
+        folder = state.engines.settings.state
         path = channel_folder(Path(folder), channel_id) / JOURNAL if folder is not None else None
         try:
             size = await asyncio.to_thread(_whole_lines, path) if path is not None else 0

@@ -1,4 +1,4 @@
-"""The engine, channels and viewers that routes act on, found by id."""
+"""The engines, channels and viewers that routes act on, found by id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.wire.state_folder import channel_folder
 from streaming.channels.channel import Channel
 from streaming.channels.events import StateChanged
 from streaming.channels.registry import Channels
-from streaming.engines.link import EngineLink
+from streaming.engines.pool import EnginePool
 from streaming.http import guard
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
@@ -30,9 +30,9 @@ RETRY = {"Retry-After": str(guard.RETRY_AFTER_S)}
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One server: its engine, its channels by id, and who watches them."""
+    """One server: its engines, its channels by id, and who watches them."""
 
-    engine: EngineLink
+    engines: EnginePool
     channels: Channels
     viewers: Viewers
     readers: Readers
@@ -70,8 +70,8 @@ class ServerState:
         if self.recordings is not None:
             for report in await self.recordings.reports(channel_id):
                 await self.recordings.remove(channel_id, report.id)
-        if self.engine.settings.state is not None:
-            await asyncio.to_thread(remove_folders, Path(self.engine.settings.state), channel_id)
+        if self.engines.settings.state is not None:
+            await asyncio.to_thread(remove_folders, Path(self.engines.settings.state), channel_id)
 
     def channel(self, channel_id: str) -> Channel:
         """The channel. Raises HTTPException 404."""

@@ -71,7 +71,12 @@ class FrameQueue:
                 freed.append(slot)
         return tuple(freed)
 
-    def forget_slots(self) -> None:
-        """Keeps the frames, but gives none of their slots back any more: their writer is gone."""
-        self._batches = deque((batch, None) for batch, _ in self._batches)
+    def forget_slots(self, copied: bool = False) -> None:
+        """Keeps the frames, but gives none of their slots back any more: their writer is gone.
+
+        With `copied` it is not, and will fill them with others.
+        """
+        self._batches = deque(
+            (replace(batch, i420=batch.i420.copy()) if copied else batch, None) for batch, _ in self._batches
+        )
         self._expected = self._end

@@ -37,7 +37,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.restarts = self._counter("engine_restarts", "Restarts of the engine process after a crash")
-        self.ready = self._gauge("engine_ready", "1 while the engine process is warm")
+        self.ready = self._gauge("engine_ready", "Engines whose process is warm")
         self.overflows = self._counter("viewer_overflows", "Viewer queues flushed because the viewer was slow")
         self.readers_cut_off = self._counter("readers_cut_off", "Readers of live.mp4 that were too slow")
         self.viewers_closed = self._counter("viewers_closed", "Viewers that left, by reason", "reason")
