@@ -30,7 +30,7 @@ from engine.wire.settings import ChannelSettings, EngineSettings
 from engine.wire.startup import LOG_LEVELS, follow_parent, log_from
 from engine.wire.state_folder import remove_abandoned, taken
 from engine.wire.state_memory import StateMemory
-from streaming.engines.options import add_engines, supervisor_config
+from streaming.engines.options import add_engines, places, supervisor_config
 from streaming.http import tls
 from streaming.http.listening import listen
 from streaming.http.options import add_access, app_config
@@ -38,7 +38,8 @@ from streaming.http.options import add_access, app_config
 if TYPE_CHECKING:
     from engine.wire.kept_state import KeptState
     from streaming.engines.pool import EnginePool
-    from streaming.engines.process import EngineTarget, LocalEngines, SupervisorConfig
+    from streaming.engines.process import EngineTarget, SupervisorConfig
+    from streaming.engines.supervisor import Engines
     from streaming.media.ice import IceAgent
     from streaming.media.metrics import Metrics
 
@@ -115,7 +116,9 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     with TemporaryDirectory(prefix=SCRATCH) as scratch:
-        arguments.state = arguments.state or scratch
+        if arguments.ray is None:
+            # Other machines do not see it.
+            arguments.state = arguments.state or scratch
         return await run(arguments, listener, target, stop)
 
 
@@ -144,7 +147,6 @@ async def _serve(
     """Serves, and goes on with the channels that another server left."""
     from streaming.channels.registry import Channels
     from streaming.engines.pool import EnginePool
-    from streaming.engines.process import LocalEngines
     from streaming.http.app import HttpServer, create_app
     from streaming.http.state import ServerState
     from streaming.media import rtp_hooks
@@ -158,6 +160,12 @@ async def _serve(
     ice = await _ice(arguments)
     if ice is None:
         return 2
+    try:
+        config = supervisor_config(arguments)
+        engines = await places(arguments, target, config)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
     await rtp_hooks.self_check()
     rtp_hooks.notice_dead_peers()
     metrics = Metrics()
@@ -165,7 +173,7 @@ async def _serve(
     settings = replace(engine_settings(arguments), warm_up=not left)
     if left:
         settings = replace(settings, picture=left[0].picture)
-    pool = EnginePool(settings, metrics, arguments.engines)
+    pool = EnginePool(settings, metrics, engines.places)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
     pushes = Pushes(metrics, ice=ice)
@@ -175,8 +183,7 @@ async def _serve(
     state = ServerState(pool, channels, viewers, readers, pushes, recordings, metrics, ice, stop)
     context = tls.context(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     http = HttpServer(create_app(state, app_config(arguments)), context)
-    config = supervisor_config(arguments)
-    supervision_of = _supervise(LocalEngines(target, config), pool, metrics, config, stop)
+    supervision_of = _supervise(engines, pool, metrics, config, stop)
     async with asyncio.TaskGroup() as group:
         supervision = group.create_task(supervision_of, name="engines")
         air = group.create_task(channels.run(), name="channels")
@@ -213,20 +220,21 @@ async def _ice(arguments: argparse.Namespace) -> IceAgent | None:
 
 
 async def _supervise(
-    engines: LocalEngines, pool: EnginePool, metrics: Metrics, config: SupervisorConfig, stop: asyncio.Event
+    engines: Engines, pool: EnginePool, metrics: Metrics, config: SupervisorConfig, stop: asyncio.Event
 ) -> int:
     """Keeps the engines running; stops the server when none can start at all."""
     from streaming.engines.supervisor import EngineError, Supervisor, supervise
 
     try:
-        await supervise([Supervisor(engines, link, pool, metrics, config) for link in pool.links])
+        await supervise(engines, pool, lambda link: Supervisor(engines, link, pool, metrics, config))
+        return 0
     except EngineError as error:
         log.error("%s", error)
-        stop.set()
-        return 1
     finally:
-        engines.close()
-    return 0
+        await engines.close()
+    # At last: it has this task cancelled.
+    stop.set()
+    return 1
 
 
 def engine_settings(arguments: argparse.Namespace) -> EngineSettings:

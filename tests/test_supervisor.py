@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -20,6 +20,7 @@ from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
 from engine.wire.state_memory import StateMemory
 from streaming.channels.channel import Channel
+from streaming.engines.link import EngineLink
 from streaming.engines.pool import EnginePool
 from streaming.engines.process import EngineProcess, EngineTarget, LocalEngines, SupervisorConfig
 from streaming.engines.supervisor import EngineError, Supervisor, supervise
@@ -36,6 +37,15 @@ def linked(metrics: Metrics, weights: str | None = None, engines: int = 1) -> tu
     channel = Channel("main", ChannelSettings("first"), pool.links[0], metrics.channel("main"))
     pool.links[0].open(channel)
     return pool, channel
+
+
+@asynccontextmanager
+async def local(target: EngineTarget, config: SupervisorConfig) -> AsyncIterator[LocalEngines]:
+    place = LocalEngines(target, config)
+    try:
+        yield place
+    finally:
+        await place.close()
 
 
 class Watched(Supervisor):
@@ -59,16 +69,20 @@ async def several(
 ) -> AsyncIterator[tuple[list[Watched], Channel, asyncio.Task[None]]]:
     metrics = Metrics()
     pool, channel = linked(metrics, engines=engines)
-    place = LocalEngines(target, config)
-    supervisors = [Watched(place, link, pool, metrics, config) for link in pool.links]
-    task = asyncio.create_task(supervise(supervisors))
-    try:
-        await state(channel, "idle")
-        yield supervisors, channel, task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-        place.close()
+    supervisors: list[Watched] = []
+    async with local(target, config) as place:
+
+        def supervisor(link: EngineLink) -> Watched:
+            supervisors.append(Watched(place, link, pool, metrics, config))
+            return supervisors[-1]
+
+        task = asyncio.create_task(supervise(place, pool, supervisor))
+        try:
+            await state(channel, "idle")
+            yield supervisors, channel, task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def state(channel: Channel, wanted: str) -> None:
@@ -245,8 +259,9 @@ async def test_an_engine_that_cannot_start_leaves_its_channels_to_others(caplog:
         assert "an engine cannot start: no weights in 'missing'" in caplog.text and not task.done()
     metrics = Metrics()
     pool, channel = linked(metrics, MISSING, 2)
-    with closing(LocalEngines(fake_engine, QUICK)) as place, pytest.raises(EngineError, match="no weights"):
-        await supervise([Supervisor(place, link, pool, metrics, QUICK) for link in pool.links])
+    async with local(fake_engine, QUICK) as place:
+        with pytest.raises(EngineError, match="no weights"):
+            await supervise(place, pool, lambda link: Supervisor(place, link, pool, metrics, QUICK))
     assert channel.report().state == "failed"
 
 
@@ -366,8 +381,9 @@ async def test_engine_that_never_starts_is_an_error(weights: str, error: str) ->
     metrics = Metrics()
     pool, _ = linked(metrics, weights)
     target = fake_engine if weights == MISSING else end_at_once
-    with closing(LocalEngines(target, QUICK)) as place, pytest.raises(EngineError, match=error):
-        await supervise([Supervisor(place, pool.links[0], pool, metrics, QUICK)])
+    async with local(target, QUICK) as place:
+        with pytest.raises(EngineError, match=error):
+            await supervise(place, pool, lambda link: Supervisor(place, link, pool, metrics, QUICK))
     assert b"landiff_engine_restarts_total 0.0" in metrics.text()
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import string
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import T5Tokenizer
 
-from engine.config import EngineConfig
+from engine.config import PRESETS, EngineConfig
+from engine.live.process import serve
 from engine.loading.model import Model, assemble
 from engine.loading.modules import COMPONENTS, build
 from engine.loading.weights import save_component, write_description
@@ -28,6 +30,9 @@ from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
 from engine.text.small_t5 import TOKENIZER_FOLDER, SmallT5, SmallT5Config
+from engine.wire.ring import RingWriter
+from engine.wire.settings import EngineSettings
+from engine.wire.state_memory import StateMemory
 
 WAVES = WavesConfig(count=8, width=8)
 SKETCH = SketchConfig(channels=4, back=2, ahead=1, sight=8, hints=2, waves=WAVES)
@@ -118,3 +123,10 @@ def write_weights(folder: Path) -> None:
         save_component(folder, name, getattr(model, name))
     write_description(folder, "tiny", "a test")
     tiny_tokenizer().save_pretrained(str(folder / TOKENIZER_FOLDER))
+
+
+def tiny_engine(settings: EngineSettings, ring: RingWriter, control: Connection, memory: StateMemory) -> None:
+    """An engine process of preset `tiny`, on one thread, so that its bits depend on nothing."""
+    torch.set_num_threads(1)
+    PRESETS["tiny"] = tiny_config
+    serve(settings, ring, control, memory)

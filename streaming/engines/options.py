@@ -1,4 +1,4 @@
-"""Options of `server.py` about its engines: how many, and whether one waits. Imports nothing heavy."""
+"""Options of `server.py` about its engines: how many, where, and whether one waits. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from engine.wire.ring import MOST_CHANNELS
 
 if TYPE_CHECKING:
-    from streaming.engines.process import SupervisorConfig
+    from streaming.engines.process import EngineTarget, LocalEngines, SupervisorConfig
+    from streaming.engines.ray_cluster import RayCluster
 
 SPARE_S = 5.0  # from the beginning of an engine to that of its spare, at least
 
@@ -18,16 +19,20 @@ def add_engines(options: ArgumentParser) -> None:
     options.add_argument(
         "--engines",
         type=number,
-        default=1,
         metavar="N",
         help="engine processes, each on a GPU of its own where there are several; channels go to the least loaded, and "
-        "to another when theirs ends (default: 1)",
+        "to another when theirs ends (default: 1; with --ray as many as the cluster has room for)",
+    )
+    options.add_argument(
+        "--ray",
+        metavar="HOST:PORT|auto",
+        help="run the engines on the nodes of this Ray cluster, which this machine has joined",
     )
     options.add_argument(
         "--spare-engine",
         action=BooleanOptionalAction,
         help="keep a second engine process warm, which goes on when the first one ends (default: with preset mini and "
-        "one engine)",
+        "one engine; not with --ray)",
     )
 
 
@@ -39,9 +44,23 @@ def number(text: str) -> int:
 
 
 def supervisor_config(arguments: Namespace) -> SupervisorConfig:
-    """Settings of the supervisors from the command line."""
+    """Settings of the supervisors from the command line. Raises ValueError for options that exclude each other."""
     from streaming.engines.process import SupervisorConfig
 
-    alone = arguments.preset == "mini" and arguments.engines == 1
+    if arguments.ray is not None and arguments.spare_engine:
+        raise ValueError("--spare-engine is for engines of this machine; those of --ray stand in for each other")
+    alone = arguments.preset == "mini" and arguments.engines in (None, 1) and arguments.ray is None
     spare = alone if arguments.spare_engine is None else arguments.spare_engine
     return SupervisorConfig(spare_s=SPARE_S if spare else None)
+
+
+async def places(arguments: Namespace, target: EngineTarget, config: SupervisorConfig) -> LocalEngines | RayCluster:
+    """Where engines run. Raises ValueError, in one line, where they cannot."""
+    from streaming.engines.process import LocalEngines
+    from streaming.engines.ray_cluster import RayCluster, name_of
+
+    if arguments.ray is None:
+        return LocalEngines(target, config, arguments.engines or 1)
+    cluster = RayCluster(name_of(target), arguments.device, config, arguments.engines or MOST_CHANNELS)
+    await cluster.connect(arguments.ray)
+    return cluster

@@ -55,15 +55,20 @@ class SupervisorConfig:
 class LocalEngines:
     """Engine processes of this machine, and the memory with the states of their channels."""
 
-    def __init__(self, target: EngineTarget, config: SupervisorConfig, ring: RingConfig | None = None) -> None:
-        self._target, self._config, self._ring = target, config, ring or RingConfig()
+    def __init__(self, target: EngineTarget, config: SupervisorConfig, places: int = 1) -> None:
+        """`places` is the number of engines."""
+        self._target, self._config, self.places = target, config, places
         self._memory = StateMemory()
 
     async def begin(self, settings: EngineSettings) -> EngineProcess:
         """A new process. Raises OSError where the system gives no memory, descriptor or process."""
-        return EngineProcess(self._target, settings, self._ring, self._memory, self._config)
+        return EngineProcess(self._target, settings, RingConfig(), self._memory, self._config)
 
-    def close(self) -> None:
+    async def watch(self, pool: object, begin: object) -> None:
+        """There are as many as there were."""
+
+    async def close(self) -> None:
+        """When no process is left."""
         self._memory.close()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -84,6 +84,14 @@ class Engines(Protocol):
 
     async def begin(self, settings: EngineSettings) -> RunningEngine:
         """A new process. Raises OSError, with the reason, where none can begin."""
+        ...
+
+    async def watch(self, pool: EnginePool, begin: Callable[[EngineLink], object]) -> None:
+        """Adds engines for places that come, and has each begun; has those drained whose place goes."""
+        ...
+
+    async def close(self) -> None:
+        """When no process is left."""
         ...
 
 
@@ -226,21 +234,27 @@ class Supervisor:
             self._pool.came(self._link)
 
 
-async def supervise(supervisors: Sequence[Supervisor]) -> None:
-    """Runs all until cancelled. Raises EngineError when none of their engines could start."""
+async def supervise(engines: Engines, pool: EnginePool, supervisor: Callable[[EngineLink], Supervisor]) -> None:
+    """Keeps an engine running behind each link of the pool. Raises EngineError when none of them could start.
+
+    `supervisor` makes that of a link.
+    """
     errors: list[EngineError] = []
 
-    async def run(supervisor: Supervisor) -> None:
+    async def run(link: EngineLink) -> None:
         try:
-            await supervisor.run()
+            await supervisor(link).run()
         except EngineError as error:
             errors.append(error)
-            if len(errors) < len(supervisors):
+            if len(errors) < len(pool.links):
                 log.error("an engine cannot start: %s", error)
+            else:
+                growing.cancel()
 
     async with asyncio.TaskGroup() as group:
-        for supervisor in supervisors:
-            group.create_task(run(supervisor))
-    if len(errors) == len(supervisors):
+        growing = group.create_task(engines.watch(pool, lambda link: group.create_task(run(link))), name="places")
+        for link in pool.links:
+            group.create_task(run(link), name=f"engine {link.settings.number}")
+    if len(errors) == len(pool.links):
         # The others were told.
         raise errors[-1]
