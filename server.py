@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
-from engine.arguments import add_live_picture, add_live_rendering, checked, folder, gigabytes, seed
+from engine.arguments import add_live_picture, add_live_rendering, add_ranks, checked, folder, gigabytes, seed
 from engine.priority import go_first, in_background
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
@@ -240,7 +240,8 @@ async def _supervise(
 def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
     """Settings of the engine process from the command line."""
     model = arguments.preset, arguments.weights, arguments.device, arguments.memory
-    return EngineSettings(*model, arguments.log_level, arguments.state, picture=arguments.picture)
+    settings = EngineSettings(*model, arguments.log_level, arguments.state)
+    return replace(settings, picture=arguments.picture, ranks=arguments.ranks or 1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -253,6 +254,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
     add_live_rendering(options)
     add_live_picture(options)
+    add_ranks(options)
     options.add_argument("--host", default="127.0.0.1", help="HTTP address to listen on (default: 127.0.0.1)")
     options.add_argument(
         "--port", type=checked(_port), default=8000, help="HTTP port (default: 8000; 0 takes a free one)"

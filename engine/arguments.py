@@ -61,6 +61,11 @@ def steps(text: str) -> int:
     return whole("steps", int(text) if text.isascii() and text.isdigit() else text, MOST_STEPS)
 
 
+def ranks(text: str) -> int:
+    """Processes that make one video. Raises ValueError unless 1 or more."""
+    return whole("ranks", int(text) if text.isascii() and text.isdigit() else text)
+
+
 def whole(name: str, value: object, most: int | None = None) -> int:
     """`value`, which is called `name`. Raises ValueError unless it is a whole number, 1 to `most` if that is given."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
@@ -86,6 +91,12 @@ def add_rendering(options: argparse.ArgumentParser) -> None:
         "--steps", type=checked(steps), metavar="N", help="denoising steps a chunk (default: the preset's own)"
     )
     add_memory(options)
+
+
+def add_ranks(options: argparse.ArgumentParser, otherwise: str = "one") -> None:
+    """The option `--ranks`; `otherwise` says what goes without it."""
+    told = f"make it with N processes of this machine, a GPU each (default: {otherwise})"
+    options.add_argument("--ranks", type=checked(ranks), metavar="N", help=told)
 
 
 def add_live_rendering(options: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ FLOORS = (
     "engine.config",
     "engine.arguments",
     "engine.loading",
+    "engine.ranks",
     "engine.live",
     "engine.published",
     "engine.video",

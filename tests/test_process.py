@@ -1,5 +1,6 @@
 """What an engine process is made of before it serves: which pictures it draws."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSettings:
 def picture(settings: EngineSettings) -> str:
     """That of a process with these settings."""
     told: Any = Told()
-    generator, _ = prepare(settings, told, 1)
+    with ExitStack() as stack:
+        generator, _ = prepare(settings, told, 1, stack)
     assert told.messages[-1].fraction == 1.0
     frames = 8 if generator.model.config.picture == "small" else 16
     assert generator.model.vae.frames_per_latent * 2 == frames

@@ -66,7 +66,8 @@ class Denoiser:
     """Runs the renderer and its solvers on windows of any channels."""
 
     def __init__(self, model: Model, graphs: Graphs) -> None:
-        self._model, self._graphs = model, graphs
+        # A call that talks to other processes cannot be captured.
+        self._model, self._graphs = model, graphs if model.renderer.local else Graphs(None)
         self.schedule = functools.lru_cache(MOST_SCHEDULES)(self._new_schedule)
         self._texts: deque[tuple[Tensor, TextTokens]] = deque(maxlen=MOST_TEXTS)
         self._context_times: dict[int, Timestep] = {}  # by rows

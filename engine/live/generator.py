@@ -20,11 +20,11 @@ from engine.live.chunk import Chunk as Chunk
 from engine.live.chunk import Unit as Unit
 from engine.live.denoiser import Denoiser, DenoisingWindow
 from engine.live.plan_writer import PlanPart, PlanWriter, decode
-from engine.live.slices import SliceDecoder
+from engine.live.slices import LatentsDecoder, SliceDecoder
 from engine.loading.model import Model
 from engine.perceptual.base import VideoState, frames_of
 from engine.runtime.cuda_streams import CudaStreams, StreamEvent
-from engine.runtime.graphs import Graphs
+from engine.runtime.graphs import Graphs, NewGraphs
 from engine.semantic.tokenizer import FeatureFrames
 from engine.text.embedding import TextEmbedding
 from engine.wire.frames import FrameBatch
@@ -36,14 +36,14 @@ _PLAN, _RENDER = "plan", "render"  # CUDA streams
 class Generator:
     """Makes chunks of any number of channels with one model."""
 
-    def __init__(self, model: Model, graphs: Callable[[torch.device], Graphs] = Graphs.on) -> None:
-        """`graphs` makes the graphs of a CUDA stream."""
+    def __init__(self, model: Model, graphs: NewGraphs = Graphs.on, decoder: LatentsDecoder | None = None) -> None:
+        """`graphs` makes the graphs of a CUDA stream, `decoder` frames of latents: the autoencoder if None."""
         config = model.config
         self.model = model
         self._graphs = graphs(model.device)
         self._streams = CudaStreams(model.device)
         self._denoiser = Denoiser(model, self._graphs)
-        self._slices = SliceDecoder(model, self._graphs, self._streams, _RENDER)
+        self._slices = decoder or SliceDecoder(model, self._graphs, self._streams, _RENDER)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
         self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
@@ -193,6 +193,12 @@ class Generator:
             planned = decode(self.model, parts, state.next.latent)
             mark = self._streams.record()
         yield from self._units(state, end, planned, mark, steps)
+
+    def pass_over(self, state: ChannelState, chunk: Chunk) -> None:
+        """Counts a chunk as made, which another process makes of its `parts`; only the plan goes on here."""
+        chunk.units.close()
+        state.next, state.features = chunk.end, state.features.new_zeros(1, 1, *state.features.shape[2:])
+        self._writer.drop(state.plan, chunk.end.latent)
 
     def settle(self) -> None:
         """Returns when all that was launched is done."""

@@ -34,14 +34,19 @@ def generate_frames(
     begin = channel.next.frame
     end = begin + frames
     while begin < end:
-        while waiting and _is_due(waiting[0], channel, begin):
-            _make(generator, channel, waiting.pop(0))
+        make_due(generator, channel, waiting, begin)
         stop = min([end, *(change.frame for change in waiting if change.mode == "cut")])
         for batch in finished(next_chunk(generator, channel)):
             first, last = max(begin - batch.index, 0), min(stop - batch.index, batch.frames)
             if first < last:
                 begin = batch.index + last
                 yield dataclasses.replace(batch, index=batch.index + first, i420=batch.i420[first:last])
+
+
+def make_due(generator: Generator, channel: ChannelState, waiting: list[Change], begin: int) -> None:
+    """Makes the first of the waiting changes that are due where frame `begin` comes next, and takes them off."""
+    while waiting and _is_due(waiting[0], channel, begin):
+        _make(generator, channel, waiting.pop(0))
 
 
 def _is_due(change: Change, channel: ChannelState, begin: int) -> bool:

@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -55,12 +57,13 @@ def serve(
     began_s = time.monotonic()
     with ControlPipe(connection) as control:
         try:
-            most = torch.get_num_threads()
-            if settings.spare:
-                generator, threads = in_background(prepare_spare, settings, control, most)
-            else:
-                generator, threads = prepare(settings, control, most)
-            with journals(settings, generator, control) as writer:
+            with ExitStack() as stack:
+                most = max(1, torch.get_num_threads() // settings.ranks)
+                if settings.spare:
+                    generator, threads = in_background(prepare_spare, settings, control, most, stack)
+                else:
+                    generator, threads = prepare(settings, control, most, stack)
+                writer = stack.enter_context(journals(settings, generator, control))
                 interleaver = Interleaver(generator, ring, control, threads, journals=writer, memory=memory)
                 open_channels(interleaver)
                 config, warm_up_s = generator.model.config, time.monotonic() - began_s
@@ -76,10 +79,13 @@ def serve(
             raise
 
 
-def prepare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[Generator, ThreadChoice]:
-    """The settings' model, warmed up, for up to `most` threads, with the pictures for which there is time. Raises
-    LoadError."""
-    model, threads_at_once = load_model(settings, control), settings.warm_up and not settings.spare
+def prepare(
+    settings: EngineSettings, control: ControlPipe, most: int, stack: ExitStack
+) -> tuple[Generator, ThreadChoice]:
+    """The settings' model, warmed up, for up to `most` threads, with the pictures for which there is time. Other
+    ranks end with the stack. Raises LoadError."""
+    threads_at_once = settings.warm_up and not settings.spare
+    model = load_model(settings, control) if settings.ranks == 1 else load_ranks(settings, control, stack)
     generator = Generator(model)
     threads = choose_threads(generator, most, threads_at_once)
     warm = False
@@ -95,10 +101,12 @@ def prepare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[
     return generator, threads
 
 
-def prepare_spare(settings: EngineSettings, control: ControlPipe, most: int) -> tuple[Generator, ThreadChoice]:
+def prepare_spare(
+    settings: EngineSettings, control: ControlPipe, most: int, stack: ExitStack
+) -> tuple[Generator, ThreadChoice]:
     """The same on one core: another engine serves."""
     with computing_with(1):
-        return prepare(settings, control, most)
+        return prepare(settings, control, most, stack)
 
 
 def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
@@ -111,11 +119,22 @@ def load_model(settings: EngineSettings, control: ControlPipe) -> Model:
         config = preset(settings.preset)
         folder, device, dtype = place(config, settings.weights, settings.device)
         if device.type == "cuda":
-            torch.cuda.set_device(settings.number % torch.cuda.device_count())
+            torch.cuda.set_device(settings.number * settings.ranks % torch.cuda.device_count())
         config = config.with_picture(settings.picture or largest_picture(config, folder))
         return load(config, folder, device, dtype, tell, settings.memory_gb)
     except ValueError as error:
         raise LoadError(str(error)) from error
+
+
+def load_ranks(settings: EngineSettings, control: ControlPipe, stack: ExitStack) -> Model:
+    """The settings' model, whose renderer computes with other processes. Raises LoadError."""
+    # What several processes need is not loaded for one.
+    model_of_ranks = import_module("engine.live.ranked").model_of_ranks
+    try:
+        model: Model = stack.enter_context(model_of_ranks(settings, partial(load_model, settings, control)))
+    except ValueError as error:
+        raise LoadError(str(error)) from error
+    return model
 
 
 @contextmanager

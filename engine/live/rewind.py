@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from engine.live.channel_state import PastChunk, Place, RenderState
-from engine.live.slices import SliceDecoder
+from engine.live.slices import LatentsDecoder
 from engine.perceptual.base import Autoencoder, VideoState, frames_of
 from engine.runtime.pytree import leaves, unflatten
 from engine.runtime.threads import computing_with
@@ -55,7 +55,7 @@ def keep_end(past: PastChunk, end: VideoState) -> None:
         past.ends.append(unflatten(end, map(Tensor.clone, leaves(end))))
 
 
-def end_of(past: PastChunk, slices: SliceDecoder) -> VideoState:
+def end_of(past: PastChunk, slices: LatentsDecoder) -> VideoState:
     """The autoencoder's state behind all that a chunk has now; where it was not kept, the chunk is decoded again."""
     number = len(slices.lengths(past.vae, past.new_latents))
     if number <= len(past.ends):

@@ -6,6 +6,7 @@ Shapes: `T` latent frames, `C` latent channels, `H` x `W` latent size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from torch import Tensor
 
@@ -15,6 +16,18 @@ from engine.perceptual.frames import to_planes
 from engine.runtime.cuda_streams import CudaStreams, Download
 from engine.runtime.graphs import Graphs
 from engine.runtime.pytree import leaves, unflatten
+
+
+class LatentsDecoder(Protocol):
+    """What a chunk's latents are given to."""
+
+    def lengths(self, state: VideoState, latents: Tensor) -> list[int]:
+        """Of the slices that they are decoded in."""
+        ...
+
+    def decode(self, state: VideoState, latents: Tensor) -> Iterator[tuple[Download, VideoState]]:
+        """Frames of a chunk's latents [1, T, C, H, W] on their way to the host, and the state after each slice."""
+        ...
 
 
 class SliceDecoder:

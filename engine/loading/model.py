@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,12 +51,16 @@ class Model:
     vae: Autoencoder
     folder: Path | None = None  # that its weights are of
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Inference mode with autocast; stages are only called inside."""
-        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with torch.inference_mode(), autocast:
-            yield
+        return computing(self.device, self.dtype)
+
+
+@contextmanager
+def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inference mode with autocast; modules are only called inside."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def load(
@@ -104,6 +108,26 @@ def load(
     )
     choose_attention(device, dtype, config.attention_shape)
     return replace(assemble(config, text, modules, device, dtype), folder=folder)
+
+
+def load_renderer(
+    config: EngineConfig, folder: Path, device: torch.device, dtype: torch.dtype, memory_gb: float | None = None
+) -> DiTRenderer:
+    """Reads the renderer alone, for a process that computes a part of it; arguments and errors as for `load`."""
+    fp8_products = multiplies_fp8(device)
+    check_folder(folder, config.name)
+    modules = build(config)
+    placement = EVERYTHING_STAYS if memory_gb is None else choose_placement(config.name, memory_gb)
+    dtypes = placement.dtypes(modules, autocast_dtypes(modules, dtype))
+    renderer = modules["renderer"]
+    check_load({"renderer": renderer}, device, dtypes, (), memory_gb is not None)
+    load_weights(folder, {"renderer": renderer}, config.name, device, dtypes)
+    if fp8_products:
+        multiply_fp8(renderer)
+    choose_attention(device, dtype, config.attention_shape)
+    assert isinstance(renderer, DiTRenderer)
+    pack(renderer, config.chunk_length * config.renderer.dit.frame_tokens)
+    return renderer
 
 
 def assemble(

@@ -23,6 +23,11 @@ class Renderer(Protocol):
     """
 
     @property
+    def local(self) -> bool:
+        """Whether its calls compute in this process alone, so that they can be captured."""
+        ...
+
+    @property
     def condition(self) -> nn.Module:
         """Features [B, T, D, h, w] -> [B, T, C + E, H, W]; takes the number of first frames whose details are 0."""
         ...

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from engine.perceptual.sharing import WHOLE, TokenShare
 from engine.perceptual.timesteps import TimestepCache
 from engine.runtime.attention import attend
 from engine.runtime.kv_cache import KeysValues
@@ -28,9 +29,10 @@ _PARTS = 6  # shift, scale, gate of the attention, then of the MLP
 class TokenLayout:
     """Kinds and timestep of a sequence of text tokens, then image tokens."""
 
-    text_tokens: int
+    text_tokens: int  # of this process's share
     timestep: TimestepCache
-    context_tokens: int = 0  # so many first tokens attend to themselves only
+    context_tokens: int = 0  # so many first tokens of the whole sequence attend to themselves only
+    share: TokenShare = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +79,26 @@ class DiTBlock(nn.Module):
         """One layer.
 
         Args:
-            x: [B, N, D].
-            layout: of the N tokens.
+            x: [B, N, D], the tokens of this process's share.
+            layout: of the sequence that they are of.
             context: keys and values of tokens before these, [B, H, M, D/H]; they are attended to as well.
             control: [B, N, D] of the control branch, added to the result.
 
         Returns:
-            [B, N, D], and this layer's keys and values of the N tokens alone.
+            [B, N, D], and this layer's keys and values of the sequence alone: all of its tokens, of the share's heads.
         """
         attention, mlp = self._modulations(layout)
-        query, own = self._project(attention.normed(self.norm1, x))
+        query, own = self._project(attention.normed(self.norm1, x), layout.share)
         keys, values = own.keys, own.values
         if context is not None:
             keys, values = torch.cat([context.keys, keys], 2), torch.cat([context.values, values], 2)
-        attended = _attend(query, keys, values, layout.context_tokens)
+        attended = layout.share.to_tokens(_attend(query, keys, values, layout.context_tokens))
         x = attention.gated(x, self.out(attended.transpose(1, 2).flatten(2)))
         return mlp.gated(x, self.mlp_out(gelu_of(self.mlp_in, mlp.normed(self.norm2, x))), control), own
 
     def keys_values(self, x: Tensor, layout: TokenLayout) -> KeysValues:
         """The keys and values that `forward` would return, without the rest of the layer."""
-        return self._project(self._modulations(layout)[0].normed(self.norm1, x))[1]
+        return self._project(self._modulations(layout)[0].normed(self.norm1, x), layout.share)[1]
 
     def _modulations(self, layout: TokenLayout) -> tuple[Modulation, Modulation]:
         """The attention's and the MLP's; of the layer's 12 vectors the image's six come first (REFERENCE 3.2)."""
@@ -104,10 +106,11 @@ class DiTBlock(nn.Module):
         parts = vectors.unbind(2)
         return Modulation(layout, *parts[:3]), Modulation(layout, *parts[3:])
 
-    def _project(self, normed: Tensor) -> tuple[Tensor, KeysValues]:
+    def _project(self, normed: Tensor, share: TokenShare) -> tuple[Tensor, KeysValues]:
         query, key, value = self.qkv(normed).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         of_query, of_key = self.query_norm, self.key_norm
         query, key = head_norm(query, key, of_query.weight, of_query.bias, of_key.weight, of_key.bias, _HEAD_NORM_EPS)
+        query, key, value = share.to_heads(query, key, value)
         return query, KeysValues(key, value)
 
 

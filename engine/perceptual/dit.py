@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.perceptual.block import DiTBlock, TokenLayout
 from engine.perceptual.head import HeadInputs, LinearHead
 from engine.perceptual.mini.head import ConvHead
+from engine.perceptual.sharing import WHOLE, TokenShare
 from engine.perceptual.timesteps import Timestep, TimestepCache
 from engine.runtime.kv_cache import KeysValues
 from engine.runtime.layers import sinusoid
@@ -184,19 +185,19 @@ class Trunk(nn.Module):
         """[B, N, C P P] -> [B, N, D], to be added to the tokens of other patches at the same places."""
         return F.linear(patches, self.patch.weight.flatten(1))
 
-    def layout(self, timestep: Timestep) -> TokenLayout:
+    def layout(self, timestep: Timestep, share: TokenShare = WHOLE) -> TokenLayout:
         """The layout of text and all frames, which attend to each other."""
-        return TokenLayout(self.config.text_length, self._cache(timestep))
+        return TokenLayout(share.own_of_first(self.config.text_length), self._cache(timestep), share=share)
 
-    def context_layout(self, timestep: Timestep, context_frames: int) -> TokenLayout:
+    def context_layout(self, timestep: Timestep, context_frames: int, share: TokenShare = WHOLE) -> TokenLayout:
         """The layout of text and frames; text and the first `context_frames` frames attend to themselves only."""
         text_tokens = self.config.text_length
         own = text_tokens + context_frames * self.config.frame_tokens
-        return TokenLayout(text_tokens, self._cache(timestep), own)
+        return TokenLayout(share.own_of_first(text_tokens), self._cache(timestep), own, share)
 
-    def new_layout(self, timestep: Timestep) -> TokenLayout:
+    def new_layout(self, timestep: Timestep, share: TokenShare = WHOLE) -> TokenLayout:
         """The layout of new frames alone."""
-        return TokenLayout(0, self._cache(timestep))
+        return TokenLayout(0, self._cache(timestep), share=share)
 
     def _cache(self, timestep: Timestep) -> TimestepCache:
         return timestep.cache(self, self._embed_time)

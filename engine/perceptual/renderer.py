@@ -16,6 +16,7 @@ from engine.perceptual.block import TokenLayout
 from engine.perceptual.control import ControlBranch
 from engine.perceptual.dit import CONTEXT_TIME, DiT, DiTConfig, patches_of
 from engine.perceptual.head import HeadCache, HeadInputs
+from engine.perceptual.sharing import Sharing, alone
 from engine.perceptual.timesteps import Timestep
 from engine.perceptual.upsampler import Condition, ConditionConfig
 from engine.runtime.kv_cache import KeysValues
@@ -72,7 +73,7 @@ class WindowCache:
     context: Tensor  # [B, P, C, H, W] latents
     head: HeadCache | None
     base: tuple[KeysValues, ...] = ()  # half-causal
-    residuals: tuple[Tensor, ...] = ()  # half-causal: [B, N, D] of each control layer, of the new frames
+    residuals: tuple[Tensor, ...] = ()  # half-causal: [B, N, D] of each control layer, of the new frames' share
     base_tokens: Tensor | None = None  # [B, M, D] of text and context frames
     control_tokens: Tensor | None = None  # [B, M, D] likewise
     control: Tensor | None = None  # [B or 1, N, D] summand of the control branch's tokens of the new frames
@@ -89,9 +90,12 @@ class WindowCache:
 class DiTRenderer(nn.Module):
     """`condition(features)` [B, T, D, h, w] -> [B, T, C + E, H, W] and `open_window` once, then `denoise` each step."""
 
+    local = True
+
     def __init__(self, config: RendererConfig) -> None:
         super().__init__()
         self.config = config
+        self.share: Sharing = alone  # what this process computes of a sequence of tokens
         self.base = DiT(config.dit)
         self.control = ControlBranch(config.dit, config.control_layers)
         self.condition = Condition(config.condition)
@@ -145,9 +149,9 @@ class DiTRenderer(nn.Module):
             return WindowCache(context, head, base_tokens=base_tokens, control_tokens=control_tokens, control=summand)
         time = context_time or context_timestep(context)
         tokens = self.control.join(control_tokens, rows[:, frames:], frames)
-        residuals = self.control(tokens, self.control.context_layout(time, frames))
-        old, new = zip(*(residual.tensor_split([base_tokens.shape[1]], dim=1) for residual in residuals), strict=True)
-        base = self.base.keys_values(base_tokens, self.base.context_layout(time, frames), old)
+        old, new = self._residuals(tokens, base_tokens.shape[1], time, frames)
+        share = self.share(base_tokens.shape[1])
+        base = self.base.keys_values(share.own(base_tokens), self.base.context_layout(time, frames, share), old)
         return WindowCache(context, head, base, new)
 
     def denoise(self, x: Tensor, time: Tensor | Timestep, cache: WindowCache) -> Tensor:
@@ -166,12 +170,14 @@ class DiTRenderer(nn.Module):
         base = self.base.embed_frames(x, frames).expand(cache.rows, -1, -1)
         inputs = HeadInputs(x.expand(cache.rows, -1, -1, -1, -1), cache.head, _last(cache.context))
         if cache.base_tokens is None or cache.control_tokens is None or cache.control is None:
-            layout = self.base.new_layout(timestep)
-            return self.base.output(self.base(base, layout, cache.residuals, cache.base), layout, inputs)
+            share = self.share(base.shape[1])
+            layout = self.base.new_layout(timestep, share)
+            whole = share.whole(self.base(share.own(base), layout, cache.residuals, cache.base))
+            return self.base.output(whole, layout, inputs)
         patches = patches_of(x, self.config.dit.patch)
         control = (self.control.embed_patches(patches, frames) + cache.control).expand_as(base)
-        whole = torch.cat([cache.base_tokens, base], dim=1), torch.cat([cache.control_tokens, control], dim=1)
-        return self.base.output(*self._full_attention(*whole, timestep), inputs)
+        tokens = torch.cat([cache.base_tokens, base], dim=1), torch.cat([cache.control_tokens, control], dim=1)
+        return self.base.output(*self._full_attention(*tokens, timestep), inputs)
 
     def _summand(self, condition: Tensor) -> Tensor:
         """The part of a condition [B, T, C + E, H, W] that the control branch adds to latents, [B, T, C, H, W]."""
@@ -179,9 +185,23 @@ class DiTRenderer(nn.Module):
 
     def _full_attention(self, base: Tensor, control: Tensor, timestep: Timestep) -> tuple[Tensor, TokenLayout]:
         """The layers' answer for both networks' tokens [B, N, D] of text and all frames, and its layout."""
-        residuals = self.control(control, self.control.layout(timestep))
-        layout = self.base.layout(timestep)
-        return self.base(base, layout, residuals), layout
+        share = self.share(base.shape[1])
+        residuals = self.control(share.own(control), self.control.layout(timestep, share))
+        layout = self.base.layout(timestep, share)
+        return share.whole(self.base(share.own(base), layout, residuals)), layout
+
+    def _residuals(
+        self, tokens: Tensor, old: int, time: Timestep, context_frames: int
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The residuals of a half-causal window's `old` first tokens, and those of its new frames.
+
+        Both are of this process's share of a sequence of their own.
+        """
+        share = self.share(tokens.shape[1])
+        made = self.control(share.own(tokens), self.control.context_layout(time, context_frames, share))
+        whole = [share.whole(residual) for residual in made]
+        before, after = self.share(old), self.share(tokens.shape[1] - old)
+        return [before.own(one[:, :old]) for one in whole], tuple(after.own(one[:, old:]) for one in whole)
 
 
 def context_timestep(like: Tensor) -> Timestep:

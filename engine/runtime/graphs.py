@@ -228,6 +228,9 @@ class Graphs:
         return outputs
 
 
+NewGraphs = Callable[[torch.device], Graphs]  # graphs of a stream of a device
+
+
 def _kinds(tensors: Sequence[Tensor]) -> list[_Kind]:
     return [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
 

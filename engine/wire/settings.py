@@ -23,6 +23,7 @@ class EngineSettings:
     warm_up: bool = True  # False where viewers wait: the first chunks are slower
     picture: str | None = None  # one of PICTURES; None: the largest for which there is time
     number: int = 0  # of several engines: each takes another GPU, as far as there are several
+    ranks: int = 1  # processes that render together, a GPU each
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def add_engines(options: ArgumentParser) -> None:
         "--spare-engine",
         action=BooleanOptionalAction,
         help="keep a second engine process warm, which goes on when the first one ends (default: with preset mini and "
-        "one engine; not with --ray)",
+        "one engine of one rank; not with --ray)",
     )
 
 
@@ -49,8 +49,10 @@ def supervisor_config(arguments: Namespace) -> SupervisorConfig:
 
     if arguments.ray is not None and arguments.spare_engine:
         raise ValueError("--spare-engine is for engines of this machine; those of --ray stand in for each other")
-    alone = arguments.preset == "mini" and arguments.engines in (None, 1) and arguments.ray is None
-    spare = alone if arguments.spare_engine is None else arguments.spare_engine
+    alone = arguments.engines in (None, 1) and arguments.ray is None and arguments.ranks in (None, 1)
+    if arguments.ray is not None and arguments.ranks not in (None, 1):
+        raise ValueError("--ranks is for engines of this machine: leave out --ranks or --ray")
+    spare = arguments.preset == "mini" and alone if arguments.spare_engine is None else arguments.spare_engine
     return SupervisorConfig(spare_s=SPARE_S if spare else None)
 
 

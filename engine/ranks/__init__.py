@@ -1,0 +1,1 @@
+"""Several processes, a GPU each, that make one video together."""
