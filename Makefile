@@ -1,7 +1,7 @@
 # Verbs for people; `.ci/run` calls the same ones from a clean clone. PYTHON chooses the interpreter.
 PYTHON ?= python
 
-.PHONY: help setup test kernels types style docs bench
+.PHONY: help setup test fuzz kernels types style docs bench
 
 help:  ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -11,6 +11,9 @@ setup:  ## install the project with what its tests need
 
 test:  ## run all tests, print branch coverage, fail below its floor
 	$(PYTHON) -m pytest --cov
+
+fuzz:  ## 100,000 strange inputs for all that reads what strangers send or disks hold; RUNS and TOOL change that
+	$(PYTHON) tests/fuzz.py --runs $(or $(RUNS),100000) --tool $(or $(TOOL),hypothesis)
 
 kernels:  ## compile every kernel for three GPU generations; needs no GPU
 	$(PYTHON) -m kernels.compile --arch 80 90 100

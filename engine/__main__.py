@@ -17,6 +17,7 @@ COMMANDS = {
     "inspect": ("engine.loading.inspect", "parameters and bytes of a preset"),
     "check-reference": ("engine.published.check_reference", "compare every golden case of a folder with our modules"),
     "evaluate": ("engine.evaluation.evaluate", "the quality figures of preset mini"),
+    "soak": ("engine.evaluation.soak", "hours of one video, and what becomes of memory, files and quality"),
 }
 
 

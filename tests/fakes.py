@@ -391,6 +391,11 @@ class Watcher:
             return
 
 
+async def not_understood(*_: object) -> None:
+    """In place of aiortc's `setRemoteDescription`: an offer that it cannot take."""
+    raise ValueError("an offer is not understood, for the test")
+
+
 async def sample_offer(running: Serving) -> str:
     """A good offer of a viewer that is gone again."""
     watcher = Watcher(running.http)

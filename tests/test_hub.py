@@ -35,6 +35,11 @@ class Clock:
         return self.now_s
 
 
+class Broken(Collector):
+    def offer(self, packet: av.Packet) -> None:
+        raise AssertionError("a defect, for the test")
+
+
 async def send(hub: Hub, first: int, count: int) -> None:
     for index in range(first, first + count):
         await hub.encode(Picture(index, test_frame(index)), index * 11250)
@@ -112,6 +117,17 @@ async def test_second_sink_gets_a_keyframe_and_the_first_sees_no_gap() -> None:
     assert one.keys == [True, False, False, True, False]
     assert two.packets == one.packets[3:]
     assert [packet.pts for packet in one.packets] == [index * 11250 for index in range(5)]
+
+
+async def test_a_sink_that_fails_ends_nobody_elses_video(caplog: pytest.LogCaptureFixture) -> None:
+    """It gets nothing more, which the log tells as the defect that it is."""
+    hub, one, broken = Hub("vp8", SIZE, False, Metrics().channel("main")), Collector(), Broken()
+    hub.add(broken)
+    hub.add(one)
+    await send(hub, 0, 3)
+    hub.close()
+    assert len(one.packets) == 3 and hub.sinks == 1
+    assert caplog.text.count("a receiver failed, which is a defect") == 1
 
 
 async def test_keyframe_requests_are_coalesced_and_rate_limited() -> None:

@@ -1,19 +1,23 @@
 import asyncio
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import aiortc
 import pytest
 from aioice.ice import StunProtocol
-from aiortc import RTCRtpCodecParameters, RTCRtpHeaderExtensionParameters, RTCRtpParameters, rtp
+from aiortc import RTCRtpCodecParameters, RTCRtpHeaderExtensionParameters, RTCRtpParameters, clock, rtp
 from aiortc.rtcdtlstransport import State
 from pylibsrtp import Policy, Session
 
-from streaming.media.rtp_sender import HISTORY, SLOTS, RtpSender
+from streaming.http.whep import HIGHEST_EXTENSION, LONGEST_MID
+from streaming.media.rtp_hooks import SenderHooks
+from streaming.media.rtp_sender import HISTORY, NTP_HZ, SLOTS, RtpSender, ntp_time
 
 KEY = bytes(range(30))
 PAYLOADS = [b"first", bytes(1300), b"last"]
@@ -107,6 +111,66 @@ async def test_a_frame_goes_out_as_its_packets() -> None:
     assert first.timestamp == third.timestamp and (fourth.timestamp - first.timestamp) % (1 << 32) == 11250
     assert {(packet.ssrc, packet.payload_type) for packet in (first, fourth)} == {(one.sender._ssrc, 97)}
     assert first.extensions.mid == "0" and first.extensions.abs_send_time > 0
+
+
+async def test_the_longest_headers_have_room() -> None:
+    """Of an offer with the longest mid, high numbers of extensions, and a receiver that holds pictures back."""
+    extensions = [
+        RTCRtpHeaderExtensionParameters(HIGHEST_EXTENSION - place, one.uri) for place, one in enumerate(EXTENSIONS)
+    ]
+    transceiver: Any = SimpleNamespace(_headerExtensions=[])
+    async with line(extensions=extensions) as one:
+        named: Any = one.sender.__dict__
+        named["_RTCRtpSender__mid"] = "m" * LONGEST_MID
+        one.packets.negotiate_playout_delay(transceiver, OFFER.format("14"))
+        one.packets.hold(0.35)
+        assert one.packets.send(PAYLOADS, 0)
+        assert [packet.payload for packet in one.received()] == PAYLOADS
+
+
+async def test_a_day_of_video_is_sent_in_order() -> None:
+    """Timestamps of 32 bits and sequence numbers wrap without a gap; counts of sender reports go on."""
+    day, frame, reports = 24 * 3600 * 90_000, 11_250, []
+    async with line() as one:
+        named: Any = one.sender.__dict__
+        named["_RTCRtpSender__octet_count"] = (1 << 32) - 5
+
+        async def keep(data: bytes) -> None:
+            reports.extend(rtp.RtcpPacket.parse(data))
+
+        one.transport._send_rtp = keep
+        one.packets._number = (1 << 16) - 8
+        stamps, numbers = [], []
+        # Around the places where the timestamp wraps, and at the end of the day.
+        wrap = (1 << 32) - one.packets._origin
+        for first in (0, wrap - 3 * frame, wrap + (1 << 32) - 3 * frame, day - 6 * frame):
+            for pts in range(first, first + 6 * frame, frame):
+                assert one.packets.send(PAYLOADS, pts)
+                packets = one.received()
+                assert [packet.payload for packet in packets] == PAYLOADS
+                stamps.append((packets[0].timestamp, pts))
+                numbers += [packet.sequence_number for packet in packets]
+            await SenderHooks(one.sender, one.packets, lambda: None, 500_000).ask_report()
+    assert {(stamp - pts) % (1 << 32) for stamp, pts in stamps} == {one.packets._origin}
+    assert {(later - earlier) % (1 << 16) for earlier, later in zip(numbers, numbers[1:], strict=False)} == {1}
+    assert {0, 65535} <= set(numbers)
+    assert [report.sender_info.rtp_timestamp for report in reports] == [stamp for stamp, _ in stamps[5::6]]
+    assert [report.sender_info.octet_count for report in reports] == [6 * 1309 * count - 5 for count in (1, 2, 3, 4)]
+
+
+async def test_times_of_sending_do_not_follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set by hours makes no step in what receivers measure their network by."""
+    async with line() as one:
+        now = clock.current_datetime()
+        times = []
+        for hours in (0, 5, -5):
+            monkeypatch.setattr(clock, "current_datetime", lambda hours=hours: now + timedelta(hours=hours))
+            monkeypatch.setattr(time, "time", lambda hours=hours: now.timestamp() + 3600 * hours)
+            one.packets.send([b"first"], 0)
+            (packet,) = one.received()
+            times.append(packet.extensions.abs_send_time)
+        assert all(0 <= (later - times[0]) % (1 << 24) < 10 << 18 for later in times)
+    assert abs((ntp_time() - clock.datetime_to_ntp(now)) / NTP_HZ) < 3600
 
 
 OFFER = "v=0\r\na=extmap:3 urn:x\r\na=extmap:{} http://www.webrtc.org/experiments/rtp-hdrext/playout-delay\r\n"

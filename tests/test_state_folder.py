@@ -1,8 +1,11 @@
 """The server's state folder: of one server at a time, and of one preset."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from test_kept_state import KEPT
@@ -69,6 +72,34 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for place in (Path("/proc/nothing"), tmp_path / "file", Path(os.devnull)):
         with pytest.raises(ValueError, match="cannot be written .*: give another --state"), taken(place, "mini"):
             pass
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """For whom root's folders are read-only."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+def test_a_folder_that_is_read_only_is_refused() -> None:
+    """Also with a lock of another time, which can be opened."""
+    with TemporaryDirectory() as folder:
+        state = Path(folder)
+        (state / LOCK).touch()
+        (state / LOCK).chmod(0o666)
+        state.chmod(0o555)
+        with somebody_else(), pytest.raises(ValueError, match="cannot be written .*: give another --state"):
+            with taken(state, "mini"):
+                pass
+        assert [path.name for path in state.iterdir()] == [LOCK]
+        state.chmod(0o755)
+        with taken(state, "mini"):
+            assert [path.name for path in state.iterdir()] == [LOCK]
 
 
 def test_folders_of_servers_that_are_gone_are_removed(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def test_other_content_types_are_refused(content_type: str) -> None:
         change("a=setup:actpass"),
         change("a=setup:actpass", "a=setup:passive"),
         change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=video 0 UDP/TLS/RTP/SAVPF 96", "a=bundle-only"),
+        *(text([*OFFER, f"a=extmap:3 urn:x{end}a=setup:passive"]) for end in "\x7f\x85\u2028\u2029"),
+        text([*OFFER, "a=extmap:x urn:y"]),
+        text([*OFFER, "a=extmap:3"]),
+        change("a=mid:0", "a=mid:" + "m" * 65),
+        change("m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "m=video 9 udp 96 97 102"),
         text([*OFFER, "a=candidate:1"]),
         text([*OFFER, HOST.replace("5000", "70000")]),
         text([*OFFER, HOST.replace("2130706431", str(1 << 32))]),
@@ -135,6 +140,10 @@ def test_bad_offers_are_refused(body: bytes) -> None:
         ("224.0.0.1", False, False),
         ("255.255.255.255", False, False),
         ("0.0.0.0", False, False),
+        ("::ffff:127.0.0.1", False, True),
+        ("::ffff:224.0.0.1", False, False),
+        ("::ffff:255.255.255.255", False, False),
+        ("::ffff:192.0.2.7", True, True),
         ("3f9e.local", False, False),
         ("example.org", False, False),
     ],
@@ -164,6 +173,31 @@ def test_a_candidate_that_cannot_be_used_refuses_nothing(line: str) -> None:
     assert [one for one in offer.sdp.split("\r\n") if one.startswith("a=candidate")] == [HOST]
     fragment = check_fragment(text([*[line] * 30, HOST]), FRAGMENT_TYPE, offer, PUBLIC)
     assert fragment.candidates == (HOST.removeprefix("a=candidate:"),)
+
+
+def test_a_candidate_is_kept_up_to_its_type() -> None:
+    """In small letters, as aioice wants it; what follows may be malformed, and is of no use."""
+    line = HOST.replace("udp", "UDP").replace("host", "SrFlx") + " raddr 10.0.0.1 rport five generation"
+    offer = check_offer(text([*OFFER, line]), "application/sdp", None, PUBLIC).offer
+    assert HOST.replace("host", "srflx") in offer.sdp and "rport" not in offer.sdp
+
+
+def test_what_has_no_room_in_a_packet_is_left_out() -> None:
+    """Header extensions of high numbers, and attributes behind their URIs; the mid of other sections may be long."""
+    lines = ["a=extmap:3/recvonly urn:x and more", "a=extmap:256 urn:y", "a=extmap:0 urn:z", "a=extmap:255 urn:w"]
+    audio = ["m=audio 9 UDP/TLS/RTP/SAVPF 0", "a=mid:" + "m" * 900]
+    offer = check_offer(text([*OFFER, *lines, *audio]), "application/sdp", None, PUBLIC).offer
+    assert [one for one in offer.sdp.split("\r\n") if "extmap" in one] == ["a=extmap:3 urn:x", "a=extmap:255 urn:w"]
+
+
+@pytest.mark.parametrize("payload", ["72", "76", "128", "1234", "-1", "9x"])
+def test_a_codec_needs_a_payload_type(payload: str) -> None:
+    """One of RTP's, which is not taken for RTCP; and the clock of video."""
+    media, rtpmap = "m=video 9 UDP/TLS/RTP/SAVPF 96 97 102", "a=rtpmap:102 H264/90000"
+    lines = [line.replace("96", payload) if line != media else media.replace("96", payload) for line in OFFER]
+    assert refusal(text(lines), codec="vp8") == 406
+    assert refusal(change(rtpmap, rtpmap.replace("90000", "8000")), codec="h264") == 406
+    assert refusal(change(rtpmap, rtpmap.partition("/")[0]), codec="h264") == 406
 
 
 def test_more_candidates_than_are_kept_refuse_nothing() -> None:

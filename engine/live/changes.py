@@ -10,7 +10,7 @@ from engine.live.channel_state import Place
 from engine.live.controller import Cut, choose_cut
 from engine.live.generator import Generator
 from engine.live.live_channel import LiveChannel
-from engine.wire.kept_state import Promise
+from engine.wire.kept_state import PLAN, Promise
 from engine.wire.messages import (
     DiscardPlan,
     FramesDropped,
@@ -25,7 +25,6 @@ from engine.wire.prompt import check_prompt
 from engine.wire.settings import SEED_LIMIT
 
 MODES = ("flow", "cut")
-PLAN = "plan"  # of a promise: a plan that was dropped
 
 
 class Changes:

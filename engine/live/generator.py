@@ -40,11 +40,11 @@ class Generator:
         """`graphs` makes the graphs of a CUDA stream, `decoder` frames of latents: the autoencoder if None."""
         config = model.config
         self.model = model
-        self._graphs = graphs(model.device)
-        self._streams = CudaStreams(model.device)
+        self._graphs, self._streams = graphs(model.device), CudaStreams(model.device)
         self._denoiser = Denoiser(model, self._graphs)
         self._slices = decoder or SliceDecoder(model, self._graphs, self._streams, _RENDER)
         self._writer = PlanWriter(model, config.sampling, graphs(model.device))
+        self.check_plan = self._writer.check
         self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
     def open(

@@ -24,6 +24,7 @@ from engine.live.channel_state import Place
 from engine.live.plan_writer import PlanPart
 from engine.loading.model import Model
 from engine.loading.weights import digest
+from engine.wire import plain
 
 FORMAT = 1
 LINES = 64  # that are read at a time
@@ -158,6 +159,7 @@ class Journal:
         try:
             first = json.loads(lines[0])
             kind, form, name, height_px = (first[key] for key in ("kind", "format", "preset", "height_px"))
+            plain.text(name), plain.whole(height_px, 1)
         except _WRONG as error:
             raise ValueError(f"{path} is no journal, or its first line is damaged: give one of a channel") from error
         if kind != "begin" or form != FORMAT:
@@ -178,7 +180,7 @@ class Journal:
             for line in lines:
                 self.records.append(self._reading.record(json.loads(line)))
         except _WRONG as error:
-            self.damage = f"line {len(self.records) + 1} of {self._path} is damaged ({error})"
+            self.damage = f"line {len(self.records) + 1} of {self._path} is damaged ({plain.one_line(error)})"
         return bool(lines) and self.damage is None
 
     @property
@@ -215,31 +217,32 @@ class _Reading:
             case "chunk":
                 return self._chunk(fields)
             case "snapshot":
-                return SnapshotRecord(_file_name(fields["snapshot"]))
+                return SnapshotRecord(plain.file_name(fields["snapshot"]))
         raise ValueError(f"kind {fields['kind']!r} is not known")
 
     def _begin(self, fields: dict[str, Any]) -> Beginning:
-        self._seed, self._prompt, self._known = _whole(fields["seed"]), _text(fields["prompt"]), {}
+        self._seed, self._prompt, self._known = plain.seed(fields["seed"]), plain.prompt(fields["prompt"]), {}
         self._next = _place(fields)
         names = Environment.__dataclass_fields__
         environment = Environment(**{name: fields[name] for name in names})
         if environment.preset != self._config.name:
             raise ValueError(f"preset {environment.preset!r} in a journal of {self._config.name!r}")
-        snapshot = None if fields["snapshot"] is None else _file_name(fields["snapshot"])
-        return Beginning(_text(fields["channel"]), self._next, self._seed, self._prompt, snapshot, environment)
+        snapshot = None if fields["snapshot"] is None else plain.file_name(fields["snapshot"])
+        return Beginning(plain.text(fields["channel"]), self._next, self._seed, self._prompt, snapshot, environment)
 
     def _chunk(self, fields: dict[str, Any]) -> ChunkRecord:
-        place, frames = _place(fields), _whole(fields["frames"], 1)
+        place, frames = _place(fields), plain.whole(fields["frames"], 1)
         _check_order(place, self._next)
-        self._seed = _whole(fields.get("seed", self._seed))
-        self._prompt = _text(fields.get("prompt", self._prompt))
-        threads = tuple((_whole(unit), _whole(count, 1)) for unit, count in fields["threads"])
+        self._seed = plain.seed(fields.get("seed", self._seed))
+        self._prompt = plain.prompt(fields.get("prompt", self._prompt))
+        threads = tuple((plain.whole(unit), plain.threads(count)) for unit, count in fields["threads"])
         if not threads or threads[0][0]:
             raise ValueError(f"threads {threads} do not begin with unit 0")
         parts = self._parts(place.latent, fields["gops"], fields["tokens"])
         self._known = {part.start: part.tokens for part in parts}
         self._next = Place(place.chunk + 1, place.frame + frames, self._end(parts[-1]))
-        shown, steps = _whole(fields.get("shown", place.frame), place.frame), _whole(fields["steps"], 1)
+        shown = plain.whole(fields.get("shown", place.frame), place.frame)
+        steps = plain.steps(fields["steps"])
         return ChunkRecord(place, frames, shown, self._seed, self._prompt, steps, threads, parts)
 
     def _parts(self, latent: int, gops: list[list[int]], tokens: str) -> tuple[PlanPart, ...]:
@@ -252,8 +255,8 @@ class _Reading:
         for start, frames in gops:
             before = self._known.get(start, self._none)
             known = min(self._offsets[max(latent - start, 0)], before.shape[1])
-            count = self._offsets[_whole(frames, 1)] - known
-            if start > place or _whole(start) + frames <= place or count > len(new):
+            count = self._offsets[plain.whole(frames, 1)] - known
+            if start > place or plain.whole(start) + frames <= place or count > len(new):
                 raise ValueError(f"GOPs {gops} and {len(new)} tokens make no chunk from latent {latent} on")
             parts.append(PlanPart(start, torch.cat([before[:, :known], torch.from_numpy(new[None, :count])], dim=1)))
             new, place = new[count:], start + frames
@@ -273,24 +276,4 @@ def _check_order(place: Place, after: Place) -> None:
 
 
 def _place(fields: dict[str, Any]) -> Place:
-    return Place(*(_whole(fields[name]) for name in ("chunk", "frame", "latent")))
-
-
-def _whole(value: object, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 1 << 62:
-        raise ValueError(f"{value!r} is no number from {least} on")
-    return value
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _file_name(value: object) -> str:
-    """A file beside the journal; a foreign journal must not lead elsewhere."""
-    name = _text(value)
-    if Path(name).name != name or name.startswith("."):
-        raise ValueError(f"{name!r} is no name of a file beside the journal")
-    return name
+    return Place(*(plain.whole(fields[name]) for name in ("chunk", "frame", "latent")))

@@ -100,6 +100,30 @@ class PlanWriter:
         frame = gops[-1].start + self._frames(gops[-1]) if gops else frame
         return Plan(self._prefix(text), [*gops, self._gop(frame, gops[-1] if gops else None, seed)], cache)
 
+    def check(self, plan: Plan, frame: int) -> None:
+        """Raises ValueError unless a video whose next frame is `frame` can go on with a plan that was stored."""
+        size, codes, last = self._offsets[-1], self._model.config.planner.codebook_size, plan.gops[-1]
+        begin = plan.gops[0].start
+        for gop in plan.gops:
+            tokens = gop.tokens
+            if tokens.shape != (1, size) or tokens.dtype != torch.int64 or tokens.min() < 0 or tokens.max() >= codes:
+                raise ValueError(f"a GOP has no {size} tokens of {codes}")
+            if gop.start != begin or not 0 <= gop.count <= size or not (gop.closed or gop is last):
+                raise ValueError(
+                    f"a GOP with {gop.count} tokens from frame {gop.start} on does not follow the one before"
+                )
+            begin += self._frames(gop)
+        if not plan.gops[0].start <= frame <= begin:
+            raise ValueError(f"frames {plan.gops[0].start} to {begin} are planned, and frame {frame} is the next")
+        place, counts = plan.position - last.first, self._places.counts
+        begun = 0 < last.count < size and not last.closed
+        if plan.position > self._length or (begun and (place not in range(len(counts)) or counts[place] != last.count)):
+            raise ValueError(f"position {plan.position} of the planner is not behind {last.count} tokens")
+        for number, noise in plan.noise.items():
+            starts, place = self._places.starts, number - last.start
+            if place not in range(len(starts) - 1) or noise.shape != (starts[place + 1] - starts[place], codes):
+                raise ValueError(f"noise of frame {number} has size {list(noise.shape)}")
+
     def end(self, plan: Plan) -> int:
         """Number of the first frame that is not wholly decided."""
         return plan.gops[-1].start + self._frames(plan.gops[-1])

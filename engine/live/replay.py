@@ -192,6 +192,7 @@ class Replay:
         """The chunk of a record."""
         record = self._chunk(number)
         self._go_back(state, record)
+        self._check_end(state, record)
         if self._said != (record.prompt, record.seed):
             self._said = record.prompt, record.seed
             with self._generator.model.computing():
@@ -202,6 +203,16 @@ class Replay:
         device = self._generator.model.device
         parts = [dataclasses.replace(part, tokens=part.tokens.to(device)) for part in record.parts]
         return _with_threads(self._generator.render_plan(state, parts, state.steps), record.threads)
+
+    def _check_end(self, state: RenderState, record: ChunkRecord) -> None:
+        """Raises ValueError unless the record is of as many frames as the state's next chunk has."""
+        last, end = record.parts[-1], self._generator.after(state)
+        offsets = self._generator.model.config.tokenizer.offsets
+        written = record.place.frame + record.frames, last.start + offsets.index(last.tokens.shape[1])
+        if written != (end.frame, end.latent):
+            raise ValueError(
+                f"a chunk from {record.place} on ends before {end}; its record says frame and latent {written}"
+            )
 
     def _go_back(self, state: RenderState, record: ChunkRecord) -> None:
         """To where a chunk began, if that is before the end of the chunk before. Raises ValueError if it cannot be."""

@@ -7,8 +7,7 @@ prefix) is not stored: the same model makes it again, bit for bit.
 from __future__ import annotations
 
 import io
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,8 +19,10 @@ from torch import Tensor
 from engine.live.channel_state import ChannelState, PastChunk, Place, RenderState
 from engine.live.generator import Generator
 from engine.live.plan_writer import GOP
+from engine.live.rewind import places_of
 from engine.perceptual.base import VideoState
 from engine.runtime.pytree import leaves
+from engine.wire import plain
 from engine.wire.files import write_atomically
 
 FORMAT = 4
@@ -69,19 +70,21 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
     _check(generator, snapshot)
     with _refused():
         device = generator.model.device
-        gops = [GOP(**_placed(gop, device)) for gop in snapshot["gops"]]
+        prompt, seed, steps = _asked(snapshot)
+        gops = [_gop(record, device) for record in snapshot["gops"]]
         # What is planned may go on with another seed than what is rendered.
-        state = generator.open(snapshot["prompt"], gops[-1].seed, snapshot["steps"])
+        state = generator.open(prompt, gops[-1].seed, steps)
         with generator.model.computing():
-            state.seed, state.text = snapshot["seed"], generator.model.text.embed(snapshot["prompt"], snapshot["seed"])
+            state.seed, state.text = seed, generator.model.text.embed(prompt, seed)
         _place_rendering(generator, state, snapshot)
         plan = state.plan
-        plan.gops = gops
-        for name in _PLAN:
-            setattr(plan, name, _placed(snapshot["plan"][name], device))
-        for name, tensor in snapshot["plan"]["cache"].items():
+        plan.gops, plan.position = gops, plain.whole(snapshot["plan"]["position"])
+        plan.noise = _placed(snapshot["plan"]["noise"], device)
+        generator.check_plan(plan, state.next.latent)
+        for field in fields(plan.cache):
             # A captured graph may know the cache by its place.
-            getattr(plan.cache, name)[..., : plan.position, :].copy_(tensor)
+            used = getattr(plan.cache, field.name)[..., : plan.position, :]
+            used.copy_(_of_size(field.name, snapshot["plan"]["cache"][field.name], used.shape, used.dtype))
     return state
 
 
@@ -89,8 +92,8 @@ def restore_rendering(generator: Generator, snapshot: dict[str, Any]) -> RenderS
     """As `restore`, without the plan, which nothing is computed for."""
     _check(generator, snapshot)
     with _refused(), generator.model.computing():
-        text = generator.model.text.embed(snapshot["prompt"], snapshot["seed"])
-        state = generator.start(text, snapshot["seed"], snapshot["steps"])
+        prompt, seed, steps = _asked(snapshot)
+        state = generator.start(generator.model.text.embed(prompt, seed), seed, steps)
         _place_rendering(generator, state, snapshot)
     return state
 
@@ -104,9 +107,9 @@ def read_snapshot(path: Path | io.BytesIO) -> dict[str, Any]:
     """The record in a file, or in memory. Raises ValueError if it is missing, damaged, or no record."""
     try:
         snapshot = torch.load(path, "cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, LookupError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{_named(path)} is missing, damaged or no snapshot ({reason})") from error
+    # What the restricted unpickler raises for other bytes than its own depends on where they lead it.
+    except Exception as error:
+        raise ValueError(f"{_named(path)} is missing, damaged or no snapshot ({plain.one_line(error)})") from error
     if not isinstance(snapshot, dict):
         raise ValueError(f"{_named(path)} is no snapshot: it holds a {type(snapshot).__name__}")
     return snapshot
@@ -130,33 +133,81 @@ def _check(generator: Generator, snapshot: dict[str, Any]) -> None:
 def _refused() -> Iterator[None]:
     try:
         yield
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"the snapshot has not what a state needs ({error})") from error
+    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"the snapshot has not what a state needs ({plain.one_line(error)})") from error
+
+
+def _asked(snapshot: dict[str, Any]) -> tuple[str, int, int]:
+    """Prompt, seed and steps."""
+    return plain.prompt(snapshot["prompt"]), plain.seed(snapshot["seed"]), plain.steps(snapshot["steps"])
+
+
+def _gop(record: dict[str, Any], device: torch.device) -> GOP:
+    gop = GOP(**_placed(record, device))
+    for number in (gop.start, gop.first, gop.count):
+        plain.whole(number)
+    plain.seed(gop.seed)
+    return gop
+
+
+def _place(record: dict[str, Any]) -> Place:
+    return Place(**{name: plain.whole(value) for name, value in record.items()})
 
 
 def _place_rendering(generator: Generator, state: RenderState, snapshot: dict[str, Any]) -> None:
-    device = generator.model.device
-    state.next = Place(**snapshot["next"])
-    for name in _RENDERING:
-        value, empty = snapshot[name].to(device), getattr(state, name)
-        if value.shape[2:] != empty.shape[2:]:
-            sizes = f"{list(value.shape[2:])}, this engine's {list(empty.shape[2:])}"
-            raise ValueError(f"the snapshot's {name} have size {sizes}")
-        setattr(state, name, value)
-    state.vae = type(state.vae)(**_placed(snapshot["vae"], device))
-    state.open_from = snapshot["open_from"]
-    state.past = [_past_of(record, type(state.vae), device) for record in snapshot["past"]]
+    """Takes over what is rendered; `state` is of a video that has not begun."""
+    empty = replace(state)
+    state.next = _place(snapshot["next"])
+    state.features, state.context_latents, state.vae = _context(generator, snapshot, empty)
+    state.open_from = None if snapshot["open_from"] is None else plain.whole(snapshot["open_from"])
+    state.past = [_past_of(generator, record, empty) for record in snapshot["past"]]
+    starts = [*(past.start for past in state.past), state.next]
+    for past, after in zip(state.past, starts[1:], strict=True):
+        *_, end = places_of(past, generator.model.vae)
+        if end != after:
+            raise ValueError(f"a past chunk ends before {end}, and what follows begins at {after}")
+
+
+def _context(generator: Generator, record: dict[str, Any], empty: RenderState) -> tuple[Tensor, Tensor, VideoState]:
+    """What a chunk begins with."""
+    most, device = generator.model.config.context_length, generator.model.device
+    features, latents = (_frames(name, record[name], getattr(empty, name), most) for name in _RENDERING)
+    vae = type(empty.vae)(**_placed(record["vae"], device))
+    generator.model.vae.check_state(vae, *latents.shape[-2:])
+    if features.shape[1] != latents.shape[1] or vae.started != (latents.shape[1] > 0):
+        raise ValueError(f"the snapshot has {features.shape[1]} features and {latents.shape[1]} latents of context")
+    return features, latents, vae
+
+
+def _past_of(generator: Generator, record: dict[str, Any], empty: RenderState) -> PastChunk:
+    features, latents, vae = _context(generator, record, empty)
+    most = generator.model.config.first_chunk_length
+    new_features = _frames("new features", record["new_features"], empty.features, most)
+    new_latents = _frames("new latents", record["new_latents"], empty.context_latents, most)
+    if new_features.shape[1] != new_latents.shape[1]:
+        raise ValueError(f"a past chunk has {new_features.shape[1]} features and {new_latents.shape[1]} latents")
+    threads = plain.threads(record["threads"])
+    return PastChunk(_place(record["start"]), features, latents, vae, new_features, new_latents, threads)
+
+
+def _frames(name: str, value: Tensor, like: Tensor, most: int) -> Tensor:
+    """A tensor [1, T, ...] of `like`'s kind with `most` frames at most."""
+    if value.ndim < 2 or value.shape[1] > most:
+        raise ValueError(f"the snapshot's {name} have size {list(value.shape)}: at most {most} frames are kept")
+    return _of_size(name, value, (1, value.shape[1], *like.shape[2:]), like.dtype).to(like.device)
+
+
+def _of_size(name: str, value: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    if value.shape != tuple(size) or value.dtype != dtype:
+        found, own = f"{list(value.shape)} of {value.dtype}", f"{list(size)} of {dtype}"
+        raise ValueError(f"the snapshot's {name} have size {found}, this engine's {own}")
+    return value
 
 
 def _past_record(past: PastChunk) -> dict[str, Any]:
     record = _record(replace(past, ends=[])) | {"start": _record(past.start), "vae": _record(past.vae)}
     del record["ends"]
     return record
-
-
-def _past_of(record: dict[str, Any], vae: type[VideoState], device: torch.device) -> PastChunk:
-    placed = _placed(record, device)
-    return PastChunk(**placed | {"start": Place(**placed["start"]), "vae": vae(**placed["vae"])})
 
 
 def _record(value: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from engine.wire.state_memory import StateMemory
 
 MOST_BYTES = 1 << 28  # of a snapshot that is kept behind every chunk
 MOST_TRIES = 2  # processes that may end in a chunk; the next one begins another video under the same prompt
+MOST_AHEAD = 256  # semantic frames from a state to a change that was answered behind it
 _FOREIGN = 1 << 32  # requests of another server are numbered from here
 
 log = logging.getLogger(__name__)
@@ -105,6 +106,10 @@ class StateKeeper:
         if kept.weights != self.weights:
             raise ValueError(f"{folder / STATE} is of other weights: give these with --weights, or another --state")
         state = restore(self.generator, read_snapshot(folder / str(kept.snapshot)))
+        most = state.next.latent + MOST_AHEAD
+        fits = kept.chunk == state.next.chunk and state.next.frame <= kept.frame
+        if not fits or any(one.latent > most for one in kept.promises):
+            raise ValueError(f"{folder / STATE} is damaged: its snapshot is of another time; give another --state")
         if self._is_old(state, channel, start):
             return None
         # Numbers of the server before, which this one may give to others.

@@ -85,6 +85,10 @@ class Autoencoder(Protocol):
         """Lengths into which a chunk's latents are cut for `decode`. Raises ValueError if they cannot be cut."""
         ...
 
+    def check_state(self, state: Any, height: int, width: int) -> None:
+        """Raises ValueError unless a decoder's state that was stored fits latents of `height` x `width`."""
+        ...
+
     def encode(self, video: Tensor, state: Any) -> Tensor:
         """Latents of the next frames; changes the state."""
         ...

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from engine.wire import plain
 
 FORMAT = 1
+PLAN = "plan"  # a plan that was dropped
+PROMISED = ("flow", "cut", PLAN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +19,19 @@ class Promise:
     request: int
     prompt: str
     seed: int | None  # from there on; None keeps the one before
-    mode: str  # "flow" or "cut"
+    mode: str  # one of PROMISED
     latent: int  # first latent of the chunk that it begins with
     frame: int  # that was answered
+
+    def check(self) -> None:
+        """Raises ValueError for a field that is of another kind or out of range."""
+        plain.prompt(self.prompt)
+        if self.mode not in PROMISED:
+            raise ValueError(f"mode {self.mode!r} is none of {', '.join(PROMISED)}")
+        if self.seed is not None or self.mode == PLAN:
+            plain.seed(self.seed)
+        for number in (self.request, self.latent, self.frame):
+            plain.whole(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,7 @@ class KeptState:
             fields = json.loads(text)
             form = fields.pop("format")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"it is damaged ({error})") from error
+            raise ValueError(f"it is damaged ({plain.one_line(error)})") from error
         if form != FORMAT:
             raise ValueError(f"it has format {form!r}, and this version reads {FORMAT}")
         try:
@@ -59,33 +72,23 @@ class KeptState:
             kept = cls(**fields | pairs, promises=promises)
             kept._check()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is damaged ({error})") from error
+            raise ValueError(f"it is damaged ({plain.one_line(error)})") from error
         return kept
 
     def _check(self) -> None:
-        for name in ("channel", "preset", "weights", "prompt", "picture"):
-            _text(getattr(self, name))
-        for number in (self.seed, self.chunk, self.frame, self.tries, self.steps or 1, *(self.running or ())):
-            _whole(number)
-        if self.running is not None and (len(self.running) != 2 or min(self.running) < 1):
-            raise ValueError(f"{self.running!r} are no steps and threads")
+        for name in (self.channel, self.preset, self.weights, self.picture):
+            plain.text(name)
+        plain.prompt(self.prompt), plain.seed(self.seed)
+        for number in (self.chunk, self.frame, self.tries):
+            plain.whole(number)
+        if self.steps is not None:
+            plain.steps(self.steps)
+        if self.running is not None:
+            steps, threads = self.running
+            plain.steps(steps), plain.threads(threads)
         if self.costs is not None and (len(self.costs) != 4 or not all(0 <= cost < 1e6 for cost in self.costs)):
             raise ValueError(f"{self.costs!r} are no seconds of a chunk")
-        # A name, lest it leads elsewhere.
-        if self.snapshot is not None and (_text(self.snapshot).startswith(".") or "/" in self.snapshot):
-            raise ValueError(f"{self.snapshot!r} is no name of a file beside it")
+        if self.snapshot is not None:
+            plain.file_name(self.snapshot)
         for promise in self.promises:
-            _text(promise.prompt), _text(promise.mode)
-            for number in (promise.request, promise.latent, promise.frame, promise.seed or 0):
-                _whole(number)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
-    return value
-
-
-def _whole(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
-        raise ValueError(f"{value!r} is no number from 0 on")
+            promise.check()

@@ -11,12 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from engine.wire.files import unfinished
 from engine.wire.kept_state import KeptState
 
 JOURNAL = "journal.jsonl"
 STATE = "state.json"  # of a channel that is not ended: a server that starts goes on with it
 SNAPSHOTS = ("last-1.snapshot", "last-2.snapshot")  # its state's, in turn: one is whole while the other is written
-LOCK = ".lock"
+LOCK, TRIAL = ".lock", ".trial"
 ABANDONED_S = 60.0  # the least age of a temporary folder that is removed
 
 
@@ -52,6 +53,7 @@ def taken(state: Path, preset: str, picture: str | None = None) -> Iterator[list
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another server has the state folder {state}: give another --state") from error
+        _try(state)
         yield _kept_states(state, preset, picture)
     finally:
         os.close(descriptor)
@@ -65,6 +67,15 @@ def remove_abandoned(folders: Iterable[Path]) -> None:
             if time.time() - os.fstat(file.fileno()).st_mtime > ABANDONED_S:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _try(state: Path) -> None:
+    """Raises ValueError where nothing can be put into the folder, though its lock may be there from another time."""
+    try:
+        with unfinished(state / TRIAL) as trial:
+            trial.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"state folder {state} cannot be written ({error.strerror}): give another --state") from error
 
 
 def _kept_states(state: Path, preset: str, picture: str | None) -> list[KeptState]:

@@ -7,23 +7,30 @@ Candidates that would send checks to places a viewer cannot be at are dropped.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from streaming.http import sdp
+from streaming.http.candidates import usable
 from streaming.http.sdp import SdpSection
 from streaming.media.offer import MOST_CANDIDATES, Fragment, IceSession, Offer, WhepError
 
 MOST_MEDIA = 16
 MOST_LINES = 1000
 LONGEST_LINE = 1024  # characters
+# Without what Python's `splitlines`, by which aiortc reads, takes for the end of a line.
+LINE = re.compile(r"[a-z]=[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
+LONGEST_MID = 64  # bytes: it stands in every packet
+PROTOCOL = re.compile(r"[A-Z/]+")
+# Identifier, direction, URI and what else (RFC 8285); what stands before a packet has no room for higher identifiers.
+EXTMAP = re.compile(r"([0-9]{1,4})(?:/[a-z]+)? +(\S+)(?: .*)?")
+HIGHEST_EXTENSION = 255
+FEEDBACK = re.compile(r"\S+ [a-z]\S*( .*)?")
+CLOCK = "90000"  # Hz, of all video
+ENCODINGS = {"vp8": "VP8", "h264": "H264"}  # as aiortc writes them
+RTCP_TYPES = range(72, 77)  # payload types that would be taken for RTCP beside RTP (RFC 5761)
 HASH_BYTES = {"sha-256": 32, "sha-384": 48, "sha-512": 64}
-# Foundation, component, transport, priority, address, port, type (RFC 8839).
-CANDIDATE = re.compile(r"(\S+) +([0-9]+) +(\S+) +([0-9]+) +(\S+) +([0-9]+) +typ +(\S+)( .*)?", re.IGNORECASE)
-CANDIDATE_TYPES = ("host", "srflx", "prflx", "relay")
-HIGHEST_PRIORITY, HIGHEST_PORT = (1 << 32) - 1, (1 << 16) - 1  # of a candidate
 ICE_CHARS = r"[A-Za-z0-9+/]"
 NO_MEDIA = "video 9 UDP/TLS/RTP/SAVPF 0"  # of a fragment whose lines are those of the session
 # H.264 profiles by the first byte of profile-level-id, best first. What is sent is Constrained Baseline, which decoders
@@ -104,7 +111,7 @@ def check_fragment(body: bytes, content_type: str, offer: Offer, policy: Policy)
     restarts = [one for section in ours if (one := _ice_session(section, session, offer)) is not None]
     if not any(one.has(name) for one in (session, *media) for name in ("candidate", "end-of-candidates", "ice-ufrag")):
         raise WhepError(400, "The fragment has neither a candidate nor a=end-of-candidates.")
-    kept = tuple(candidate for section in ours for candidate in usable(section.all("candidate"), policy))
+    kept = tuple(one for section in ours for one in usable(section.all("candidate"), policy.loopback))
     return Fragment(kept[:MOST_CANDIDATES], restarts[0] if restarts else None)
 
 
@@ -120,11 +127,6 @@ def matches(if_match: Iterable[str], etag: str) -> bool:
     return not tags or "*" in tags or etag in tags
 
 
-def usable(candidates: Iterable[str], policy: Policy) -> list[str]:
-    """The candidates that can lead to a viewer, without the others. Raises WhepError 400 for a malformed one."""
-    return [candidate for candidate in candidates if _is_usable(candidate, policy)]
-
-
 def _lines(body: bytes, content_type: str, wanted: str) -> list[str]:
     if content_type.split(";")[0].strip().lower() != wanted:
         raise WhepError(415, f"The content type must be {wanted}.")
@@ -136,7 +138,7 @@ def _lines(body: bytes, content_type: str, wanted: str) -> list[str]:
     if not lines or len(lines) > MOST_LINES:
         raise WhepError(400, f"The body must have 1 to {MOST_LINES} lines; it has {len(lines)}.")
     for line in lines:
-        if len(line) > LONGEST_LINE or not re.fullmatch(r"[a-z]=[^\x00-\x1f]*", line):
+        if len(line) > LONGEST_LINE or not LINE.fullmatch(line):
             raise WhepError(400, "The body is not SDP: a line is malformed or too long.")
     return lines
 
@@ -159,6 +161,10 @@ def _video(session: SdpSection, media: Sequence[SdpSection]) -> SdpSection:
             continue
         directions.append(section.direction or session.direction or "sendrecv")
         if directions[-1] in ("recvonly", "sendrecv"):
+            if not PROTOCOL.fullmatch(section.protocol):
+                raise WhepError(400, "The protocol of the offer's video is malformed.")
+            if len((section.mid or "").encode()) > LONGEST_MID:
+                raise WhepError(400, f"The a=mid of the offer's video is longer than {LONGEST_MID} bytes.")
             return section
     if directions:
         raise WhepError(400, f"The offer's video is {directions[0]}; a viewer must offer recvonly.")
@@ -213,20 +219,25 @@ def _codec(video: SdpSection, wanted: str | None) -> tuple[str, tuple[str, ...]]
     offered: dict[str, list[str]] = {}  # payload types by codec
     for value in video.all("rtpmap"):
         payload, _, encoding = value.partition(" ")
-        if payload in video.formats:
-            offered.setdefault(encoding.strip().partition("/")[0].lower(), []).append(payload)
+        name, _, clock = encoding.strip().partition("/")
+        if payload in video.formats and _is_payload_type(payload) and clock.partition("/")[0] == CLOCK:
+            offered.setdefault(name.lower(), []).append(payload)
     formats = {value.partition(" ")[0]: sdp.parameters(value.partition(" ")[2]) for value in video.all("fmtp")}
     h264 = [payload for payload in offered.get("h264", []) if _mode(formats.get(payload, {})) != "0"]
     served = {"vp8": offered.get("vp8", []), "h264": sorted(h264, key=lambda one: _rank(formats.get(one, {})))}
     for codec in (wanted,) if wanted else ("vp8", "h264"):
         if served[codec]:
             payload = served[codec][0]
-            again = [one for one in offered.get("rtx", []) if formats.get(one, {}).get("apt") == payload]
+            again = [one for one in offered.get("rtx", []) if formats.get(one, {}).get("apt") == payload != one]
             return codec, (payload, *again[:1])
     if "h264" in offered and wanted != "vp8":
         raise WhepError(406, "The offer's H264 has packetization-mode 0 only; this server sends mode 1.")
     names = ", ".join(sorted(offered)) or "none"
     raise WhepError(406, f"The offer has no {wanted or 'VP8 or H264'}; it has {names}.")
+
+
+def _is_payload_type(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,3}", text) is not None and int(text) < 128 and int(text) not in RTCP_TYPES
 
 
 def _mode(parameters: dict[str, str]) -> str | None:
@@ -243,36 +254,28 @@ def _rank(parameters: dict[str, str]) -> tuple[bool, int]:
 def _media(video: SdpSection, codec: str, payloads: Sequence[str]) -> list[str]:
     """The video's section with one codec, for aiortc."""
     lines = [f"m=video 9 {video.protocol} {' '.join(payloads)}", "c=IN IP4 0.0.0.0", f"a=mid:{video.mid or '0'}"]
-    lines += ["a=recvonly", "a=rtcp-mux", *(f"a=extmap:{value}" for value in video.all("extmap"))]
-    for name in ("rtpmap", "rtcp-fb"):
-        lines += [f"a={name}:{value}" for value in video.all(name) if value.partition(" ")[0] in (*payloads, "*")]
+    lines += ["a=recvonly", "a=rtcp-mux", *_extensions(video)]
+    names = (ENCODINGS[codec], "rtx")
+    lines += [f"a=rtpmap:{payload} {name}/{CLOCK}" for payload, name in zip(payloads, names, strict=False)]
+    for value in filter(FEEDBACK.fullmatch, video.all("rtcp-fb")):
+        if value.partition(" ")[0] in (*payloads, "*"):
+            lines.append(f"a=rtcp-fb:{value}")
     if codec == "h264":
         # aiortc knows H.264 by these alone; the answer gives the peer its own back.
         lines.append(f"a=fmtp:{payloads[0]} {SENT_H264}")
     return lines + [f"a=fmtp:{again} apt={payloads[0]}" for again in payloads[1:]]
 
 
+def _extensions(video: SdpSection) -> Iterator[str]:
+    """Header extensions that have room in a packet. Raises WhepError 400 for a malformed one."""
+    for value in video.all("extmap"):
+        match = EXTMAP.fullmatch(value)
+        if match is None:
+            raise WhepError(400, "An a=extmap is malformed.")
+        if 0 < int(match[1]) <= HIGHEST_EXTENSION:
+            yield f"a=extmap:{match[1]} {match[2]}"
+
+
 def _candidates(tag: SdpSection, policy: Policy) -> list[str]:
     # Without their end: where none leads to the peer ICE would fail at once, before the peer's own checks come.
-    return [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy)][:MOST_CANDIDATES]
-
-
-def _is_usable(candidate: str, policy: Policy) -> bool:
-    """True if checks of a candidate can reach a viewer. Raises WhepError 400 for a malformed one."""
-    if not candidate:
-        return False
-    match = CANDIDATE.fullmatch(candidate)
-    if match is None or int(match[4]) > HIGHEST_PRIORITY or int(match[6]) > HIGHEST_PORT:
-        raise WhepError(400, "A candidate is malformed.")
-    if match[2] != "1" or match[3].lower() != "udp" or match[7].lower() not in CANDIDATE_TYPES or not int(match[6]):
-        return False
-    try:
-        ip = ipaddress.ip_address(match[5])
-    except ValueError:
-        # A name, such as mDNS .local: looking it up would hold the answer, and the peer finds us without it.
-        return False
-    if "%" in match[5]:
-        # The scope is an interface of the peer.
-        return False
-    broadcast = str(ip) == "255.255.255.255"
-    return not (ip.is_multicast or ip.is_unspecified or broadcast or (ip.is_loopback and not policy.loopback))
+    return [f"a=candidate:{value}" for value in usable(tag.all("candidate"), policy.loopback)][:MOST_CANDIDATES]

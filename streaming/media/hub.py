@@ -7,6 +7,7 @@ Shapes: `H` x `W` picture size; a picture is I420, [3H/2, W] uint8.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ from streaming.media import marker
 from streaming.media.metrics import ChannelMetrics
 from streaming.media.pacer import MEDIA_CLOCK_HZ
 from streaming.media.rate import Rung
+
+log = logging.getLogger(__name__)
 
 CODECS = ("vp8", "h264")
 KEYFRAME_GAP_S = 0.5  # at least this long between key frames that viewers ask for; a join does not wait
@@ -189,7 +192,12 @@ class Hub:
         packet = await loop.run_in_executor(self._thread, self._encode, picture, pts, key)
         self._metrics.encode_s.observe(self._clock() - now_s)
         for sink in tuple(self._sinks):
-            sink.offer(packet)
+            try:
+                sink.offer(packet)
+            except Exception:
+                # The others' video must not end with it.
+                log.exception("a receiver failed, which is a defect: it gets no more video")
+                self.discard(sink)
 
     def close(self) -> None:
         """Ends the thread; idempotent."""

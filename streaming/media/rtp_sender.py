@@ -11,6 +11,7 @@ import asyncio
 import re
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ PLAYOUT_DELAY = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay"
 PLAYOUT_UNIT_S = 0.01
 PLAYOUT_MOST = 1000  # units; what receivers allow where nothing is said
 COMPONENT = 1  # of ICE: RTP and RTCP share it
+NTP_HZ, NTP_MASK = 1 << 32, (1 << 64) - 1
 # aiortc mangles them.
 SENDER = "_RTCRtpSender__"
 SENDER_NAMES = (
@@ -41,6 +43,13 @@ SENDER_NAMES = (
     )),
 )  # fmt: skip
 TRANSPORT_NAMES = ("_tx_srtp", "_state")
+# The wall clock is read once: receivers measure their network by times of sending, and it may be set meanwhile.
+_NTP_ZERO: int = clock.current_ntp_time() - round(time.monotonic() * NTP_HZ)
+
+
+def ntp_time() -> int:
+    """Now as 64 bits of NTP; it goes on evenly however the system's clock is set."""
+    return (_NTP_ZERO + round(time.monotonic() * NTP_HZ)) & NTP_MASK
 
 
 class Sent(NamedTuple):
@@ -81,7 +90,7 @@ class RtpSender:
         self._number = (self._number + len(packets)) & 0xFFFF
         for packet in packets:
             self._history[packet.number % HISTORY] = packet
-        ntp = clock.current_ntp_time()
+        ntp = ntp_time()
         self._count(ntp, timestamp, payloads)
         extensions = self._extensions(ntp)
         return all(
@@ -132,7 +141,7 @@ class RtpSender:
             payload = packet.number.to_bytes(2, "big") + packet.payload
             packet = packet._replace(number=self._resent_number, payload=payload)
             self._resent_number = (self._resent_number + 1) & 0xFFFF
-        self._outlet.send(kind, ssrc, self._extensions(clock.current_ntp_time()), (packet,))
+        self._outlet.send(kind, ssrc, self._extensions(ntp_time()), (packet,))
 
     def close(self) -> None:
         """Sends nothing any more; idempotent."""

@@ -77,6 +77,10 @@ class VAE(nn.Module):
     def show(state: CausalState, frame: Tensor) -> None:
         """Frames follow from latents alone."""
 
+    @staticmethod
+    def check_state(state: CausalState, height: int, width: int) -> None:
+        """What each layer keeps is as large as what it is given; one that is not fails in its layer."""
+
     def decode(self, latents: Tensor, state: CausalState) -> Tensor:
         """Frames of the next latents, one slice or several.
 

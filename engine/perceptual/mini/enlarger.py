@@ -88,6 +88,10 @@ class LargeVAE(nn.Module):
         """What is on air before the next latent to decode is this frame [B, 3, 2H, 2W] in -1..1, and not its own."""
         self.vae.show(state, nnf.avg_pool2d(frame.float(), SCALE))
 
+    def check_state(self, state: TinyVAEState, height: int, width: int) -> None:
+        """Raises ValueError unless a decoder's state that was stored fits latents of `height` x `width`."""
+        self.vae.check_state(state, height, width)
+
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents [B, T, C, h, w] of the next frames [B, F, 3, 2H, 2W] in -1..1, of which every second one counts.
 

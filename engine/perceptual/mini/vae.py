@@ -154,6 +154,22 @@ class TinyVAE(nn.Module):
         """What is on air before the next latent to decode is this frame [B, 3, H, W] in -1..1, and not its own."""
         state.frame, state.offset, state.given = frame.float(), torch.zeros_like(frame, dtype=torch.float32), True
 
+    def check_state(self, state: TinyVAEState, height: int, width: int) -> None:
+        """Raises ValueError unless a decoder's state that was stored fits latents of `height` x `width`."""
+        w8, w4, pixels = self.config.decoder_width_8, self.config.decoder_width_4, (height * PATCH_PX, width * PATCH_PX)
+        sizes = {
+            "level_8": (1, w8, height, width), "level_4": (1, w4, 2 * height, 2 * width),
+            "frame": (1, 3, *pixels), "offset": (1, 3, *pixels),
+        }  # fmt: skip
+        for name, size in sizes.items():
+            value = getattr(state, name)
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or value.shape != size or not value.is_floating_point():
+                raise ValueError(f"the autoencoder's {name} is no tensor of size {list(size)}")
+        if not all(isinstance(flag, bool) for flag in (state.started, state.seam, state.given)):
+            raise ValueError("the autoencoder's state has no flags")
+
     def encode(self, video: Tensor, state: TinyVAEState) -> Tensor:
         """Latents of the next frames.
 
