@@ -178,7 +178,7 @@ def test_the_shipped_plan_in_pictures_and_words() -> None:
     generator, sent = shipped(), list[Any]()
     state = generator.open("a yellow butterfly left of a blue ball moves up over green hills", 3)
     state.open_from = 0
-    keeper = StateKeeper(generator, None, None).open("main", state, None, None)
+    keeper = StateKeeper(generator, None, None).open("main", 0, state, None, None)
     channel = LiveChannel("main", state, keeper, 0, 0, CostMeter(1), 1, looked_s=time.monotonic() + 3600)
     previews = PlanPreviews(generator, sent.append)
     while generator.planned(state) < 13:

@@ -43,8 +43,7 @@ class Generator:
         self._graphs, self._streams = graphs(model.device), CudaStreams(model.device)
         self._denoiser = Denoiser(model, self._graphs)
         self._slices = decoder or SliceDecoder(model, self._graphs, self._streams, _RENDER)
-        self._writer = PlanWriter(model, config.sampling, graphs(model.device))
-        self.check_plan = self._writer.check
+        self.writer = PlanWriter(model, config.sampling, graphs(model.device))
         self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
     def open(
@@ -60,7 +59,7 @@ class Generator:
         """
         with self.model.computing(), self._streams.stream(_PLAN):
             text = self.model.text.embed(prompt, seed)
-            plan = self._writer.begin(text.planner, seed, first_chunk * self.model.config.chunk_length)
+            plan = self.writer.begin(text.planner, seed, first_chunk * self.model.config.chunk_length)
         state = self.start(text, seed, steps)
         place = Place(first_chunk, first_frame, first_chunk * self.model.config.chunk_length)
         return ChannelState(
@@ -83,7 +82,7 @@ class Generator:
         The plan goes on behind `before`.
         """
         with self.model.computing(), self._streams.stream(_PLAN):
-            plan = self._writer.begin(state.text.planner, state.seed, state.next.latent, before)
+            plan = self.writer.begin(state.text.planner, state.seed, state.next.latent, before)
         return ChannelState(**{one.name: getattr(state, one.name) for one in fields(state)}, prompt=prompt, plan=plan)
 
     def change(self, state: ChannelState, prompt: str, at: Place, seed: int | None = None) -> None:
@@ -94,12 +93,12 @@ class Generator:
         state.prompt, state.seed = prompt, state.plan.gops[-1].seed if seed is None else seed
         with self.model.computing(), self._streams.stream(_PLAN):
             state.text = self.model.text.embed(prompt, state.seed)
-            self._writer.cut(state.plan, at.latent, state.text.planner, state.seed)
+            self.writer.cut(state.plan, at.latent, state.text.planner, state.seed)
 
     def replan(self, state: ChannelState, latent: int, seed: int) -> None:
         """Drops the plan from a frame on, that is in no chunk yet; chunks that begin there or later take the seed."""
         with self.model.computing(), self._streams.stream(_PLAN):
-            self._writer.cut(state.plan, latent, self.model.text.embed(state.prompt, seed).planner, seed)
+            self.writer.cut(state.plan, latent, self.model.text.embed(state.prompt, seed).planner, seed)
 
     def rewind(self, state: RenderState, frame: int) -> Place:
         """Goes back to the start of the slice with `frame`, with the context that was there: the next chunk begins so.
@@ -132,11 +131,11 @@ class Generator:
 
     def planned(self, state: ChannelState) -> int:
         """Number of the first semantic frame that is not planned yet."""
-        return self._writer.end(state.plan)
+        return self.writer.end(state.plan)
 
     def begun(self, state: ChannelState, at: Place) -> bool:
         """Whether the plan of the chunk from `at` on, where the prompt last changed, is being written."""
-        return self._writer.begun(state.plan, at.latent)
+        return self.writer.begun(state.plan, at.latent)
 
     def needs_plan(self, state: ChannelState) -> bool:
         """True if the next chunk cannot begin yet, since its plan is not written."""
@@ -164,22 +163,22 @@ class Generator:
     def plan(self, state: ChannelState) -> Unit:
         """Plans some tokens further."""
         with self.model.computing(), self._streams.stream(_PLAN):
-            tokens = sum(self._writer.write(state.plan) for _ in range(PASSES_PER_UNIT))
+            tokens = sum(self.writer.write(state.plan) for _ in range(PASSES_PER_UNIT))
         return Unit("plan", tokens=tokens)
 
     def planned_features(self, state: ChannelState, start: int, end: int) -> FeatureFrames:
         """Features of frames `start` to `end` - 1, which must be planned."""
         with self.model.computing(), self._streams.stream(_PLAN):
-            return self._writer.features(state.plan, start, end)
+            return self.writer.features(state.plan, start, end)
 
     def chunk(self, state: ChannelState, steps: int | None = None) -> Chunk:
         """The next chunk, whose frames must be planned; in `state.steps` if not given. One of a state at a time."""
         end, steps = self.after(state), state.steps if steps is None else steps
-        seed = self._writer.seed_at(state.plan, state.next.latent)
+        seed = self.writer.seed_at(state.plan, state.next.latent)
         if seed != state.seed:
             with self.model.computing(), self._streams.stream(_PLAN):
                 state.seed, state.text = seed, self.model.text.embed(state.prompt, seed)
-        parts = self._writer.parts(state.plan, state.next.latent, end.latent)
+        parts = self.writer.parts(state.plan, state.next.latent, end.latent)
         return Chunk(state.next, end, steps, parts, self._planned_units(state, parts, steps))
 
     def render(self, state: RenderState, planned: FeatureFrames) -> Iterator[Unit]:
@@ -198,7 +197,7 @@ class Generator:
         """Counts a chunk as made, which another process makes of its `parts`; only the plan goes on here."""
         chunk.units.close()
         state.next, state.features = chunk.end, state.features.new_zeros(1, 1, *state.features.shape[2:])
-        self._writer.drop(state.plan, chunk.end.latent)
+        self.writer.drop(state.plan, chunk.end.latent)
 
     def settle(self) -> None:
         """Returns when all that was launched is done."""
@@ -223,7 +222,7 @@ class Generator:
     def _planned_units(self, state: ChannelState, parts: list[PlanPart], steps: int) -> abc.Generator[Unit, None, None]:
         end = self.after(state)
         yield from self.render_plan(state, parts, steps)
-        self._writer.drop(state.plan, min([end.latent, *(past.start.latent for past in state.past)]))
+        self.writer.drop(state.plan, min([end.latent, *(past.start.latent for past in state.past)]))
 
     def _units(
         self, state: RenderState, end: Place, planned: FeatureFrames, mark: StreamEvent, steps: int

@@ -119,7 +119,8 @@ class PlanWriter:
         begun = 0 < last.count < size and not last.closed
         if plan.position > self._length or (begun and (place not in range(len(counts)) or counts[place] != last.count)):
             raise ValueError(f"position {plan.position} of the planner is not behind {last.count} tokens")
-        for number, noise in plan.noise.items():
+        # Of a GOP that has not begun it is what a cut left, which is forgotten then.
+        for number, noise in plan.noise.items() if begun else ():
             starts, place = self._places.starts, number - last.start
             if place not in range(len(starts) - 1) or noise.shape != (starts[place + 1] - starts[place], codes):
                 raise ValueError(f"noise of frame {number} has size {list(noise.shape)}")

@@ -80,7 +80,7 @@ def restore(generator: Generator, snapshot: dict[str, Any]) -> ChannelState:
         plan = state.plan
         plan.gops, plan.position = gops, plain.whole(snapshot["plan"]["position"])
         plan.noise = _placed(snapshot["plan"]["noise"], device)
-        generator.check_plan(plan, state.next.latent)
+        generator.writer.check(plan, state.next.latent)
         for field in fields(plan.cache):
             # A captured graph may know the cache by its place.
             used = getattr(plan.cache, field.name)[..., : plan.position, :]
