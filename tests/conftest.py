@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import aioice.ice
+import openmp  # noqa: F401 - sets OMP_WAIT_POLICY, which must stand before anything imports torch
 import pytest
 import tolerances  # noqa: F401 - sets TRITON_INTERPRET, which must stand before anything imports Triton
 
