@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import coverage
 import torch
 from checkpoint import TINY
 from tiny import randomize, tiny_config, tiny_model
@@ -37,6 +38,7 @@ from engine.wire.settings import EngineSettings
 TESTS = Path(__file__).parent
 CPU = torch.device("cpu")
 LIMIT_S = 60.0
+ENDS_S = 5.0  # from a rank's result to its end
 
 
 def forked(work: Callable[..., Any], *arguments: Any) -> multiprocessing.process.BaseProcess:
@@ -56,15 +58,38 @@ def run(ranks: int, work: Callable[..., Any], *arguments: Any, silence_s: float 
     for rank in range(ranks):
         here, there = multiprocessing.Pipe()
         place = RankPlace(rank, ranks, rank, ranks, store.port)
-        process = forked(_work, there, silence_s, place, work, arguments)
+        process = forked(_counted, _data_file(), _work, there, silence_s, place, work, arguments)
         there.close()
         workers.append((process, here))
     try:
-        return [_result(here) for _, here in workers]
+        results = [_result(here) for _, here in workers]
+        for process, _ in workers:
+            process.join(ENDS_S)
+        return results
     finally:
         for process, _ in workers:
             process.kill()
             process.join()
+
+
+def _data_file() -> str | None:
+    """Where the lines that run are counted; None where they are not."""
+    counting = coverage.Coverage.current()
+    return None if counting is None else os.path.abspath(counting.config.data_file)
+
+
+def _counted(data_file: str | None, work: Callable[..., None], *arguments: Any) -> None:
+    """Calls `work(*arguments)`; the lines that it runs are counted with those of the tests, which put them together."""
+    if data_file is None:
+        work(*arguments)
+        return
+    counting = coverage.Coverage(data_file, data_suffix=True, config_file=str(TESTS.parent / "pyproject.toml"))
+    counting.start()
+    try:
+        work(*arguments)
+    finally:
+        counting.stop()
+        counting.save()
 
 
 def _result(here: Connection) -> Any:

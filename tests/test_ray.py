@@ -5,7 +5,9 @@ With `-s` it prints how long viewers waited for a new frame when the node of the
 
 import asyncio
 import logging
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,7 +27,7 @@ from engine.live.offline import generate_frames
 from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
 from engine.runtime.threads import computing_with
-from engine.wire.messages import ChannelMessage, ChannelOpened, FramesReady, Shown
+from engine.wire.messages import ChannelMessage, ChannelOpened, FramesReady, OpenChannel, Shown
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from streaming.engines.link import EngineLink, EngineStatus
 from streaming.engines.pool import EnginePool
@@ -258,6 +260,31 @@ async def test_a_node_that_lacks_the_state_folder_is_refused(tmp_path: Path) -> 
     settings = EngineSettings("mini", state=str(tmp_path / "state"))
     with pytest.raises(ValueError, match="there is no state folder .*: give --state a folder that all nodes share"):
         await NodeEngine("fakes:fake_engine", settings, CONFIG).begin()
+
+
+async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages in order, with their frames, and why the process ended; without Ray, which calls it so."""
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "default_worker.py", raising=False)
+    node = NodeEngine("fakes:fake_engine", EngineSettings("mini"), CONFIG)
+    pid = await node.begin()
+    try:
+        await node.send([(OpenChannel("main", SETTINGS, 2), None)])
+        frames = None
+        async with asyncio.timeout(30):
+            while frames is None:
+                for message, frames in (await node.news()).messages:  # noqa: B007 - the last one counts
+                    if frames is not None:
+                        break
+        assert isinstance(message, FramesReady) and message.channel == "main"
+        assert len(frames) == message.frames and frames.any()
+        os.kill(pid, signal.SIGKILL)
+        ended = None
+        async with asyncio.timeout(30):
+            while ended is None:
+                ended = (await node.news()).ended
+        assert "SIGKILL" in ended
+    finally:
+        await node.stop()
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "ray://10.0.0.1:10001", ":6379", "head:0", "head:port"])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from engine.config import preset
+from engine.evaluation.pictures import evaluate_pictures, pictures_markdown
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import pick_dtype
 from engine.loading.weights import SHIPPED, load_component
+from engine.perceptual.mini.enlarger import Enlarger, LargeVAE
+from engine.perceptual.mini.vae import TinyVAE
 from engine.semantic.theia import Theia
 from engine.training.world import judge
 from engine.training.world.captions import Label
@@ -115,3 +119,15 @@ print(sorted({"transformers", "triton", "torch._dynamo", "sympy", "diffusers", "
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=environment
     )
     assert found.stdout == "[]\n", found.stdout
+
+
+def test_large_pictures_are_judged(model: Model, theia: Theia) -> None:
+    """Those of an enlarger that has learnt nothing are softer than true ones, and show what was asked for."""
+    config = model.config.with_picture("large")
+    assert isinstance(model.vae, TinyVAE) and config.enlarger is not None
+    enlarger = Enlarger(config.enlarger, config.vae.decoder_width_4).to(model.dtype).eval()
+    found = evaluate_pictures(replace(model, config=config, vae=LargeVAE(model.vae, enlarger)), theia, 2, seed=0)
+    for figure in ("sharpness", "sharpness_enlarged"):
+        assert 0.2 < found[figure]["picture"]["ratio"] < 1
+    assert 20 < found["psnr"]["picture"]["db"] < 45 and found["words"]["share"] > 0.5
+    assert "psnr subject box" in pictures_markdown(found)
