@@ -9,8 +9,8 @@ help:  ## list the verbs
 setup:  ## install the project with what its tests need
 	$(PYTHON) -m pip install -e '.[test]'
 
-test:  ## run all tests, print branch coverage, fail below its floor
-	$(PYTHON) -m pytest --cov
+test:  ## run all tests in two processes, print branch coverage, fail below its floor
+	$(PYTHON) -m pytest --cov -n 2 --dist loadfile
 
 fuzz:  ## 100,000 strange inputs for all that reads what strangers send or disks hold; RUNS and TOOL change that
 	$(PYTHON) tests/fuzz.py --runs $(or $(RUNS),100000) --tool $(or $(TOOL),hypothesis)

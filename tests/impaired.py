@@ -80,7 +80,7 @@ class Steady:
         self._process = process
 
     def end(self) -> dict[str, Any]:
-        """Ends it; returns `packets_lost`, and `frames`: pairs of time in the video and when it was decoded."""
+        """Ends it; returns `packets_lost`, and `frames`: time in the video, when it came, when it was decoded."""
         seen: dict[str, Any] = json.loads(self._process.communicate("", timeout=20)[0].splitlines()[-1])
         return seen
 
@@ -165,21 +165,27 @@ def gaps(frames: list[list[float]], since_s: float, until_s: float) -> list[tupl
 
 
 def steadiness(seen: dict[str, Any], since_s: float) -> dict[str, Any]:
-    """Frames that the viewer on the clean path lacks from a time on, and how late they were decoded, over the earliest.
+    """Frames that the viewer on the clean path lacks from a time on, and how late they came and were decoded.
 
-    Before, the browser starts, which keeps every core busy.
+    Late is over the earliest frame. Before, the browser starts, which keeps every core busy.
     """
     frames = [frame for frame in seen["frames"] if frame[1] >= since_s]
     steps = [b[0] - a[0] for a, b in zip(frames, frames[1:], strict=False)]
-    delays = sorted(seen_s - pts_s for pts_s, seen_s in frames)
-    late = [delay - delays[0] for delay in delays]
     return {
         "frames": len(frames),
         "packets_lost": seen["packets_lost"],
         "missing": sum(round(step / FRAME_S) - 1 for step in steps if step > 1.5 * FRAME_S),
-        "delay_p50_s": round(late[len(late) // 2], 3),
-        "delay_p99_s": round(late[int(len(late) * 0.99)], 3),
-        "delay_most_s": round(late[-1], 3),
+        "arrived": _lateness([arrived_s - pts_s for pts_s, arrived_s, _ in frames]),
+        "decoded": _lateness([decoded_s - pts_s for pts_s, _, decoded_s in frames]),
+    }
+
+
+def _lateness(delays_s: list[float]) -> dict[str, Any]:
+    late = sorted(delay - min(delays_s) for delay in delays_s)
+    return {
+        "late_p50_s": round(late[len(late) // 2], 3),
+        "late_p99_s": round(late[int(len(late) * 0.99)], 3),
+        "late_most_s": round(late[-1], 3),
         "later_than_a_frame": sum(delay > FRAME_S for delay in late),
     }
 
