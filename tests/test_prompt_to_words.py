@@ -76,7 +76,7 @@ def test_the_time_is_that_of_the_first_frame_of_the_chunk(monkeypatch: pytest.Mo
     assert found["prompt_to_words_s"]["cut"]["median"] == 1.5
 
 
-@pytest.mark.parametrize(("limit_s", "reason"), [(0.01, "longer than 0 s"), (60.0, "the judge failed: evaluate: ")])
+@pytest.mark.parametrize(("limit_s", "reason"), [(0.01, "longer than 0 s"), (100.0, "the judge failed: evaluate: ")])
 def test_a_judge_that_fails_is_named(limit_s: float, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line: it is too slow, or cannot read what it is given."""
     monkeypatch.setattr(words, "JUDGE_LIMIT_S", limit_s)

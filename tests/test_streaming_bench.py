@@ -100,10 +100,13 @@ async def test_measures_an_endpoint_of_any_make(loopback: None, tmp_path: Path) 
         config = dataclasses.replace(CONFIG, codec=None, command=changing)
         asked = BenchPlan(config, Path("unused.json"), whep=f"{running.url}/whep/main", token="sight", warm_joins=1)
         report = await asyncio.to_thread(measure, asked, ())
+        metrics = (await running.http.get("/metrics", headers={"authorization": "Bearer secret"})).text
     assert report["failed"] == []
     assert report["prompt_to_pixel_s"]["flow"]["count"] == 1
     assert report["prompts"][0]["split_ms"].keys() == {"answer"}
-    assert report["fps"] == pytest.approx(FPS, rel=0.5) and report["frames_missing"] == 0
+    assert report["fps"] == pytest.approx(FPS, rel=0.5)
+    # Without a marker a frame is known by its time, which a server leaves out that came too late.
+    assert report["frames_missing"] == 0 or 'clock_slips_total{channel="main"} 0.0' not in metrics
     for path in ("frame_age_ms.median", "chunk_ms.total.median", "cpu_percent.server", "frames_unreadable", "ready_s"):
         assert value(report, path) is None
 
