@@ -19,8 +19,9 @@ from pathlib import Path
 
 from streaming.bench.client import RequestError
 from streaming.bench.recording import BenchError
-from streaming.bench.server_process import SERVER
-from streaming.chaos.faults import FAULTS, Scene
+from streaming.bench.server_process import SERVER, machine
+from streaming.chaos.faults import FAULTS, Fault, Scene, server_killed
+from streaming.chaos.memory import Growth
 from streaming.chaos.report import Flaw, Report
 from streaming.chaos.stage import Stage
 from streaming.chaos.witness import Witness
@@ -30,38 +31,52 @@ PAUSE_S = (1.0, 9.0)  # between two faults
 FIRST_S = 60.0  # until the first frame
 LAST_FRAMES = 16
 CALM_S = 90.0  # at the end, for the video to go on
+FOLLOWED_S = 900.0  # in a run this long the server lives between its first and last minutes, and must not grow
+KILLS_S = 180.0  # those minutes, in which it is killed
 
 
 async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names: Sequence[str] = ()) -> Report:
     """Lets faults happen for so long, those of the names if any are given. Raises BenchError without a server."""
-    report, rng = Report(seed), random.Random(seed)
+    report, growth, rng = Report(seed, conditions=machine()), Growth(), random.Random(seed)
     chosen = {fault: share for fault, share in FAULTS.items() if not names or fault.__name__ in names}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         stage = Stage(command, Path(folder))
         witness = Witness(stage.http)
         try:
             await stage.start()
-            watching = asyncio.create_task(witness.run())
+            tasks = [asyncio.create_task(witness.run())]
             try:
                 await _frames(witness, 1, FIRST_S)
                 await stage.account()
                 began_s, count = time.monotonic(), Counter[str]()
+                tasks.append(asyncio.create_task(growth.follow(lambda: stage.look(began_s))))
                 while (left_s := began_s + 60 * minutes - time.monotonic()) > 0:
                     await asyncio.sleep(min(rng.uniform(*PAUSE_S), left_s))
-                    (fault,) = rng.choices(list(chosen), list(chosen.values()))
+                    now = _allowed(chosen, time.monotonic() - began_s, 60 * minutes)
+                    (fault,) = rng.choices(list(now), list(now.values()))
                     count[fault.__name__] += 1
                     report.findings += await fault(Scene(stage, witness, rng))
+                await stage.ready()
                 await _frames(witness, LAST_FRAMES, CALM_S)
                 report.findings += await stage.account()
                 report.seconds, report.faults = time.monotonic() - began_s, dict(count)
                 report.seen = await _seen(stage, witness)
             finally:
-                watching.cancel()
-                await asyncio.wait([watching])
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
         finally:
             await stage.stop()
-    report.findings += witness.findings
+    report.growth = growth.figures()
+    report.findings += witness.findings + growth.findings()
     return report
+
+
+def _allowed(chosen: dict[Fault, int], at_s: float, whole_s: float) -> dict[Fault, int]:
+    """All but the server's kill, where one server is followed."""
+    followed = whole_s >= FOLLOWED_S and KILLS_S < at_s < whole_s - KILLS_S
+    others = {fault: share for fault, share in chosen.items() if fault is not server_killed}
+    return others or chosen if followed else chosen
 
 
 async def _frames(witness: Witness, count: int, limit_s: float) -> None:
@@ -90,7 +105,7 @@ async def _seen(stage: Stage, witness: Witness) -> dict[str, float]:
         return seen
     if report["state"] not in ("live", "idle"):
         witness.findings.append(Flaw("answer", f"the channel is {report['state']}: {report['error']}"))
-    return seen | {name: round(value, 1) for name, value in stage.figures().items()}
+    return seen
 
 
 def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> int:

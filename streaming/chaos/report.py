@@ -21,6 +21,8 @@ class Report:
     seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)  # how many of each kind
     seen: dict[str, float] = field(default_factory=dict)
+    growth: dict[str, float] = field(default_factory=dict)  # of the server process; empty for a short run
+    conditions: dict[str, Any] = field(default_factory=dict)
     findings: list[Flaw] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -29,6 +31,8 @@ class Report:
             "seconds": round(self.seconds, 1),
             "faults": self.faults,
             "seen": self.seen,
+            "growth": self.growth,
+            "conditions": self.conditions,
             "findings": [finding._asdict() for finding in self.findings],
         }
 
@@ -36,7 +40,9 @@ class Report:
         """For a terminal."""
         rows = [f"seed {self.seed}, {self.seconds:.0f} s, {sum(self.faults.values())} faults"]
         rows += [f"  {count:4d}  {name}" for name, count in sorted(self.faults.items())]
-        rows += ["seen"] + [f"  {value:8g}  {name.replace('_', ' ')}" for name, value in self.seen.items()]
+        for title, figures in (("seen", self.seen), ("the server process at rest", self.growth)):
+            if figures:
+                rows += [title] + [f"  {value:8g}  {name.replace('_', ' ')}" for name, value in figures.items()]
         rows += ["nothing was wrong" if not self.findings else "WRONG"]
         rows += [f"  {finding.kind}: {finding.words}" for finding in self.findings]
         return "\n".join(rows) + "\n"

@@ -16,6 +16,7 @@ import psutil
 
 from streaming.bench.client import Http, RequestError
 from streaming.bench.recording import BenchError
+from streaming.chaos.memory import Sample
 from streaming.chaos.report import Flaw
 
 READY_S = 120.0
@@ -100,12 +101,13 @@ class Stage:
         except TimeoutError:
             await self.kill()
 
-    def figures(self) -> dict[str, float]:
-        """Memory in MB and open files of the server process; empty when it is gone."""
+    def look(self, began_s: float) -> Sample | None:
+        """Memory and open files of the server process now, in a run that began then; None when it is gone."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            return {"memory_mb": process.memory_info().rss / 1e6, "files": float(process.num_fds())}
-        return {}
+            size_mb, files = process.memory_info().rss / 1e6, process.num_fds()
+            return Sample(time.monotonic() - began_s, self.pid, size_mb, files)
+        return None
 
     async def account(self) -> list[Flaw]:
         """Whether the server put as many frames on air as their numbers rose since the last call."""

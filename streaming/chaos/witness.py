@@ -42,7 +42,7 @@ class Witness:
     findings: list[Flaw] = field(default_factory=list)  # wrong or missing frames
     last: int | None = None  # number of the newest frame
     another_server: bool = False  # since that frame
-    changed: bool = True  # the picture may be another one, by a prompt: until a frame says otherwise
+    changing: bool = False  # other prompts come on air: the picture may become another one with any frame
     _seen_s: float = 0.0
     _new_s: float | None = None
     _sketch: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None = None
@@ -111,9 +111,8 @@ class Witness:
     def _look(self, arrival: Arrival, follows: bool) -> None:
         """Whether the picture goes on: the step from the frame before is none to another video."""
         before, self._sketch = self._sketch, arrival.sketch
-        if before is None or not follows or self.changed:
+        if before is None or not follows or self.changing:
             self._steps.clear()
-            self.changed = False
             return
         step = float(np.sqrt(np.mean((arrival.sketch - before) ** 2)))
         usual = sorted(self._steps)[len(self._steps) // 2] if len(self._steps) > 8 else step
