@@ -134,7 +134,7 @@ async def scene(tmp_path: Path, loopback: None) -> AsyncIterator[Scene]:
     try:
         yield Scene(stage, Witness(stage.http), random.Random(1))
     finally:
-        await stage.stop()
+        assert await stage.stop() == []
 
 
 async def test_faults_do_what_they_say(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,11 +26,11 @@ def drawn(label: Label, frames: int) -> npt.NDArray[np.uint8]:
     return to_host(rgb[None].float() / 127.5 - 1)
 
 
-def judged(folder: Path, frames: list[npt.NDArray[Any]], prompts: list[dict[str, Any]]) -> int:
+def judged(folder: Path, frames: list[npt.NDArray[Any]], prompts: list[dict[str, Any]], *more: str) -> int:
     np.savez(folder / "frames.npz", *frames)
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     argv = ["--frames", str(folder / "frames.npz"), "--prompts", str(folder / "prompts.jsonl")]
-    return main(["evaluate", *argv, "--json", str(folder / "found.json"), "--device", "cpu"])
+    return main(["evaluate", *argv, "--json", str(folder / "found.json"), "--device", "cpu", *more])
 
 
 def test_words_are_right_from_the_first_chunk_on_that_shows_them_all(tmp_path: Path) -> None:
@@ -43,6 +43,15 @@ def test_words_are_right_from_the_first_chunk_on_that_shows_them_all(tmp_path: P
     assert first["right"] == dict.fromkeys(("subject", "colour", "scene", "direction"), True)
     assert second["first"] is None
     assert second["right"] == {"subject": True, "colour": False, "scene": True, "direction": True}
+
+
+def test_a_whole_clip_is_judged_at_once(tmp_path: Path) -> None:
+    """However long it is; what half of it does not show is not right."""
+    ball = drawn(Label("ball", "blue", "sea", "left", "slow"), 49)
+    assert judged(tmp_path, [drawn(LABEL, 49), np.concatenate([drawn(LABEL, 12), ball])], [PROMPT] * 2, "--whole") == 0
+    car, mostly_ball = json.loads((tmp_path / "found.json").read_text())["watched"]
+    assert car["first"] == 0 and all(car["right"].values()) and car["frames"] == 49
+    assert mostly_ball["first"] is None and not mostly_ball["right"]["subject"]
 
 
 def test_less_than_a_chunk_is_not_judged(tmp_path: Path) -> None:

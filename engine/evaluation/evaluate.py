@@ -225,6 +225,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--after-change", action="store_true", help=told)
     told = "I420 frames that were watched under --prompts, an array each: when does every word become right"
     parser.add_argument("--frames", type=Path, metavar="F.npz", help=told)
+    parser.add_argument("--whole", action="store_true", help="of --frames: each array is one clip, judged as a whole")
     told = "judge so many videos that go on from drawn clips of 6 s, in place of those that begin with a prompt"
     parser.add_argument("--starts", type=int, metavar="N", help=told)
     told = "judge large pictures, of so many captions: how sharp, how near to true ones, how steady"

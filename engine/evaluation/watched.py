@@ -1,7 +1,8 @@
 """`python -m engine evaluate --frames F.npz --prompts F.jsonl`: from when on frames that somebody watched show every
 word of their prompt.
 
-The file has an array a prompt, in their order: I420 frames [F, 3H/2, W] uint8 (`F` frames of `H` x `W` pixels).
+The file has an array a prompt, in their order: I420 frames [F, 3H/2, W] uint8 (`F` frames of `H` x `W` pixels). With
+`--whole` each is one clip, of which the words are judged.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def read_frames(path: Path, count: int) -> list[Frames]:
 
 @torch.no_grad()
 def first_right(theia: Theia, i420: Frames, prompt: LabelledPrompt, chunk_frames: int) -> dict[str, Any]:
-    """`first`, the number of the frame at which the first chunk begins that has all words right, None if none has;
-    `right`, for each word whether it was right there, or in the last chunk."""
+    """`first`, the number of the frame at which the first stretch of a chunk's length begins that has all words right,
+    None if none has; `right`, for each word whether it was right there, or in the last stretch."""
     # Each frame is read for itself, so that chunks that overlap share them.
     features = [theia(judge.to_rgb(part)[None]) for part in np.array_split(i420, -(-len(i420) // chunk_frames))]
     maps, first, right = torch.cat(features, 1).float(), None, dict[str, bool]()
@@ -72,7 +73,10 @@ def judge_frames(arguments: argparse.Namespace) -> int:
     folder, _, _ = place(config, arguments.weights, arguments.device)
     theia = Theia(config.theia).eval()
     load_component(folder, "theia", theia)
-    found = [first_right(theia, *pair, config.chunk_frames) for pair in zip(watched, prompts, strict=True)]
+    found = [
+        first_right(theia, frames, prompt, len(frames) if arguments.whole else config.chunk_frames)
+        for frames, prompt in zip(watched, prompts, strict=True)
+    ]
     text = json.dumps({"watched": found}, indent=1) + "\n"
     sys.stdout.write(text)
     write_atomically(arguments.json, lambda part: part.write_text(text, encoding="utf-8"))

@@ -118,16 +118,21 @@ def _row(change: WatchedChange, found: dict[str, Any]) -> Figures:
 
 
 def _judge(changes: Sequence[WatchedChange]) -> list[dict[str, Any]]:
-    """For each change `first`, the frame from which on a chunk has all words right, and which words were `right`."""
+    return judged([(change.prompt, change.frames) for change in changes])
+
+
+def judged(clips: Sequence[tuple[str, Sequence[Pixels]]], *options: str) -> list[dict[str, Any]]:
+    """Of clips under prompts of LABELS: `first`, the frame from which on a chunk has all words right, and which words
+    were `right`; `options` are the judge's. Raises BenchError in its words."""
     with tempfile.TemporaryDirectory() as folder:
         frames, prompts, found = (Path(folder) / name for name in ("frames.npz", "prompts.jsonl", "found.json"))
-        np.savez(frames, *(np.stack(change.frames) for change in changes))
-        lines = (json.dumps({"prompt": change.prompt, **LABELS[change.prompt]}) for change in changes)
+        np.savez(frames, *(np.stack(seen) for _, seen in clips))
+        lines = (json.dumps({"prompt": prompt, **LABELS[prompt]}) for prompt, _ in clips)
         prompts.write_text("\n".join(lines), encoding="utf-8")
         argv = [sys.executable, "-m", "engine", "evaluate", "--frames", str(frames), "--prompts", str(prompts)]
         try:
             done = subprocess.run(
-                [*argv, "--json", str(found)], cwd=ROOT, capture_output=True, text=True, timeout=JUDGE_LIMIT_S
+                [*argv, "--json", str(found), *options], cwd=ROOT, capture_output=True, text=True, timeout=JUDGE_LIMIT_S
             )
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"the judge took longer than {JUDGE_LIMIT_S:.0f} s") from error

@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ GONE_S = 5.0  # for processes of a server that was killed
 _BEGINS = re.compile(r"engine process (\d+)(?: begins$|, the spare, goes on)", re.MULTILINE)
 _SHOWN = re.compile(r'^landiff_frames_shown_total\{channel="main"\} (\S+)', re.MULTILINE)
 _SPARE = re.compile(r"engine process (\d+) begins as the spare")
+_WARM = re.compile(r"engine process (\d+), the spare, is ready")
 
 
 class Stage:
@@ -75,31 +76,40 @@ class Stage:
         pid = self._last(_SPARE)
         return pid if pid != self.engine() else None
 
+    def spare_is_warm(self) -> bool:
+        """Whether the process that waits could go on at once."""
+        return (pid := self.spare()) is not None and pid == self._last(_WARM)
+
     async def kill(self) -> list[str]:
         """Kills the server; says what remains of it."""
-        children = psutil.Process(self.pid).children(recursive=True)
-        mapped = {path for process in (psutil.Process(self.pid), *children) for path in _shared_memory(process)}
-        self._server.kill()
-        await self._server.wait()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, children, GONE_S)
-        for process in alive:
-            process.kill()
-        left = [f"process {process.pid} outlived its server" for process in alive]
-        there = await asyncio.to_thread(lambda: [path for path in sorted(mapped) if Path(path).exists()])
-        return left + [f"{path} is still there" for path in there]
+        return await self._end(self._server.kill)
 
-    async def stop(self) -> None:
-        """Ends the server; idempotent."""
+    async def stop(self) -> list[str]:
+        """Ends the server as a signal does; says what remains of it. Idempotent."""
         if self._process is None or self._process.returncode is not None:
-            return
+            return []
         for pid in (self.engine(), self.spare(), self.pid):
             if pid is not None:
                 send(pid, signal.SIGCONT)
-        self._process.terminate()
+        return await self._end(self._server.terminate)
+
+    async def _end(self, end: Callable[[], None]) -> list[str]:
+        children = psutil.Process(self.pid).children(recursive=True)
+        mapped = {path for process in (psutil.Process(self.pid), *children) for path in _shared_memory(process)}
+        end()
+        left = []
         try:
-            await asyncio.wait_for(self._process.wait(), STOP_S)
+            await asyncio.wait_for(self._server.wait(), STOP_S)
         except TimeoutError:
-            await self.kill()
+            left.append(f"the server did not end within {STOP_S:.0f} s")
+            self._server.kill()
+            await self._server.wait()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, children, GONE_S)
+        for process in alive:
+            process.kill()
+        left += [f"process {process.pid} outlived its server" for process in alive]
+        there = await asyncio.to_thread(lambda: [path for path in sorted(mapped) if Path(path).exists()])
+        return left + [f"{path} is still there" for path in there]
 
     def look(self, began_s: float) -> Sample | None:
         """Memory and open files of the server process now, in a run that began then; None when it is gone."""

@@ -107,6 +107,7 @@ class Supervisor:
         self._ready_s: float | None = None
         self.engine: RunningEngine | None = None  # the one that runs now
         self.spare: RunningEngine | None = None  # the one that takes its place when it ends
+        self._told: RunningEngine | None = None  # the spare of which the log says that it is warm
 
     async def run(self) -> None:
         """Runs engine processes until cancelled, then stops the last ones.
@@ -213,6 +214,9 @@ class Supervisor:
         while True:
             await asyncio.sleep(min(self._config.stalled_s / 10, POLL_S))
             silent_s = engine.silent_s()
+            if self._warm and self.spare is not None and self.spare is not self._told:
+                self._told = self.spare
+                log.info("engine process %s, the spare, is ready", self.spare.name)
             replaced = self._warm or self._pool.others_run(self._link)
             if silent_s >= (self._config.replaced_s if replaced else self._config.hung_s):
                 engine.end(f"the engine process hung: it was not heard for {silent_s:.0f} s")
