@@ -117,12 +117,14 @@ def test_the_server_that_is_followed_is_not_killed() -> None:
 def test_reports_are_for_people_and_programs() -> None:
     """Each fault, figure and finding is in both."""
     flaw = Flaw("wrong", "frame 4 follows frame 6")
-    report = Report(7, 61.0, {"engine_killed": 2}, {"frames": 480}, {"memory_mb": 131.5}, findings=[flaw])
+    report = Report(
+        7, 61.0, {"engine_killed": 2}, {"frames": 480}, {"files_after": 13, "memory_mb": [131.5]}, findings=[flaw]
+    )
     text = report.text()
     assert "seed 7, 61 s, 2 faults" in text and "WRONG" in text and "frame 4 follows frame 6" in text
     (finding,) = json.loads(json.dumps(report.as_json()))["findings"]
     assert finding == {"kind": "wrong", "words": "frame 4 follows frame 6"}
-    assert "131.5  memory mb" in text and "at rest" not in Report(7).text()
+    assert "13  files after" in text and "at rest" not in Report(7).text()
     assert "nothing was wrong" in Report(7).text()
 
 
@@ -197,6 +199,7 @@ def test_a_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], l
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["seen"]["frames"] > 0 and report["faults"]["engine_killed"] > 0 and not report["findings"]
     assert report["conditions"]["cores"] > 0 and report["growth"] == {}
+    assert report["command"].startswith("python -m streaming.chaos --minutes 0.2 --seed 7")
 
 
 def test_a_run_with_a_flaw_fails(

@@ -50,11 +50,12 @@ def test_seams_are_held_against_what_is_around() -> None:
     right = {"long before": {"subject": True}, "before": {"subject": True}, "after": {"subject": True}}
     found = figures([death(), death()], [right, right])
     assert (found["seam_ratio"]["ratio"], found["seam_ratio_a_clip_before"]["ratio"]) == (1.0, 1.0)
-    assert found["same_words"] == {"same": 2, "of": 2} and found["new_frames_s"]["most"] == 1.5
+    assert found["same_words"]["same"] == 2 and found["new_frames_s"]["most"] == 1.5
     assert (found["gap_s"]["median"], found["repeats_s"]["most"]) == (0.25, 0.125)
     found = figures([death(seam=3.0), death(seam=3.0)], [right, right | {"after": {"subject": False}}])
     assert (found["seam_ratio"]["ratio"], found["seam_ratio_a_clip_before"]["ratio"]) == (3.0, 1.0)
-    assert found["same_words"] == {"same": 1, "of": 2} and found["same_words_a_clip_before"] == {"same": 2, "of": 2}
+    assert found["same_words"] == {"same": 1, "of": 2, "by_word": {"subject": {"same": 1, "of": 2}}}
+    assert found["same_words_a_clip_before"]["same"] == 2
 
 
 def test_frames_that_were_lost_on_the_way_are_left_out() -> None:

@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import json
 import random
+import shlex
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from streaming.bench.client import RequestError
@@ -38,7 +40,8 @@ KILLS_S = 180.0  # those minutes, in which it is killed
 
 async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names: Sequence[str] = ()) -> Report:
     """Lets faults happen for so long, those of the names if any are given. Raises BenchError without a server."""
-    report, growth, rng = Report(seed, conditions=machine()), Growth(), random.Random(seed)
+    conditions = machine() | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    report, growth, rng = Report(seed, conditions=conditions), Growth(), random.Random(seed)
     chosen = {fault: share for fault, share in FAULTS.items() if not names or fault.__name__ in names}
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         stage = Stage(command, Path(folder))
@@ -134,7 +137,9 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
         return 1
     sys.stdout.write(report.text())
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
+        words = sys.argv[1:] if argv is None else list(argv)
+        told = {"command": shlex.join(["python", "-m", "streaming.chaos", *words])} | report.as_json()
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
     return 1 if report.findings else 0
 
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,9 @@ class Growth:
                 self.samples.append(sample)
             await asyncio.sleep(EVERY_S)
 
-    def figures(self) -> dict[str, float]:
-        """Slope of memory with its standard error, MB a minute, and open files at rest, in the first half and the
-        second; empty where no server lived for LEAST_MINUTES."""
+    def figures(self) -> dict[str, Any]:
+        """Memory by minute, its slope with the standard error, MB a minute, and open files at rest, in the first half
+        and the second; empty where no server lived for LEAST_MINUTES."""
         minutes = self._minutes()
         if len(minutes) < LEAST_MINUTES:
             return {}
@@ -53,7 +54,7 @@ class Growth:
         half = len(files) // 2
         return {
             "minutes": len(minutes),
-            "memory_mb": round(memory[-1], 1),
+            "memory_mb": [round(size, 2) for size in memory],
             "memory_mb_a_minute": round(float(slope), 4),
             "standard_error": round(math.sqrt(float(spread[0, 0])), 4),
             "files_before": min(files[:half]),
@@ -81,7 +82,7 @@ class Growth:
         return [(min(one.memory_mb for one in many), min(one.files for one in many)) for many in minutes.values()]
 
 
-def _grown(found: Mapping[str, float]) -> list[str]:
+def _grown(found: Mapping[str, Any]) -> list[str]:
     slope, error = found["memory_mb_a_minute"], found["standard_error"]
     words = []
     if slope > ERRORS * error and slope * found["minutes"] > LEAST_MB:

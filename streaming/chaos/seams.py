@@ -97,6 +97,13 @@ def _ratio(pairs: Sequence[tuple[float | None, float | None]]) -> Figures:
     return {"ratio": round(ratio, 4), "half_width_95": round(float(half), 4), "n": len(whole)}
 
 
-def _count(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> dict[str, int]:
-    same = sum(row["right"][one] == row["right"][other] for row in rows)
-    return {"same": same, "of": len(rows)}
+def _count(rows: Sequence[Mapping[str, Any]], one: str, other: str) -> dict[str, Any]:
+    """In how many deaths two clips have the same words right: all of them, and each."""
+    pairs = [(row["right"][one], row["right"][other]) for row in rows]
+    words = dict.fromkeys(word for before, _ in pairs for word in before)
+    by_word = {word: [before[word] == after.get(word) for before, after in pairs if word in before] for word in words}
+    return {
+        "same": sum(before == after for before, after in pairs),
+        "of": len(pairs),
+        "by_word": {word: {"same": sum(same), "of": len(same)} for word, same in by_word.items()},
+    }
