@@ -3,12 +3,19 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import serving
 
+from engine.config import preset
+from engine.live.generator import Generator
+from engine.live.journal_writer import JournalWriter
+from engine.loading.model import load
+from engine.loading.options import place
+from engine.wire.state_folder import JOURNAL
 from streaming.bench.chromium import missing
 from streaming.bench.client import Http
 from streaming.bench.recording import BenchError
@@ -16,6 +23,7 @@ from streaming.chaos import kills, page
 from streaming.chaos.page import longest_gap
 from streaming.chaos.seams import CLIP, Death, figures
 from streaming.chaos.two_viewers import TwoViewers
+from streaming.chaos.undisturbed import replayed
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fakes.py"), "--spare-engine")
 PROMPT = "a white ball floats up under the stars at night"
@@ -65,6 +73,40 @@ def test_frames_that_were_lost_on_the_way_are_left_out() -> None:
     assert one.around(100) == 1.0 and [len(clip) for clip in one.clips.values()] == [CLIP] * 3
     right = dict.fromkeys(one.clips, {"subject": True})
     assert figures([one, death()], [right, right])["seam_ratio"] == {"ratio": None, "half_width_95": None, "n": 1}
+
+
+def test_the_video_is_held_against_its_replay() -> None:
+    """One that went on as another video is far from it, behind the end alone."""
+    one = death(seam=21.0)
+    one = replace(one, undisturbed=death().pictures)
+    right = dict.fromkeys(one.clips, {"subject": True}) | {"undisturbed": {"subject": False}}
+    found = figures([one], [right])
+    assert found["levels_from_undisturbed"]["before"]["most"] == 0.0
+    assert found["levels_from_undisturbed"]["after"]["most"] == 20.0
+    assert found["same_words_as_undisturbed"]["same"] == 0 and found["same_words"]["same"] == 1
+
+
+def test_a_journal_that_cannot_be_replayed_is_told(tmp_path: Path) -> None:
+    """In the words of the command."""
+    with pytest.raises(BenchError, match="the replay failed: .*no.jsonl"):
+        replayed(tmp_path / "no.jsonl", {0})
+
+
+def test_a_journal_is_replayed(tmp_path: Path) -> None:
+    """Frames by their numbers, those alone that are asked for and there."""
+    own = Generator(load(preset("mini"), *place(preset("mini"), None, "cpu")))
+    state = own.open("a red ball", 7, steps=1)
+    writer = JournalWriter(tmp_path, own, lambda *told: pytest.fail(str(told)))
+    journal = writer.open("main", state, new=True)
+    while own.needs_plan(state):
+        own.plan(state)
+    units = list(journal.recorded(state, own.chunk(state), 0).units)
+    writer.close(60)
+    frames = np.concatenate([unit.batch.i420 for unit in units if unit.batch is not None])
+    found = replayed(tmp_path / "main" / JOURNAL, {0, 9, 10**6})
+    assert found.keys() == {0, 9}
+    # The file's codec is not exact.
+    assert all(np.abs(found[number].astype(int) - frames[number]).mean() < 3 for number in found)
 
 
 @pytest.mark.timeout(180)

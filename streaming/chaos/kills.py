@@ -2,8 +2,9 @@
 
 `engine_killed` is kill -9 of the engine that serves, `engine_stopped` SIGSTOP for 10 s: how long until another process
 makes new frames, how long the video stands, how much the pictures differ across it, and whether the judge of `mini`
-sees the same words before and after. `server_killed` is kill -9 of the server, and another one at once on its state
-folder: how long until the page in Chromium shows pictures again. Everything is on loopback.
+sees the same words before and after, and in a replay of the journal, which nothing disturbed. `server_killed` is
+kill -9 of the server, and another one at once on its state folder: how long until the page in Chromium shows pictures
+again. Everything is on loopback.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from streaming.chaos import page
 from streaming.chaos.seams import CLIP, Death, figures
 from streaming.chaos.stage import Stage, send
 from streaming.chaos.two_viewers import TwoViewers
+from streaming.chaos.undisturbed import replayed
 
 PER_PROMPT = 5  # ends under one prompt
 SETTLED = 48  # frames that a change takes to be worked out
@@ -60,6 +63,10 @@ async def engine_ends(stage: Stage, times: int, rng: random.Random, stopped: boo
             await asyncio.gather(viewers.until(alone + 2 * CLIP, LIMIT_S), _spare_is_warm(stage))
             await asyncio.sleep(rng.uniform(0, CHUNK_S))
             deaths.append(await _end(stage, viewers, prompt, stopped))
+    if (journal := stage.state / "main" / "journal.jsonl").exists():
+        wanted = {number for death in deaths for number in death.pictures}
+        frames = await asyncio.to_thread(replayed, journal, wanted)
+        deaths = [replace(one, undisturbed={n: frames[n] for n in one.pictures if n in frames}) for one in deaths]
     return figures(deaths, await asyncio.to_thread(_judged, deaths))
 
 

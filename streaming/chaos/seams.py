@@ -6,7 +6,7 @@ An I420 frame is [3H/2, W] uint8. A *change* is the mean absolute difference of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,31 +28,41 @@ class Death:
     gap_s: float  # the longest time between two new frames, as the viewer saw them
     repeats_s: float  # of video that stood
     pictures: Mapping[int, Pixels]  # by number, around the first
-
-    def clip(self, begin: int) -> list[Pixels]:
-        """A clip's length of frames from a number on; for each that was lost on the way the nearest one."""
-        numbers = range(begin, begin + CLIP)
-        return [self.pictures[min(self.pictures, key=lambda one: abs(one - number))] for number in numbers]
+    undisturbed: Mapping[int, Pixels] = field(default_factory=dict)  # the same by a replay; none where it is not known
 
     @property
     def clips(self) -> dict[str, list[Pixels]]:
         """What the judge compares; what is long before tells how it differs from clip to clip by itself."""
-        return {"long before": self.clip(self.first - 2 * CLIP), "before": self.clip(self.first - CLIP)} | {
-            "after": self.clip(self.first)
-        }
+        begins = {"long before": self.first - 2 * CLIP, "before": self.first - CLIP, "after": self.first}
+        clips = {name: _clip(self.pictures, begin) for name, begin in begins.items()}
+        return clips | ({"undisturbed": _clip(self.undisturbed, self.first)} if self.undisturbed else {})
+
+    def apart(self, begin: int) -> float | None:
+        """The mean difference of a clip that was watched from the same of the replay; None where there is none."""
+        numbers = [n for n in range(begin, begin + CLIP) if n in self.pictures and n in self.undisturbed]
+        apart = [_difference(self.pictures[number], self.undisturbed[number]) for number in numbers]
+        return float(np.mean(apart)) if apart else None
 
     def change(self, number: int) -> float | None:
         """To a frame from the one before it; None where one of them was lost on the way."""
         if number not in self.pictures or number - 1 not in self.pictures:
             return None
-        here, before = self.pictures[number].astype(np.float32), self.pictures[number - 1].astype(np.float32)
-        return float(np.abs(here - before).mean())
+        return _difference(self.pictures[number], self.pictures[number - 1])
 
     def around(self, number: int) -> float | None:
         """The mean change to the frames within a clip's length of that number, but to that one itself."""
         numbers = [one for one in range(number - CLIP + 1, number + CLIP) if one != number]
         changes = [change for one in numbers if (change := self.change(one)) is not None]
         return float(np.mean(changes)) if changes else None
+
+
+def _clip(pictures: Mapping[int, Pixels], begin: int) -> list[Pixels]:
+    """A clip's length of frames from a number on; for each that is not there the nearest one."""
+    return [pictures[min(pictures, key=lambda one: abs(one - number))] for number in range(begin, begin + CLIP)]
+
+
+def _difference(one: Pixels, other: Pixels) -> float:
+    return float(np.abs(one.astype(np.float32) - other.astype(np.float32)).mean())
 
 
 def figures(deaths: Sequence[Death], found: Sequence[Mapping[str, Mapping[str, bool]]]) -> Figures:
@@ -66,7 +76,22 @@ def figures(deaths: Sequence[Death], found: Sequence[Mapping[str, Mapping[str, b
         "seam_ratio_a_clip_before": _ratio([(row["seam_before"], row["around_before"]) for row in rows]),
         "same_words": _count(rows, "before", "after"),
         "same_words_a_clip_before": _count(rows, "long before", "before"),
+        **_undisturbed(rows),
         "deaths": rows,
+    }
+
+
+def _undisturbed(rows: Sequence[Mapping[str, Any]]) -> Figures:
+    """The video that was watched, held against its replay; empty where there is none."""
+    known = [row for row in rows if "undisturbed" in row["right"]]
+    if not known:
+        return {}
+    return {
+        "same_words_as_undisturbed": _count(known, "after", "undisturbed"),
+        "levels_from_undisturbed": {
+            side: spread(row[f"apart_{side}"] for row in known if row[f"apart_{side}"] is not None)
+            for side in ("before", "after")
+        },
     }
 
 
@@ -82,6 +107,8 @@ def _row(death: Death, right: Mapping[str, Mapping[str, bool]]) -> dict[str, Any
         "around": death.around(death.first),
         "seam_before": death.change(earlier),
         "around_before": death.around(earlier),
+        "apart_before": death.apart(earlier),
+        "apart_after": death.apart(death.first),
         "right": right,
     }
 
