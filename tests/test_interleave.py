@@ -486,6 +486,18 @@ async def test_chunk_reports_its_cost() -> None:
         assert done.compute_s == pytest.approx(sum(done.stage_ms.values()) / 1000)
 
 
+async def test_memory_is_given_back_behind_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What units freed would stay with the process."""
+    given: list[None] = []
+    monkeypatch.setattr("engine.live.interleave.RETURN_S", 0.0)
+    monkeypatch.setattr("engine.live.interleave.return_memory", lambda: given.append(None))
+    async with _running() as (server, _):
+        await server.receive(ChunkDone)
+        server.show(25)
+        await server.receive(ChunkDone)
+    assert len(given) == 2
+
+
 async def test_threads_are_chosen_by_the_steps() -> None:
     """Each denoising step's cost is told; other threads are looked for when there is nothing to do."""
 

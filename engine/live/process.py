@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import signal
 import threading
@@ -26,6 +25,7 @@ from engine.live.offline import generate_frames
 from engine.loading.model import Model, load, with_small_pictures
 from engine.loading.options import largest_picture, place, use_cores
 from engine.priority import in_background
+from engine.runtime.heap import return_memory
 from engine.runtime.threads import FIXED, ThreadChoice, computing_with
 from engine.wire.messages import Failed, JournalStopped, Progress, Ready
 from engine.wire.ring import RingWriter
@@ -97,7 +97,7 @@ def prepare(
             threads = choose_threads(generator, most, threads_at_once)
     if settings.warm_up and not warm:
         warm_up(generator, control)
-    return_memory()
+    return_memory()  # some 40 MB that loading and recording took for a while
     return generator, threads
 
 
@@ -185,13 +185,6 @@ def warm_up(generator: Generator, control: ControlPipe, chunks: int = WARM_UP_CH
         control.send(Progress("warm-up", (batch.index + batch.frames) / frames))
         ends_s[batch.chunk] = time.monotonic()
     return ends_s[chunks - 1] - ends_s[chunks - 2]
-
-
-def return_memory() -> None:
-    """Gives back to the system what loading and recording took for a while: some 40 MB that glibc would keep."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def open_channels(interleaver: Interleaver) -> None:
