@@ -79,9 +79,9 @@ async def server_ends(stage: Stage, times: int, rng: random.Random) -> Figures:
         for _ in range(times):
             await page.plays(time.time())
             await asyncio.sleep(rng.uniform(*CALM_S))
-            began_s = time.time()
             left = await stage.kill()
             await stage.start()
+            began_s = stage.signalled_s
             ready_s = time.time() - began_s
             seen = await page.plays(time.time())
             gap_s, again_s = longest_gap(seen, began_s)

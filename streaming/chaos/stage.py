@@ -40,6 +40,7 @@ class Stage:
         where = ("--host", "127.0.0.1", "--port", str(port), "--ice-address", "127.0.0.1", "--state", str(self.state))
         self._argv = (*command, *where)
         self._process: asyncio.subprocess.Process | None = None
+        self.signalled_s = 0.0  # when a server was ended last, of the wall clock
         self._shown: tuple[int, int] | None = None  # the last count of frames
         self._from = 0  # bytes of the log that are of servers before
 
@@ -95,7 +96,10 @@ class Stage:
 
     async def _end(self, end: Callable[[], None]) -> list[str]:
         children = psutil.Process(self.pid).children(recursive=True)
-        mapped = {path for process in (psutil.Process(self.pid), *children) for path in _shared_memory(process)}
+        every = (psutil.Process(self.pid), *children)
+        # Of a process with a model that takes a second or more.
+        mapped = await asyncio.to_thread(lambda: {path for process in every for path in _shared_memory(process)})
+        self.signalled_s = time.time()
         end()
         left = []
         try:
