@@ -41,7 +41,8 @@ class ReaderStage(TrainingStage):
         self.device = setup.device
         if setup.warm_start:
             setup.require("reader")
-            self.reader = make_reader(config, setup.weights)
+            # Known words are those of the present lexicon.
+            self.reader = PromptReader(config, make_reader(config, setup.weights).pieces, known_words())
         else:
             pieces, embeddings = piece_embeddings(config.embedding)
             self.reader = PromptReader(config, pieces, known_words())
@@ -84,10 +85,13 @@ class ReaderStage(TrainingStage):
 
 
 def known_words() -> list[str]:
-    """Words of many prompts without typos, the most frequent first."""
+    """Words of many prompts without typos, the most frequent first, and behind them the lexicon's other ones."""
     rng = random.Random("words")
     counts = Counter(word for _ in range(COUNTED) for word in typed_prompt(rng, typos=0.0).text.split())
-    return [word for word, _ in counts.most_common() if word.isalpha()]
+    lexicon = (word for text in _texts(LEXICON) for word in text.lower().split())
+    return list(
+        dict.fromkeys(word for word in (*(word for word, _ in counts.most_common()), *lexicon) if word.isalpha())
+    )
 
 
 def noisy(embedded: Tensor) -> Tensor:

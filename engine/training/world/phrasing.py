@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.text.asked import Asked
+from engine.training.world.rejecting import NOT_DOING, REJECTING
 
 LEXICON: dict[str, Any] = tomllib.loads((Path(__file__).parents[2] / "data/lexicon.toml").read_text(encoding="utf-8"))
 ASIDE, END = "\x02", "\x03"
@@ -33,8 +34,16 @@ _COUNTS = (
     "2",
     "a few",
 )
+SINGLE_SHARE = 0.35  # of phrases are single words, where there are some
+PLAIN_SHARE = 0.22  # of nouns and colours are the plain word
 _DETERMINERS = ("a", "a", "a", "the", "one", "this", "my", "")
-_TONES = ("bright", "dark", "light", "deep", "pale", "vivid", "very", "all")
+_TONES = (
+    "bright", "dark", "light", "deep", "pale", "vivid", "very", "all", "pastel", "neon", "rich", "soft", "faded",
+    "metallic",
+    "warm", "brilliant", "intense", "shiny", "glossy", "completely", "mostly", "a bit", "matte", "strong", "plain",
+    "luminous",
+)  # fmt: skip
+_ENDINGS = ("-coloured", " coloured", "-colored", ", ", "-hued", "-tinted", " tinted", "-toned", " colored", "-painted")
 FILLERS = (
     ", of course,",
     ", i'd say,",
@@ -76,9 +85,14 @@ def plural(noun: str) -> str:
     return " ".join([*first, last])
 
 
+_IRREGULAR = {"be": ("is", "are"), "have": ("has", "have"), "do": ("does", "do"), "whiz": ("whizzes", "whiz")}
+
+
 def present(verb: str, many: bool = False) -> str:
     """ "glide by" -> "glides by"."""
     first, *rest = verb.split(" ")
+    if first in _IRREGULAR:
+        return " ".join([_IRREGULAR[first][many], *rest])
     if not many:
         first = first[:-1] + "ies" if re.search(r"[^aeiou]y$", first) else first
         first += "" if first.endswith("ies") else "es" if re.search(r"(?:s|x|ch|sh|[^o]o|zz)$", first) else "s"
@@ -88,7 +102,7 @@ def present(verb: str, many: bool = False) -> str:
 def participle(verb: str) -> str:
     """ "glide by" -> "gliding by"."""
     first, *rest = verb.split(" ")
-    if re.search(r"[^e]e$", first):
+    if re.search(r"[^be]e$", first):
         first = first[:-1]
     elif re.fullmatch(r"[^aeiou]*[aeiou][bdgmnpt]", first):
         first += first[-1]
@@ -110,7 +124,10 @@ class Phraser:
         rare = [word for word in words if is_held_out(word)]
         if rare and self.held_out and self.rng.random() < 0.7:
             return self.rng.choice(rare)
-        return self.rng.choice([word for word in words if word not in rare] or list(words))
+        usual = [word for word in words if word not in rare] or list(words)
+        if self.often(SINGLE_SHARE):
+            usual = [word for word in usual if " " not in word] or usual
+        return self.rng.choice(usual)
 
     def often(self, share: float) -> bool:
         return self.rng.random() < share
@@ -120,7 +137,9 @@ class Phraser:
         return aside(self.rng.choice(words))
 
     def words(self, table: str, key: str | None) -> list[str]:
-        """Of a table of the lexicon, with those that training never sees."""
+        """Of a table of the lexicon, with those that training never sees; often the plain word alone."""
+        if table in ("nouns", "colours") and key and not self.held_out and self.often(PLAIN_SHARE):
+            return [key]
         return [*LEXICON[table][key], *LEXICON["held_out"].get(f"{table}_{key}", ())]
 
     def thing(self, subject: str | None, colour: str | None) -> tuple[str, bool]:
@@ -135,6 +154,10 @@ class Phraser:
             noun += f", not {self.one(('a', 'the'))} {self.rng.choice(LEXICON['asides']['nouns'])},"
         before = [self.asides("adjectives") for _ in range(self.rng.choice((0, 0, 0, 1, 1, 2)))]
         named = self.coloured(colour) if colour else self.asides("colours") if self.often(0.08) else ""
+        if not colour and self.often(0.04):
+            named = self.rng.choice(("not {}", "no longer {}", "not really {}", "non-{}")).format(
+                self.others("colours", "")[0]
+            )
         first = self.one(_COUNTS) if many else self.one(_DETERMINERS)
         if colour and self.often(0.22):
             shape = self.rng.choice(_COLOURED)
@@ -142,7 +165,7 @@ class Phraser:
             text = shape.format(" ".join(filter(None, [first, *before, noun])), named, likeness)
         else:
             if colour and self.often(0.06):
-                named += self.rng.choice(("-coloured", " coloured", "-colored", ", "))
+                named += self.rng.choice(_ENDINGS)
             adjectives = [*before, named] if self.often(0.8) else [named, *before]
             text = " ".join(filter(None, [first, *adjectives, noun]))
         if self.often(0.04):
@@ -155,24 +178,25 @@ class Phraser:
         if self.often(0.06):
             named = f"{self.rng.choice(_TONES)} {named}"
         if self.often(0.08):
-            other = self.rng.choice([one for one in LEXICON["colours"] if one != colour])
-            named = self.rejecting(named, self.one(LEXICON["colours"][other]))
+            others = self.others("colours", colour)
+            named = self.rejecting(
+                named, *(others if self.often(0.8) else [self.rng.choice(LEXICON["asides"]["colours"])])
+            )
         return named
 
-    def rejecting(self, meant: str, other: str) -> str:
-        """Says something, and that another thing is not meant."""
-        shapes = (
-            "not {1} but {0}",
-            "{0}, not {1}",
-            "{0} instead of {1}",
-            "{0} (not {1})",
-            "{0} and not {1}",
-            "not {1}: {0}",
-        )
-        return self.rng.choice(shapes).format(meant, other)
+    def rejecting(self, meant: str, *others: str) -> str:
+        """Says something, and that one or two other things are not meant."""
+        return self.rng.choice(REJECTING).format(meant, others[0], others[-1])
+
+    def others(self, table: str, key: str, form: str = "") -> list[str]:
+        """Words of two other entries of a table of the lexicon."""
+        keys = self.rng.sample([one for one in LEXICON[table] if one != key], 2)
+        return [self.one(LEXICON[table][one][form] if form else LEXICON[table][one]) for one in keys]
 
     def action(self, asked: Asked, form: str, many: bool = False) -> str:
         """A verb phrase: form "present" (moves left), "participle" (moving left) or "bare" (left). May be empty."""
+        if form == "present" and not many and asked.direction and self.often(0.06):
+            return self.rng.choice(NOT_DOING).format(self.other_movement(asked), self.action(asked, form))
         speed = self.one(self.words("speeds", asked.speed)) if asked.speed else ""
         if asked.direction == "still":
             return self.one(LEXICON["still"]["finite" if form == "present" else "ing"])
@@ -184,8 +208,7 @@ class Phraser:
             verb, speed = self.verb(asked, speed)
             where = self.one(self.words("directions", asked.direction)) if asked.direction else ""
             if asked.direction and self.often(0.08):
-                other = self.rng.choice([one for one in LEXICON["directions"] if one != asked.direction])
-                where = self.rejecting(where, other)
+                where = self.rejecting(where, *self.others("directions", asked.direction))
         bare = form == "bare" and not (asked.direction == "bounce" or (asked.direction and not where))
         if form == "present":
             verb = f"{'are' if many else 'is'} {participle(verb)}" if self.often(0.25) else present(verb, many)
@@ -195,10 +218,24 @@ class Phraser:
         parts = [verb, speed, where] if self.often(0.5) else [verb, where, speed]
         return " ".join([speed, verb, where] if self.often(0.1) else filter(None, parts)).strip()
 
+    def other_movement(self, asked: Asked) -> str:
+        """The base form of what is not done."""
+        kinds = [kind for kind in ("up", "down", "bounce", "still", "left", "right") if kind != asked.direction]
+        kind = self.rng.choice(kinds)
+        if kind in LEXICON["direction_verbs"]:
+            return self.one(LEXICON["direction_verbs"][kind])
+        if kind == "bounce":
+            return self.one(LEXICON["bounce"]["base"])
+        if kind == "still":
+            return self.rng.choice(
+                ("stand still", "stop", "stay there", "rest", "wait", "hover", "stand around", "stay in place")
+            )
+        return f"{self.verb(asked, '')[0]} {self.one(LEXICON['directions'][kind])}"
+
     def verb(self, asked: Asked, speed: str) -> tuple[str, str]:
         """A verb, and what remains to be said of the speed."""
         kinds = {"fast": "fast_verbs", "slow": "slow_verbs"}
-        if asked.speed in kinds and self.often(0.3):
+        if asked.speed in kinds and self.often(0.42):
             return self.one(LEXICON[kinds[asked.speed]]["any"]), speed if self.often(0.2) else ""
         own = LEXICON["verbs"].get(asked.subject or "any", [])
         return self.one([*own, *own, *LEXICON["verbs"]["any"]]), speed
@@ -207,55 +244,32 @@ class Phraser:
         """Where it is: form "in" (in the desert) or "is" (desert). For an open scene empty, or elsewhere."""
         if not scene:
             return self.asides("scenes") if self.often(0.12) else ""
-        rare = LEXICON["held_out"][f"scenes_{scene}"]
-        text = self.one([*LEXICON["scenes"][scene][form], *(f"at the {one}" if form == "in" else one for one in rare)])
+        text = self.place(scene, form)
+        if form == "in" and scene in ("night", "sunset") and self.often(0.15):
+            # Where it is besides: the hour shows.
+            where = self.place(self.rng.choice(("hills", "desert", "sea")), form)
+            text = self.rng.choice((f"{text} {where}", f"{where} {text}", f"{where}, {text}", f"{text}, {where}"))
         if self.often(0.08):
-            other = self.rng.choice([one for one in LEXICON["scenes"] if one != scene])
-            text = self.rejecting(text, self.one(LEXICON["scenes"][other][form]))
+            text = self.rejecting(text, *self.others("scenes", scene, form))
         return f"{text} {self.asides('weather')}" if self.often(0.06) else text
+
+    def place(self, scene: str, form: str) -> str:
+        """A scene as a whole phrase, or as a preposition with a place."""
+        rare = LEXICON["held_out"][f"scenes_{scene}"]
+        if form != "in" or self.often(0.5):
+            return self.one(
+                [*LEXICON["scenes"][scene][form], *(f"at the {one}" if form == "in" else one for one in rare)]
+            )
+        places = LEXICON["places"][scene]
+        before = (
+            self.one(("the", "the", "the", "a", "some", "this", ""))
+            if self.often(0.9)
+            else f"the {self.asides('adjectives')}"
+        )
+        return f"{self.one(places['prepositions'])} {before} {self.one(places['nouns'])}".replace("  ", " ")
 
     def camera(self, camera: str | None) -> str:
         return self.one(self.words("cameras", camera)) if camera else ""
 
-    def pair(self, asked: Asked) -> tuple[str, bool]:
-        """Two things, and whether the verb is plural."""
-        first, second = self.thing(asked.subject, asked.colour)[0], self.thing(asked.subject2, asked.colour2)[0]
-        relations = LEXICON["relations"]
-        if asked.relation is None:
-            joint = self.one(relations["open"]["forth"])
-            shapes = (
-                f"{first} {joint} {second}",
-                f"{first} and {second} side by side",
-                f"{first} and {second} together",
-                f"both {first} and {second}",
-                f"{first} with {second} beside it",
-            )
-            return (shapes[0] if self.often(0.7) else self.one(shapes)), joint == "and"
-        forth, back = (self.one(relations[asked.relation][way]) for way in ("forth", "back"))
-        sides = ("left", "right") if asked.relation == "left of" else ("top", "bottom")
-        one, other = self.noun(asked.subject), self.noun(asked.subject2)
-        forwards = (
-            f"{first} {forth} {second}", f"{first} {forth} {second}", f"{first} with {second} {back} it",
-            f"{first} and {back} it {second}", f"{first} that is {forth} {second}",
-            f"{first} on the {sides[0]} and {second} on the {sides[1]}",
-            f"on the {sides[0]} {first}, on the {sides[1]} {second}", f"{first} {sides[0]}, {second} {sides[1]}",
-            f"{first} and {second}, the {one} is {forth} the {other}", f"{back} {first} there is {second}",
-            f"{first} next to {second}, the {one} on the {sides[0]}",
-            f"{first} beside {second}, the {other} on the {sides[1]}", f"{first} is {forth} {second}",
-            f"{first}, and {back} it {second}", f"{first} has {second} {back} it", f"{first}; {second} {back} it",
-            f"{first} and {second}: the {other} is {back} the {one}",
-        )  # fmt: skip
-        backwards = (
-            f"{second} {back} {first}", f"{second} {back} {first}", f"{second} with {first} {forth} it",
-            f"{second} and {forth} it {first}", f"{forth} {second}, {first}", f"{forth} {second} is {first}",
-            f"{second} which is {back} {first}", f"on the {sides[1]} {second} and on the {sides[0]} {first}",
-            f"{second} and {first}, the {one} {forth} the other", f"{second} and {first}, the {one} on the {sides[0]}",
-            f"{second} beside {first}, the {other} on the {sides[1]}", f"{second} with {first} flying {forth} it",
-            f"{second}, and {forth} it {first}", f"{second} has {first} {forth} it", f"{second}; {first} {forth} it",
-            f"{forth} {second} there is {first}", f"{second} and {first}: the {one} is {forth} the {other}",
-        )  # fmt: skip
-        self.swapped = self.often(0.5)
-        return self.rng.choice(backwards if self.swapped else forwards), False
-
     def noun(self, subject: str | None) -> str:
-        return self.one(LEXICON["nouns"][subject]) if subject else "other"
+        return self.one(self.words("nouns", subject)) if subject else "other"

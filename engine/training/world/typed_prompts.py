@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from engine.text.asked import Asked
 from engine.training.world.captions import Label, caption, random_label
 from engine.training.world.misspelling import misspelled
+from engine.training.world.pairs import pair, pair_story
 from engine.training.world.phrasing import ASIDE, END, LEXICON, Phraser, aside
+from engine.training.world.rejecting import NOT_THIS
 
 CAPTION_SHARE = 0.12  # of the prompts are captions of the grammar
 NOTHING_SHARE = 0.04  # of the prompts ask for nothing that there is
@@ -18,7 +20,8 @@ NOTHING_SHARE = 0.04  # of the prompts ask for nothing that there is
 OPEN = {
     "subject": 0.06, "colour": 0.12, "scene": 0.2, "direction": 0.3, "speed": 0.55, "relation": 0.15, "colour2": 0.1,
 }  # fmt: skip
-PAIR_SHARE, CAMERA_SHARE = 0.45, 0.35
+PAIR_SHARE, CAMERA_SHARE = 0.5, 0.35
+ALONE_SHARE = 0.04  # of the prompts say one thing alone
 TYPO_SHARE, TYPOS = 0.22, 0.2  # prompts with typos, and of their words
 SEPARATORS = (", ", ", ", ". ", " ", " / ", " - ", "; ", ": ", " + ", ",", "! ", " and ")
 
@@ -48,6 +51,9 @@ def random_asked(rng: random.Random) -> Asked:
         asked = replace(asked, relation=None, subject2=None, colour2=None)
     if asked.direction == "still":
         asked = replace(asked, speed=None)
+    if rng.random() < ALONE_SHARE:
+        name = rng.choice(("subject", "colour", "scene"))
+        asked = Asked(**{name: words[name]})
     # With less than this there is hardly a prompt.
     return asked if asked.subject or asked.colour or asked.scene else random_asked(rng)
 
@@ -82,7 +88,7 @@ def of_label(label: Label) -> Asked:
 
 def _core(phraser: Phraser, asked: Asked) -> tuple[str, bool]:
     """The subject or both, and whether it is plural. A speed may stand before the subject."""
-    return phraser.pair(asked) if asked.subject2 else phraser.thing(asked.subject, asked.colour)
+    return pair(phraser, asked) if asked.subject2 else phraser.thing(asked.subject, asked.colour)
 
 
 def _sentence(phraser: Phraser, asked: Asked) -> str:
@@ -96,6 +102,13 @@ def _sentence(phraser: Phraser, asked: Asked) -> str:
     scene = phraser.scene(asked.scene)
     parts = [thing, action, scene] if phraser.often(0.7) else [scene and scene + ",", thing, action]
     return _with_camera(phraser, " ".join(filter(None, parts)), asked)
+
+
+def _story(phraser: Phraser, asked: Asked) -> str:
+    """a red car drives left under a balloon in the desert"""
+    if not asked.subject2:
+        return _sentence(phraser, asked)
+    return _with_camera(phraser, pair_story(phraser, asked), asked)
 
 
 def _with_camera(phraser: Phraser, text: str, asked: Asked) -> str:
@@ -128,7 +141,7 @@ def _short(phraser: Phraser, asked: Asked) -> str:
     words += [phraser.scene(asked.scene, "is"), phraser.camera(asked.camera)]
     if phraser.often(0.4):
         phraser.rng.shuffle(words)
-    return phraser.rng.choice((" ", " ", ", ", "/")).join(filter(None, words))
+    return phraser.rng.choice((" ", " ", ", ", "/", ". ", " - ")).join(filter(None, words))
 
 
 def _statements(phraser: Phraser, asked: Asked) -> str:
@@ -240,26 +253,13 @@ def _not_this(phraser: Phraser, asked: Asked) -> str:
     """not a boat but a red car"""
     wrong = phraser.rng.choice([word for word in LEXICON["nouns"] if word not in (asked.subject, asked.subject2)])
     wrong = phraser.noun(wrong)
-    shape = phraser.rng.choice(
-        (
-            "not a {0}, {1}",
-            "not a {0} but {1}",
-            "{1}, not a {0}",
-            "no {0}, {1}",
-            "instead of a {0} {1}",
-            "{1} instead of a {0}",
-            "don't show a {0}. show {1}",
-            "{1}, without any {0}",
-            "{1} and no {0}",
-            "i don't want a {0}, i want {1}",
-        )
-    )
+    shape = phraser.rng.choice(NOT_THIS)
     return shape.format(wrong, _sentence(phraser, asked)) if asked.subject else _sentence(phraser, asked)
 
 
 TEMPLATES = (
     _sentence, _sentence, _sentence, _sentence, _fragments, _fragments, _fragments, _short, _statements, _statements,
-    _scene_first, _movement_first, _not_this,
+    _scene_first, _movement_first, _not_this, _not_this, _story, _story, _story, _story,
 )  # fmt: skip
 HELD_OUT_TEMPLATES = (_relative, _wish)
 
