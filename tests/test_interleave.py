@@ -489,8 +489,8 @@ async def test_chunk_reports_its_cost() -> None:
 async def test_memory_is_given_back_behind_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What units freed would stay with the process."""
     given: list[None] = []
-    monkeypatch.setattr("engine.live.interleave.RETURN_S", 0.0)
-    monkeypatch.setattr("engine.live.interleave.return_memory", lambda: given.append(None))
+    monkeypatch.setattr("engine.runtime.heap.EVERY_S", 0.0)
+    monkeypatch.setattr("engine.runtime.heap.return_memory", lambda: given.append(None))
     async with _running() as (server, _):
         await server.receive(ChunkDone)
         server.show(25)

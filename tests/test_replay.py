@@ -1,6 +1,7 @@
 """Journals back to frames: the same bits, from any place on."""
 
 import dataclasses
+from collections import abc
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,13 +11,14 @@ import numpy.typing as npt
 import pytest
 import torch
 from tiny import tiny_config, tiny_model, write_weights
+from torch import Tensor
 
 from engine.config import PRESETS
 from engine.live import journal as journals
 from engine.live import journal_writer
 from engine.live.channel_state import ChannelState, RenderState
 from engine.live.generator import Generator, Unit
-from engine.live.journal import Environment, Journal
+from engine.live.journal import ChunkRecord, Environment, Journal
 from engine.live.journal_writer import JournalWriter
 from engine.live.plan_writer import PlanPart
 from engine.live.replay import OTHER_PICTURES, Replay, differences
@@ -103,13 +105,43 @@ def test_any_part_is_the_same(video: tuple[Path, npt.NDArray[np.uint8]], start: 
 
 
 class Counting(Generator):
-    """Counts the chunks that are rendered."""
+    """Counts the chunks that are made, and those of them that are rendered."""
 
-    chunks = 0
+    chunks = rendered = 0
 
-    def render_plan(self, state: RenderState, parts: list[PlanPart], steps: int) -> Iterator[Unit]:
+    def render_plan(
+        self, state: RenderState, parts: list[PlanPart], steps: int, latents: Tensor | None = None
+    ) -> abc.Generator[Unit, None, Tensor]:
         self.chunks += 1
-        return super().render_plan(state, parts, steps)
+        self.rendered += latents is None
+        return super().render_plan(state, parts, steps, latents)
+
+
+def count_rendered(path: Path, start: int, end: int) -> int:
+    counting = Counting(tiny_model())
+    for _ in Replay(counting, Journal(path)).frames(start, end):
+        pass
+    return counting.rendered
+
+
+def test_chunks_before_a_snapshot_are_decoded_alone(
+    video: tuple[Path, npt.NDArray[np.uint8]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rendered again are those behind the last one, and those in which threads changed; all, if it is not as it was."""
+    path, frames = video
+    changed = sum(len(one.threads) > 1 for one in Journal(path).records if isinstance(one, ChunkRecord))
+    assert 0 < changed < SNAPSHOT_EVERY
+    assert count_rendered(path, 0, len(frames)) == CHUNKS - SNAPSHOT_EVERY + changed
+    copy, snapshot = tmp_path / JOURNAL, tmp_path / "000001.snapshot"
+    copy.write_bytes(path.read_bytes())
+    assert count_rendered(copy, 0, len(frames)) == CHUNKS  # the file is not there
+    record = torch.load(path.parent / snapshot.name, weights_only=True)
+    chunks = record["latents"]
+    for others in (chunks[:-1], [one[:, :-1] for one in chunks], [one.half() for one in chunks]):
+        write_snapshot(snapshot, record | {"latents": others})
+        assert count_rendered(copy, 0, 25) == 1
+        assert (replayed(copy, 0, 60) == frames[:60]).all()
+    assert "what is before it is rendered again" in caplog.text
 
 
 def test_a_snapshot_saves_what_is_before_it(video: tuple[Path, npt.NDArray[np.uint8]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from engine.live.channel_state import Place
 from engine.live.plan_writer import PlanPart
 from engine.runtime.cuda_streams import StreamEvent
@@ -30,4 +32,4 @@ class Chunk:
     end: Place  # where the next chunk begins
     steps: int
     parts: list[PlanPart]  # of the plan, which it reads
-    units: Generator[Unit, None, None]
+    units: Generator[Unit, None, Tensor]  # returns its latents, [1, T, C, H, W] float32

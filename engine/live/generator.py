@@ -18,9 +18,9 @@ from engine.live import rewind
 from engine.live.channel_state import ChannelState, PastChunk, Place, RenderState
 from engine.live.chunk import Chunk as Chunk
 from engine.live.chunk import Unit as Unit
-from engine.live.denoiser import Denoiser, DenoisingWindow
 from engine.live.plan_writer import PlanPart, PlanWriter, decode
 from engine.live.slices import LatentsDecoder, SliceDecoder
+from engine.live.windows import WindowRenderer
 from engine.loading.model import Model
 from engine.perceptual.base import VideoState, frames_of
 from engine.runtime.cuda_streams import CudaStreams, StreamEvent
@@ -41,10 +41,9 @@ class Generator:
         config = model.config
         self.model = model
         self._graphs, self._streams = graphs(model.device), CudaStreams(model.device)
-        self._denoiser = Denoiser(model, self._graphs)
+        self._windows = WindowRenderer(model, self._graphs, self._streams, _RENDER)
         self._slices = decoder or SliceDecoder(model, self._graphs, self._streams, _RENDER)
         self.writer = PlanWriter(model, config.sampling, graphs(model.device))
-        self._context_mix = torch.tensor(config.context_mix, device=model.device).view(1, -1, 1, 1, 1)
 
     def open(
         self, prompt: str, seed: int, steps: int | None = None, first_chunk: int = 0, first_frame: int = 0
@@ -70,7 +69,7 @@ class Generator:
         """A new video for `render`; arguments as for `open`."""
         config, device = self.model.config, self.model.device
         steps = config.steps if steps is None else steps
-        self._denoiser.schedule(steps)
+        self._windows.check_steps(steps)
         dit, tokenizer = config.renderer.dit, config.tokenizer
         features = torch.zeros(1, 0, tokenizer.feature_dim, *tokenizer.grid, device=device)
         context_latents = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
@@ -185,13 +184,22 @@ class Generator:
         """The next chunk, unit by unit, from given features of its frames."""
         yield from self._units(state, self.after(state), planned, self._streams.record(), state.steps)
 
-    def render_plan(self, state: RenderState, parts: list[PlanPart], steps: int) -> Iterator[Unit]:
-        """The next chunk, unit by unit, from what it reads of a plan: the same bits as when it was planned."""
+    def render_plan(
+        self, state: RenderState, parts: list[PlanPart], steps: int, latents: Tensor | None = None
+    ) -> abc.Generator[Unit, None, Tensor]:
+        """The next chunk, unit by unit, from what it reads of a plan: the same bits as when it was planned.
+
+        Args:
+            latents: of the chunk, [1, T, C, H, W] float32, if they were rendered before: they are decoded alone.
+
+        Returns:
+            The chunk's latents.
+        """
         end = self.after(state)
         with self.model.computing(), self._streams.stream(_PLAN):
             planned = decode(self.model, parts, state.next.latent)
             mark = self._streams.record()
-        yield from self._units(state, end, planned, mark, steps)
+        return (yield from self._units(state, end, planned, mark, steps, latents))
 
     def pass_over(self, state: ChannelState, chunk: Chunk) -> None:
         """Counts a chunk as made, which another process makes of its `parts`; only the plan goes on here."""
@@ -209,77 +217,42 @@ class Generator:
         with self.model.computing():
             state = self.start(self.model.text.embed(prompt), seed=0)
         features = state.features.new_zeros(1, config.first_chunk_length, *state.features.shape[2:])
-        with self._rendering():
-            window, _ = self._open_windows(state, features, state.steps)
-            noise = self._denoiser.begin(window)
+        return self._windows.rehearsal(state, features)
 
-        def step() -> None:
-            with self._rendering():
-                self._denoiser.step(window, 0, noise)
-
-        return step
-
-    def _planned_units(self, state: ChannelState, parts: list[PlanPart], steps: int) -> abc.Generator[Unit, None, None]:
+    def _planned_units(
+        self, state: ChannelState, parts: list[PlanPart], steps: int
+    ) -> abc.Generator[Unit, None, Tensor]:
         end = self.after(state)
-        yield from self.render_plan(state, parts, steps)
+        latents = yield from self.render_plan(state, parts, steps)
         self.writer.drop(state.plan, min([end.latent, *(past.start.latent for past in state.past)]))
+        return latents
 
     def _units(
-        self, state: RenderState, end: Place, planned: FeatureFrames, mark: StreamEvent, steps: int
-    ) -> Iterator[Unit]:
+        self,
+        state: RenderState,
+        end: Place,
+        planned: FeatureFrames,
+        mark: StreamEvent,
+        steps: int,
+        latents: Tensor | None = None,
+    ) -> abc.Generator[Unit, None, Tensor]:
         """Text and `planned` features are whole when `mark` is done."""
         length = self.model.config.context_length
         with self._rendering():
             for tensor in (state.text.renderer, planned.features):
                 self._streams.take(tensor, mark)
             features = torch.cat([state.features, planned.features], dim=1)
-            window, context_free = self._open_windows(state, features, steps)
-        new = yield from self._denoise(window)
-        if context_free is not None:
-            alone = yield from self._denoise(context_free)
-            with self._rendering():
-                new = torch.lerp(new, alone[:, 1:], self._context_mix)
+        new = latents if latents is not None else (yield from self._windows.render(state, features, steps))
         before = state.features, state.context_latents, state.vae
         past = PastChunk(state.next, *before, planned.features, new, torch.get_num_threads())
         rewind.keep(state, past, end)
         vae = yield from self._decode(past)
         with self._rendering():
-            latents = torch.cat([state.context_latents, new], dim=1)
+            known = torch.cat([state.context_latents, new], dim=1)
             # The one place where a video advances.
             state.next, state.vae = end, vae
-            state.features, state.context_latents = features[:, -length:].clone(), latents[:, -length:].clone()
-
-    def _open_windows(
-        self, state: RenderState, features: Tensor, steps: int
-    ) -> tuple[DenoisingWindow, DenoisingWindow | None]:
-        """Windows of features [1, P + T, D, h, w], of context and new frames.
-
-        Returns:
-            The chunk's window, and one of the same frames and the frame before them without context, if it is mixed
-            in: like a first chunk it begins with a latent that stands for one picture, which nobody sees.
-        """
-        context = state.features.shape[1]
-        # The context-free window begins with the last frame of the context.
-        condition = self.model.renderer.condition(features, max(0, context - 1))
-        noise_key, text, latents = (state.next.chunk, state.seed), state.text.renderer, state.context_latents
-        window = self._denoiser.open(*noise_key, text, latents, condition, steps)
-        if not context or not self.model.config.context_mix:
-            return window, None
-        return window, self._denoiser.open(*noise_key, text, latents[:, :0], condition[:, context - 1 :], steps)
-
-    def _denoise(self, window: DenoisingWindow) -> abc.Generator[Unit, None, Tensor]:
-        """The clean new latents of a window, [1, T, C, H, W] float32."""
-        with self._rendering():
-            state = self._denoiser.begin(window)
-            mark = self._streams.record()
-        yield Unit("render")
-        for index in range(window.steps):
-            with self._rendering():
-                state = self._denoiser.step(window, index, state)
-                # The device has one more step to do while the host prepares the next.
-                before, mark = mark, self._streams.record()
-            yield Unit("render", mark=before, step=True)
-        return state.x
+            state.features, state.context_latents = features[:, -length:].clone(), known[:, -length:].clone()
+        return new
 
     def _decode(self, chunk: PastChunk) -> abc.Generator[Unit, None, VideoState]:
         """A chunk's latents to frames, slice by slice; returns the autoencoder's state behind them."""

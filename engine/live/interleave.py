@@ -23,7 +23,7 @@ from engine.live.live_channel import LiveChannel
 from engine.live.look_ahead import PlanPreviews
 from engine.live.opening import Openings
 from engine.live.state_keeper import StateKeeper
-from engine.runtime.heap import return_memory
+from engine.runtime.heap import FreedMemory
 from engine.runtime.threads import FIXED, ThreadChoice
 from engine.wire.kept_state import KeptState
 from engine.wire.messages import (
@@ -48,7 +48,6 @@ from engine.wire.state_memory import StateMemory
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next chunk
 LOW_MARK_S = 2.5  # of video: a chunk begins only when no more than this is rendered and not shown
 OPENING_MARK_S = 1.5  # of video: a chunk begins then even where a channel is being made of what is there
-RETURN_S = 30.0  # between two times that freed memory is given back
 DEVICE_POLL_S = 0.0005  # between two looks at the device's events, when there is nothing to launch
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Interleaver:
         keeper = StateKeeper(generator, memory, journals)
         self._openings = Openings(generator, self._meter, keeper, self._send, self._begin, self._heard.set)
         self._running = self._stopped = False
-        self._returned_s = time.monotonic()
+        self._freed = FreedMemory()  # between what several channels keep: a tenth of all, or more
         self._low_mark = round(low_mark_s * config.fps)  # frames
         self._opening_mark = round(min(OPENING_MARK_S, low_mark_s) * config.fps)  # frames
         self._look_ahead = config.chunk_length + round(LOOK_AHEAD_S * config.latents_per_s)  # semantic frames
@@ -171,7 +170,7 @@ class Interleaver:
             channel.keeper.advanced(channel.state, channel.new_from)
             self._send(channel.finish(self._fps))
             self._changes.chunk_done(channel)
-            self._return_memory()
+            self._freed.give_back()
             return
         spent_s = time.monotonic() - began_s
         channel.spend(unit, spent_s)
@@ -180,13 +179,6 @@ class Interleaver:
             self._threads.spent(spent_s)
         if channel.batch is not None:
             self._deliver(channel)
-
-    def _return_memory(self) -> None:
-        # Units of one channel free memory between what others keep: with four channels a tenth of all, or more.
-        now_s = time.monotonic()
-        if now_s - self._returned_s >= RETURN_S:
-            self._returned_s = now_s
-            return_memory()
 
     def _plan(self, channel: LiveChannel) -> None:
         began_s = time.monotonic()

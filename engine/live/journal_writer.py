@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.config import EngineConfig
 from engine.live.channel_state import ChannelState
@@ -90,6 +91,7 @@ class ChannelJournal:
         self._file = _JournalFile(writer, channel, config, new)
         self._every = max(1, round(SNAPSHOT_S / config.chunk_s))  # chunks
         self._since = 0  # chunks since the last snapshot
+        self._latents: list[Tensor | None] = []  # of the chunks recorded since then; None of one that was dropped
         self._lost = False  # a record that the queue had no room for
         # From nothing a video begins without one.
         empty = state.features.shape[1] == 0
@@ -108,15 +110,18 @@ class ChannelJournal:
 
     def _noted(
         self, state: ChannelState, chunk: Chunk, key: tuple[int, str], first: int
-    ) -> abc.Generator[Unit, None, None]:
+    ) -> abc.Generator[Unit, None, Tensor]:
+        latents: Tensor | None = None
         threads: list[tuple[int, int]] = []
         shown = False
         try:
             for number in count():
                 if not threads or threads[-1][1] != torch.get_num_threads():
                     threads.append((number, torch.get_num_threads()))
-                unit = next(chunk.units, None)
-                if unit is None:
+                try:
+                    unit = next(chunk.units)
+                except StopIteration as end:
+                    latents = end.value
                     break
                 shown = shown or unit.batch is not None
                 yield unit
@@ -126,16 +131,20 @@ class ChannelJournal:
                 frames = chunk.end.frame - chunk.start.frame
                 record = ChunkRecord(chunk.start, frames, first, *key, chunk.steps, tuple(threads), tuple(chunk.parts))
                 self._add(record)
+                self._latents.append(latents)
+        assert latents is not None, "the units came to their end"
         self._since += 1
         if self._since >= self._every:
             self._snapshot(state)
+        return latents
 
     def _add(self, record: Record) -> None:
         self._put(lambda: self._file.add(record))
 
     def _snapshot(self, state: ChannelState) -> None:
         self._since = 0
-        snapshot = take_snapshot(self._writer.generator, state)
+        snapshot = take_snapshot(self._writer.generator, state, self._latents)
+        self._latents = []
         if self._lost or self._file.error is not None:
             self._lost = False
             self._begin(state, snapshot)

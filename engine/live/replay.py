@@ -13,6 +13,7 @@ import torch
 from engine.live.channel_state import RenderState
 from engine.live.generator import Generator, Unit
 from engine.live.journal import Beginning, ChunkRecord, Environment, Journal, Record, SnapshotRecord
+from engine.live.kept_latents import KeptLatents
 from engine.live.offline import finished
 from engine.live.plan_writer import PlanPart
 from engine.live.snapshot import read_snapshot, restore_rendering
@@ -56,6 +57,7 @@ class Replay:
         self._begins = list(map(min, shown, later))  # for each record the first frame that it or a later one shows
         self._back = _least_behind(starts, self._behind[-1])  # for each record the first frame that a later one makes
         self._said: tuple[str, int] | None = None  # prompt and seed that the state's text is made of
+        self._latents = KeptLatents(generator, self._records, self._folder)
 
     @property
     def begin(self) -> int:
@@ -202,7 +204,11 @@ class Replay:
         state.open_from = self._back[number]
         device = self._generator.model.device
         parts = [dataclasses.replace(part, tokens=part.tokens.to(device)) for part in record.parts]
-        return _with_threads(self._generator.render_plan(state, parts, state.steps), record.threads)
+        latents = None
+        # Threads that changed are told by units, which would have other numbers without those that render.
+        if state.steps == record.steps and len(record.threads) == 1:
+            latents = self._latents.of(number, self._generator.after(state).latent - state.next.latent)
+        return _with_threads(self._generator.render_plan(state, parts, state.steps, latents), record.threads)
 
     def _check_end(self, state: RenderState, record: ChunkRecord) -> None:
         """Raises ValueError unless the record is of as many frames as the state's next chunk has."""

@@ -32,8 +32,11 @@ _RENDERING = ("features", "context_latents")
 _PLAN = ("position", "noise")
 
 
-def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
-    """The record of a state that no chunk is being made of. Tensors are copies on the host."""
+def take_snapshot(generator: Generator, state: ChannelState, latents: Sequence[Tensor | None] = ()) -> dict[str, Any]:
+    """The record of a state that no chunk is being made of. Tensors are copies on the host.
+
+    `latents`, [1, T, C, H, W] float32, are those of chunks before it, for `chunk_latents`.
+    """
     generator.settle()
     plan = state.plan
     used = {field.name: getattr(plan.cache, field.name)[..., : plan.position, :] for field in fields(plan.cache)}
@@ -51,6 +54,7 @@ def take_snapshot(generator: Generator, state: ChannelState) -> dict[str, Any]:
         "past": [_past_record(past) for past in state.past],
         "gops": [_record(gop) for gop in plan.gops],
         "plan": {name: _copy(getattr(plan, name)) for name in _PLAN} | {"cache": _copy(used)},
+        "latents": [_copy(one) for one in latents],
     }
 
 
@@ -96,6 +100,22 @@ def restore_rendering(generator: Generator, snapshot: dict[str, Any]) -> RenderS
         state = generator.start(generator.model.text.embed(prompt, seed), seed, steps)
         _place_rendering(generator, state, snapshot)
     return state
+
+
+def chunk_latents(generator: Generator, snapshot: dict[str, Any]) -> list[Tensor | None]:
+    """Latents [1, T, C, H, W] of the chunks before a record, as far as it has them; None in place of one it has not.
+
+    Raises ValueError if the record is of another format, preset or picture, or has something else there.
+    """
+    _check(generator, snapshot)
+    config, device = generator.model.config, generator.model.device
+    most, dit = config.first_chunk_length, config.renderer.dit
+    like = torch.zeros(1, 0, dit.channels, dit.height, dit.width, device=device)
+    with _refused():
+        return [
+            None if one is None else _frames("latents of a chunk", one, like, most)
+            for one in snapshot.get("latents", ())
+        ]
 
 
 def write_snapshot(path: Path, snapshot: dict[str, Any]) -> None:

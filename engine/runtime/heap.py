@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import time
+
+EVERY_S = 30.0
 
 
 def return_memory() -> None:
@@ -11,3 +14,17 @@ def return_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+class FreedMemory:
+    """That of a process which goes on."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def give_back(self) -> None:
+        """Returns memory, unless less than EVERY_S have passed since."""
+        now_s = time.monotonic()
+        if now_s - self._last_s >= EVERY_S:
+            self._last_s = now_s
+            return_memory()
