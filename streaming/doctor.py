@@ -197,6 +197,8 @@ def _bf16() -> Finding:
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = {word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()}
     found = [flag for flag in BF16_FLAGS if flag in flags]
+    if found == ["avx512_bf16"] and "avx512_fp16" in flags:
+        return Finding("bf16", OK, "the processor multiplies float32 faster than bfloat16, and computes in that")
     if found:
         return Finding("bf16", OK, f"the processor multiplies bfloat16 itself ({', '.join(found)})")
     return Finding("bf16", OK, "the processor has no bfloat16 instructions: it computes in float32, which takes longer")

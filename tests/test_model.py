@@ -82,12 +82,18 @@ def test_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    ("instructions", "dtype"), [({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)]
+    ("instructions", "dtype"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "avx512_fp16": True, "amx_bf16": False}, torch.float32),
+        ({"avx2": True}, torch.float32),
+    ],
 )
-def test_training_multiplies_in_what_the_device_has(
+def test_products_are_in_what_the_device_multiplies_fastest(
     monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], dtype: torch.dtype
 ) -> None:
-    """bfloat16 is never emulated."""
+    """bfloat16 is never emulated, and not taken where float32 is faster."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     with autocast("cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
