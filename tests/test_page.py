@@ -440,7 +440,8 @@ async def test_the_page_outlives_engine_and_server(browser: Any, script: str) ->
     async with serving("--port", port):
         await page.wait_for_function(LIVE, timeout=LIMIT_MS)
         await plays(page)
-        assert "was started anew before this prompt was shown" in await page.inner_text("#outcome")
+        said = "document.getElementById('outcome').textContent"
+        await page.wait_for_function(f"{said}.includes('was started anew before this prompt was shown')")
         assert await page.input_value("#prompt") == "a red ball"
         assert errors == []
         await page.close()
