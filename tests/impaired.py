@@ -181,7 +181,8 @@ def steadiness(seen: dict[str, Any], since_s: float) -> dict[str, Any]:
 
 
 def _lateness(delays_s: list[float]) -> dict[str, Any]:
-    late = sorted(delay - min(delays_s) for delay in delays_s)
+    earliest_s = min(delays_s)
+    late = sorted(delay_s - earliest_s for delay_s in delays_s)
     return {
         "late_p50_s": round(late[len(late) // 2], 3),
         "late_p99_s": round(late[int(len(late) * 0.99)], 3),

@@ -12,6 +12,7 @@ import pickle
 import random
 import re
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class RunConfig:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
 
 
-class TrainingStage:
+class TrainingStage(ABC):
     """Modules to train, and their loss."""
 
     hidden = r"\.blocks\."  # pattern in the names of matrices and convolutions that Muon updates
@@ -72,9 +73,9 @@ class TrainingStage:
         its parts that are exported to the folder `weights`, by name."""
         self.weights, self.module, self.components = weights, module, components
 
+    @abstractmethod
     def loss(self, step: int, rng: random.Random, batch: int, held_out: bool = False) -> LossAndFigures:
         """Loss of `batch` random samples, and figures to log. `step` counts from 0."""
-        raise NotImplementedError
 
     def export(self) -> None:
         for name, module in self.components.items():

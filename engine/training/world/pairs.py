@@ -11,8 +11,7 @@ from engine.text.asked import Asked, swapped
 from engine.training.world.phrasing import LEXICON, Phraser, plural, present
 
 # Shapes of two things. {ab} says where a is from b, {ba} where b is from a; {at}, {bt} where a or b is, as seen from
-# the
-# other ("to its left"); {sa}, {sb} where each is in the picture; {na}, {nb} name them again.
+# the other ("to its left"); {sa}, {sb} where each is in the picture; {na}, {nb} name them again.
 PLAIN = (
     *["{a} {ab} {b}"] * 12,
     *("{a} with {b} {ba} it", "{a} with {b} {bt}", "{a} and {b} {bt}", "{a}, {b} {bt}") * 2,
@@ -121,8 +120,7 @@ def pair_story(phraser: Phraser, asked: Asked) -> str:
     shapes: tuple[str, ...] = OPEN_STORIES
     if said["relation"]:
         shapes = STORIES if asked.direction or asked.speed else IDLE_STORIES
-    alone, other = asked, replace(asked, subject=said["subject2"])
-    alone = replace(asked, subject=said["subject"])
+    alone, other = replace(asked, subject=said["subject"]), replace(asked, subject=said["subject2"])
     phrases = _phrases(phraser, said) | {
         "do": phraser.action(alone, "present"), "doing": phraser.action(alone, "participle"),
         "dob": phraser.action(other, "present"), "dobing": phraser.action(other, "participle"),
