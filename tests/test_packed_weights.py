@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.runtime import packed_weights as packing
-from engine.runtime.packed_weights import PackedConv, PackedLinear, both_of, gelu_of, pack, packs, silu_of, sum_of
+from engine.runtime import packing
+from engine.runtime.packed_weights import PackedConv, PackedLinear, both_of, gelu_of, silu_of, sum_of
+from engine.runtime.packing import pack, packs
 
 pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
 

@@ -47,6 +47,14 @@ def choose_steps(buffered_s: float, costs: Costs | None, floor: int, ceiling: in
     return next((steps for steps in range(ceiling, floor, -1) if costs.first_frames_s(steps) <= buffered_s), floor)
 
 
+def cut_steps(floor: int, ceiling: int) -> range:
+    """Numbers of steps that the chunk of a cut may take, the best first.
+
+    Who cuts does not want to wait: it takes half the steps, where it may, and fewer where the buffer is short.
+    """
+    return range(max(floor, (ceiling + 1) // 2), floor - 1, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Frames from `frame` on are made anew, the first chunk of them in so many steps."""
@@ -60,15 +68,13 @@ def choose_cut(
 ) -> Cut | None:
     """The soonest cut that costs no picture; None where the frames that are there end before it could be met.
 
-    Who cuts does not want to wait: its chunk takes half the steps, where it may, and fewer where the buffer is short.
-
     Args:
         shown, delivered: numbers of the next frame to show, and of the first one that is not there yet.
         on_air_s: how long the frame before `shown` has been on air.
     """
     if costs is None:
         return None
-    for steps in range(max(floor, (ceiling + 1) // 2), floor - 1, -1):
+    for steps in cut_steps(floor, ceiling):
         # `shown` comes a period after the frame before it.
         ahead = math.ceil((costs.cut_s(steps) + on_air_s) * fps) - 1
         if shown + max(ahead, 1) <= delivered:

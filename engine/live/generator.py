@@ -219,6 +219,16 @@ class Generator:
         features = state.features.new_zeros(1, config.first_chunk_length, *state.features.shape[2:])
         return self._windows.rehearsal(state, features)
 
+    def practise(self, state: RenderState, steps: int) -> Iterator[Unit]:
+        """Renders a chunk like all behind a video's first, under its text and without a plan; nobody gets it."""
+        config, scratch = self.model.config, self.start(state.text, seed=0, steps=steps)
+        with self._rendering():
+            before, both = config.context_length, config.context_length + config.chunk_length
+            features = state.features.new_zeros(1, both, *state.features.shape[2:])
+            scratch.features = features[:, :before]
+            scratch.context_latents = state.context_latents.new_zeros(1, before, *state.context_latents.shape[2:])
+        yield from self._windows.render(scratch, features, steps)
+
     def _planned_units(
         self, state: ChannelState, parts: list[PlanPart], steps: int
     ) -> abc.Generator[Unit, None, Tensor]:

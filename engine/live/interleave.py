@@ -1,8 +1,8 @@
 """The loop of the engine process: an asyncio loop that interleaves planning and rendering, one unit after another.
 
 After each unit it reads its inbox, the control pipe, and then takes the next unit by deadline: rendering first while a
-channel's buffer is low, then planning ahead, then previews, then waiting for a message. Channels whose media clock runs
-come before those whose clock stands, which fill their buffers when there is time.
+channel's buffer is low, then planning ahead, then previews, then practice for cuts, then waiting for a message.
+Channels whose media clock runs come before those whose clock stands, which fill their buffers when there is time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from engine.live.journal_writer import JournalWriter
 from engine.live.live_channel import LiveChannel
 from engine.live.look_ahead import PlanPreviews
 from engine.live.opening import Openings
+from engine.live.practice import Practice
 from engine.live.state_keeper import StateKeeper
 from engine.runtime.heap import FreedMemory
 from engine.runtime.threads import FIXED, ThreadChoice
@@ -77,6 +78,7 @@ class Interleaver:
         self._released: dict[str, set[int]] = {}  # channels that another engine makes, and slots with frames of them
         self._changes = Changes(generator, self._send)
         self._previews = PlanPreviews(generator, self._send)
+        self._practice = Practice(generator)
         self._meter = CostMeter(config.chunk_tokens)
         keeper = StateKeeper(generator, memory, journals)
         self._openings = Openings(generator, self._meter, keeper, self._send, self._begin, self._heard.set)
@@ -123,7 +125,7 @@ class Interleaver:
             channels = [channel for channel in self._channels.values() if channel.paused == paused]
             if self._render_most_urgent(channels) or self._plan_most_urgent(channels):
                 return True
-        return self._previews.work(self._channels.values())
+        return self._previews.work(self._channels.values()) or self._practice.work(self._channels.values())
 
     def _comes_first(self, channel: LiveChannel) -> bool:
         """Whether a channel that runs must not wait for one that is being made of what is there."""

@@ -23,7 +23,7 @@ from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import DiTRenderer
 from engine.runtime.backends import choose as choose_attention
 from engine.runtime.fp8 import multiplies_fp8, multiply_fp8
-from engine.runtime.packed_weights import pack
+from engine.runtime.packing import pack
 from engine.semantic.passes import default_places
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer

@@ -3,12 +3,11 @@
 oneDNN brings a bf16 weight into its own order at every call, which for the few rows of a planned token costs more than
 the product itself. Packed once, the products are the same bit for bit (a convolution's are those of pictures whose
 channels come last). An activation that follows one is computed with it, before the product is rounded. Only calls
-without gradients use the packed copy.
+without gradients use the packed copy (`engine.runtime.packing` chooses them).
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Self
 
 import torch
@@ -16,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PICTURE = (6, 16, 24)  # pictures of so many rows and columns, for which convolutions are packed
-LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache, and twice as much may not fit
 
 
-class _PackedCopy:
-    """A packed copy of a weight, valid as long as the weight is what it was."""
+class PackedCopy:
+    """A copy of a weight in another form, valid as long as the weight is what it was."""
 
     def __init__(self, weight: Tensor, packed: Tensor) -> None:
         self.packed = packed
@@ -44,9 +42,9 @@ class _PackedCopy:
 class PackedLinear(nn.Linear):
     """A linear layer with a packed copy beside its weight."""
 
-    _copy: _PackedCopy
+    _copy: PackedCopy
     _rows: int
-    _pair: tuple[_PackedCopy, Tensor] | None = (
+    _pair: tuple[PackedCopy, Tensor] | None = (
         None  # the copy of a layer beside this one, and both weights packed as one
     )
 
@@ -55,7 +53,7 @@ class PackedLinear(nn.Linear):
         """The layer, packed for about so many rows a call; any number gives the same results. Shares its parameters."""
         packed = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         packed.weight, packed.bias = layer.weight, layer.bias
-        packed._copy = _PackedCopy(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
+        packed._copy = PackedCopy(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
         packed._rows = rows
         return packed.train(layer.training)
 
@@ -86,7 +84,7 @@ class PackedLinear(nn.Linear):
 class PackedConv(nn.Conv2d):
     """A convolution with a packed copy beside its weight."""
 
-    _copy: _PackedCopy
+    _copy: PackedCopy
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Self:
@@ -98,7 +96,7 @@ class PackedConv(nn.Conv2d):
         weight = torch.ops.mkldnn._reorder_convolution_weight(
             layer.weight.detach(), *geometry, [_PICTURE[0], layer.in_channels, *_PICTURE[1:]]
         )
-        packed._copy = _PackedCopy(layer.weight, weight)
+        packed._copy = PackedCopy(layer.weight, weight)
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,41 +152,3 @@ def both_of(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Ten
     if isinstance(first, PackedLinear) and isinstance(second, PackedLinear) and first.serves(x) and second.serves(x):
         return first.product_beside(second, x)
     return first(x), second(x)
-
-
-def pack(module: nn.Module, rows: int) -> None:
-    """Puts packed layers in the place of all linear layers and convolutions in bf16 of a module on the CPU.
-
-    Does nothing for a module above `LARGEST_BYTES`, and where torch does not offer the packed products.
-    """
-    places = [
-        (parent, name, layer)
-        for parent in module.modules()
-        for name, layer in parent.named_children()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
-        # Not what is packed already.
-        and type(layer) in (nn.Linear, nn.Conv2d)
-        and layer.weight.dtype == torch.bfloat16
-        and layer.weight.device.type == "cpu"
-    ]
-    if sum(layer.weight.nbytes for _, _, layer in places) > LARGEST_BYTES or not packs():
-        return
-    for parent, name, layer in places:
-        setattr(parent, name, PackedConv.of(layer) if isinstance(layer, nn.Conv2d) else PackedLinear.of(layer, rows))
-
-
-@functools.cache
-def packs() -> bool:
-    """True if packing works here and gives what the plain product gives."""
-    try:
-        # Asked once, wherever that may be: tensors made in inference mode have no version.
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            layer = nn.Linear(32, 48, dtype=torch.bfloat16)
-            x = torch.ones(2, 32, dtype=torch.bfloat16)
-            convolution = nn.Conv2d(32, 48, 3, padding=1, dtype=torch.bfloat16)
-            pictures = torch.ones(2, 32, 4, 4, dtype=torch.bfloat16)
-            return torch.equal(PackedLinear.of(layer, 2)(x), layer(x)) and torch.allclose(
-                PackedConv.of(convolution)(pictures), convolution(pictures), atol=0.02
-            )
-    except (AttributeError, RuntimeError):
-        return False

@@ -79,7 +79,8 @@ class TinyVAEBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width, h, w] -> the same shape."""
-        out: Tensor = x + self.second(nnf.silu(self.first(nnf.silu(x))))
+        # Lies in memory as its first part does: convolutions may put channels last, and like them there.
+        out: Tensor = self.second(nnf.silu(self.first(nnf.silu(x)))) + x
         return out
 
 
@@ -98,7 +99,7 @@ class TinyVAELevel(nn.Module):
         shifted = torch.cat([before.to(x.dtype).unsqueeze(1), x[:, :-1]], dim=1)
         last = x[:, -1]
         batch = x.shape[:2]
-        hidden = x.flatten(0, 1) + self.memory(shifted.flatten(0, 1))
+        hidden = self.memory(shifted.flatten(0, 1)) + x.flatten(0, 1)
         for block in self.blocks:
             hidden = block(hidden)
         return hidden.unflatten(0, batch), last
