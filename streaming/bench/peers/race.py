@@ -132,8 +132,10 @@ def _taken_s(pid: int) -> float:
 async def ours(films: Films, stack: AsyncExitStack) -> Running:
     """This server, with an engine process that plays the film."""
     port = _port()
-    argv = (sys.executable, "-c", OURS, "--host", "127.0.0.1", "--port", str(port), "--ice-address", "127.0.0.1")
-    process = await _start(stack, *argv, "--weights", str(films.mp4))
+    address = ("--host", "127.0.0.1", "--port", str(port), "--ice-address", "127.0.0.1")
+    # A spare engine would be started while the small crowd is there.
+    program = (sys.executable, "-c", OURS, *address, "--weights", str(films.mp4), "--no-spare-engine")
+    process = await _start(stack, *program)
     await answers(f"http://127.0.0.1:{port}/readyz", process)
     return Running(f"http://127.0.0.1:{port}/whep/main?codec=h264", process.pid)
 
