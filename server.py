@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib import import_module
 from multiprocessing import connection
@@ -38,7 +38,8 @@ from streaming.http.options import add_access, app_config
 if TYPE_CHECKING:
     from engine.wire.kept_state import KeptState
     from streaming.engines.pool import EnginePool
-    from streaming.engines.process import EngineTarget, SupervisorConfig
+    from streaming.engines.process import EngineTarget, LocalEngines, SupervisorConfig
+    from streaming.engines.ray_cluster import RayCluster
     from streaming.engines.supervisor import Engines
     from streaming.media.ice import IceAgent
     from streaming.media.metrics import Metrics
@@ -124,27 +125,34 @@ async def _main(arguments: argparse.Namespace, listener: socket.socket, target: 
 
 async def run(arguments: argparse.Namespace, listener: socket.socket, target: EngineTarget, stop: asyncio.Event) -> int:
     """Serves until `stop` is set, then ends everything in order; returns the exit status."""
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         try:
             left = (
                 stack.enter_context(taken(Path(arguments.state), arguments.preset, arguments.picture))
                 if arguments.state
                 else []
             )
+            settings = engine_settings(arguments, left)
+            config = supervisor_config(arguments)
+            engines = await places(arguments, target, config, settings)
         except ValueError as error:
             log.error("%s", error)
             return 2
-        return await _serve(arguments, listener, target, stop, left)
+        stack.push_async_callback(engines.close)
+        return await _serve(arguments, listener, engines, config, settings, stop, left)
 
 
 async def _serve(
     arguments: argparse.Namespace,
     listener: socket.socket,
-    target: EngineTarget,
+    engines: LocalEngines | RayCluster,
+    config: SupervisorConfig,
+    settings: EngineSettings,
     stop: asyncio.Event,
     left: Sequence[KeptState],
 ) -> int:
     """Serves, and goes on with the channels that another server left."""
+    # An engine loads meanwhile.
     from streaming.channels.registry import Channels
     from streaming.engines.pool import EnginePool
     from streaming.http.app import HttpServer, create_app
@@ -160,19 +168,9 @@ async def _serve(
     ice = await _ice(arguments)
     if ice is None:
         return 2
-    try:
-        config = supervisor_config(arguments)
-        engines = await places(arguments, target, config)
-    except ValueError as error:
-        log.error("%s", error)
-        return 2
     await rtp_hooks.self_check()
     rtp_hooks.notice_dead_peers()
     metrics = Metrics()
-    # Who watches waits already.
-    settings = replace(engine_settings(arguments), warm_up=not left)
-    if left:
-        settings = replace(settings, picture=left[0].picture)
     pool = EnginePool(settings, metrics, engines.places)
     limits = ViewerConfig(most=arguments.max_viewers, most_an_address=arguments.max_viewers_per_address)
     viewers, readers = Viewers(metrics, limits, ice), Readers(metrics)
@@ -230,18 +228,18 @@ async def _supervise(
         return 0
     except EngineError as error:
         log.error("%s", error)
-    finally:
-        await engines.close()
     # At last: it has this task cancelled.
     stop.set()
     return 1
 
 
-def engine_settings(arguments: argparse.Namespace) -> EngineSettings:
-    """Settings of the engine process from the command line."""
+def engine_settings(arguments: argparse.Namespace, left: Sequence[KeptState] = ()) -> EngineSettings:
+    """Settings of the engine process from the command line, and from channels that another server left."""
     model = arguments.preset, arguments.weights, arguments.device, arguments.memory
     settings = EngineSettings(*model, arguments.log_level, arguments.state)
-    return replace(settings, picture=arguments.picture, ranks=arguments.ranks or 1)
+    picture = left[0].picture if left else arguments.picture
+    # Where channels are left, who watches waits already.
+    return replace(settings, picture=picture, ranks=arguments.ranks or 1, warm_up=not left)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -119,6 +119,22 @@ async def test_engine_starts_and_stops_cleanly() -> None:
     assert counts[1] <= counts[0]
 
 
+async def test_the_first_engine_may_begin_early() -> None:
+    """Whoever asks for it gets it, once; where other settings or none are asked for it ends."""
+    settings = EngineSettings("mini")
+    for asked in (settings, replace(settings, picture="small"), None):
+        async with local(fake_engine, QUICK) as place:
+            place.begin_early(settings)
+            assert place._early is not None
+            early = place._early.pid
+            begun = [await place.begin(asked) for _ in range(2)] if asked is not None else []
+            assert [one.pid == early for one in begun] == [asked == settings, False][: len(begun)]
+            assert alive(early) == (asked in (settings, None))
+            for one in begun:
+                await one.stop()
+        assert not alive(early)
+
+
 async def test_killed_engine_is_named_and_restarted(caplog: pytest.LogCaptureFixture) -> None:
     """kill -9 is in the log and in the report, and the next engine goes on with the following frame and chunk."""
     async with supervised() as (supervisor, channel, _):

@@ -96,3 +96,12 @@ def test_layers_that_gain_are_replaced(monkeypatch: pytest.MonkeyPatch, less: bo
     x = torch.randn(1, 72, 8, 8)
     with torch.no_grad():
         assert error(copy.deepcopy(module)[0](x), layers[0], x) < 1e-5
+
+
+def test_what_is_seldom_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any depth below a name that begins so."""
+    monkeypatch.setattr(packing, "multiplies_less", lambda: True)
+    module = nn.ModuleDict({name: nn.Sequential(convolution(72, 72)) for name in ("encode_8", "decode_8")})
+    module["encode_in"] = convolution(72, 72)
+    pack(module, 1, seldom="encode")
+    assert [name for name, part in module.named_modules() if isinstance(part, WinogradConv)] == ["decode_8.0"]

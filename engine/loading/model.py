@@ -143,7 +143,7 @@ def assemble(
     assert isinstance(renderer, DiTRenderer) and isinstance(vae, (TinyVAE, VAE))
     pack(planner.blocks, default_places(device) * (1 + config.sampling.guided))
     pack(renderer, config.chunk_length * config.renderer.dit.frame_tokens)
-    pack(vae, 1)
+    pack(vae, 1, seldom="encode")
     enlarger = modules.get("enlarger")
     autoencoder: Autoencoder = vae
     if enlarger is not None:

@@ -13,20 +13,22 @@ from engine.runtime.winograd import WinogradConv
 LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache, and twice as much may not fit
 
 
-def pack(module: nn.Module, rows: int) -> None:
+def pack(module: nn.Module, rows: int, seldom: str | tuple[()] = ()) -> None:
     """Puts others in the place of linear layers and convolutions of a module on the CPU: in bf16 packed ones, in
     float32 those that multiply less.
 
-    `rows`: of about how many a call of linear layers is. Does nothing for a module above `LARGEST_BYTES`.
+    `rows`: of about how many a call of linear layers is. Parts with names that begin with `seldom` stay: copies take
+    memory. Does nothing for a module above `LARGEST_BYTES`.
     """
     places = [
         (parent, name, layer)
-        for parent in module.modules()
+        for path, parent in module.named_modules()
         for name, layer in parent.named_children()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
         # Not what is packed already.
         and type(layer) in (nn.Linear, nn.Conv2d)
         and layer.weight.device.type == "cpu"
+        and not (path or name).startswith(seldom)
     ]
     if sum(layer.weight.nbytes for _, _, layer in places) > LARGEST_BYTES:
         return

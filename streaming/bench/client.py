@@ -25,6 +25,7 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationEr
 from aiortc.mediastreams import MediaStreamError
 
 from streaming.bench import change
+from streaming.bench.jitter_buffer import BrowserJitterBuffer
 from streaming.bench.recording import Arrival, BenchError, Packets
 from streaming.media import marker
 from streaming.media.hub import CODECS
@@ -161,6 +162,7 @@ class BenchViewer:
         self._packets: dict[int, Packets] = {}  # by timestamp, the last MOST_PENDING
         self._peer.on("iceconnectionstatechange", self._on_ice)
         self._receiver.transport.on("statechange", self._on_dtls)
+        BrowserJitterBuffer.put_into(self._receiver)
         self._take = self._receiver._handle_rtp_packet
         self._receiver._handle_rtp_packet = self._on_packet
 

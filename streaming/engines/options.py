@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from engine.wire.ring import MOST_CHANNELS
 
 if TYPE_CHECKING:
+    from engine.wire.settings import EngineSettings
     from streaming.engines.process import EngineTarget, LocalEngines, SupervisorConfig
     from streaming.engines.ray_cluster import RayCluster
 
@@ -56,13 +57,21 @@ def supervisor_config(arguments: Namespace) -> SupervisorConfig:
     return SupervisorConfig(spare_s=SPARE_S if spare else None)
 
 
-async def places(arguments: Namespace, target: EngineTarget, config: SupervisorConfig) -> LocalEngines | RayCluster:
-    """Where engines run. Raises ValueError, in one line, where they cannot."""
+async def places(
+    arguments: Namespace, target: EngineTarget, config: SupervisorConfig, settings: EngineSettings
+) -> LocalEngines | RayCluster:
+    """Where engines run; the first one, with these settings, begins at once if that is here.
+
+    Raises ValueError, in one line, where they cannot.
+    """
     from streaming.engines.process import LocalEngines
-    from streaming.engines.ray_cluster import RayCluster, name_of
 
     if arguments.ray is None:
-        return LocalEngines(target, config, arguments.engines or 1)
+        engines = LocalEngines(target, config, arguments.engines or 1)
+        engines.begin_early(settings)
+        return engines
+    from streaming.engines.ray_cluster import RayCluster, name_of
+
     cluster = RayCluster(name_of(target), arguments.device, config, arguments.engines or MOST_CHANNELS)
     await cluster.connect(arguments.ray)
     return cluster

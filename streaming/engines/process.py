@@ -59,16 +59,30 @@ class LocalEngines:
         """`places` is the number of engines."""
         self._target, self._config, self.places = target, config, places
         self._memory = StateMemory()
+        self._early: EngineProcess | None = None
+
+    def begin_early(self, settings: EngineSettings) -> None:
+        """Begins a process with which `begin` will answer, so that it loads while the server does."""
+        with suppress(OSError):  # as `begin` will say
+            self._early = self._new(settings)
 
     async def begin(self, settings: EngineSettings) -> EngineProcess:
         """A new process. Raises OSError where the system gives no memory, descriptor or process."""
+        early, self._early = self._early, None
+        if early is not None and early.settings == settings:
+            return early
+        await _drop(early)
+        return self._new(settings)
+
+    def _new(self, settings: EngineSettings) -> EngineProcess:
         return EngineProcess(self._target, settings, RingConfig(), self._memory, self._config)
 
     async def watch(self, pool: object, begin: object) -> None:
         """There are as many as there were."""
 
     async def close(self) -> None:
-        """When no process is left."""
+        """When no process is left but one that nobody has asked for."""
+        await _drop(self._early)
         self._memory.close()
 
 
@@ -88,6 +102,7 @@ class EngineProcess:
     ) -> None:
         """Raises OSError where the system gives no memory, descriptor or process."""
         self._loop = asyncio.get_running_loop()
+        self.settings = settings
         self._receive: Callable[[FromEngine], None] = self._note
         self._config = config
         self.ready: Ready | None = None  # what a spare said when it was warm
@@ -238,3 +253,10 @@ class EngineProcess:
             self._loop.add_writer(self._pipe.fileno(), self._flush)
         else:
             self._loop.remove_writer(self._pipe.fileno())
+
+
+async def _drop(engine: EngineProcess | None) -> None:
+    """Ends a process that began early and that nobody has asked for."""
+    if engine is not None:
+        engine.end("it is not wanted")
+        await engine.stop()
