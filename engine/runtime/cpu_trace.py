@@ -34,8 +34,13 @@ class CpuTrace(Generic[Outputs]):
         with _Recorder(inputs) as recorder:
             outputs = function(*unflatten(trees, iter(inputs)))
         made = leaves(outputs)
+        self._recorded: list[Outputs] = [unflatten(outputs, iter(recorder.own(made)))]
         self._play = recorder.function(made)
         self._outputs = unflatten(outputs, iter([torch.empty(0)] * len(made)))  # for its shape
+
+    def recorded(self) -> Outputs:
+        """The function's outputs for the trees that it was recorded with; to be asked for once."""
+        return self._recorded.pop()
 
     def play(self, inputs: Iterable[Tensor]) -> Outputs:
         """The function's outputs for other leaves of its trees; new memory."""
@@ -106,6 +111,10 @@ class _Recorder(TorchDispatchMode):
         self._seen.clear()
         play: Callable[..., Sequence[Tensor]] = space["play"]
         return play
+
+    def own(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs in memory that nothing else uses."""
+        return [output.clone() if self._is_old(output) else output for output in outputs]
 
     def _is_old(self, tensor: Tensor) -> bool:
         """True if its memory was there before the trace was played."""

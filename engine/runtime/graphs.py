@@ -122,8 +122,14 @@ class TraceRecorder:
         trees = inputs.changing, inputs.lasting, inputs.state
         trace: CpuTrace[Any] = CpuTrace(run, *trees)
         kinds = _kinds(leaves(trees))
+        recorded = [trace.recorded()]
+        if inputs.state is not None:
+            recorded.clear()  # it was a copy that the recording changed
 
         def play(inputs: Inputs) -> Any:
+            if recorded:
+                # The call for which it was recorded.
+                return recorded.pop()
             given = leaves((inputs.changing, inputs.lasting, inputs.state))
             _check(key, given, kinds)
             return trace.play(given)
