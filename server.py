@@ -70,6 +70,8 @@ def console(argv: Sequence[str] | None = None) -> int:
 
 def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.Connection, memory: StateMemory) -> None:
     """Runs in the engine process."""
+    # What is imported stays: to look through it again and again would be a tenth of the start. `serve` goes on with it.
+    gc.disable()
     follow_parent()
     log_from(settings.log_level)
     if settings.spare:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
@@ -66,6 +67,10 @@ def serve(
                 writer = stack.enter_context(journals(settings, generator, control))
                 interleaver = Interleaver(generator, ring, control, threads, journals=writer, memory=memory)
                 open_channels(interleaver)
+                if not gc.isenabled():
+                    # It was put off. What is there now stays, so that no collection need look through it.
+                    gc.freeze()
+                    gc.enable()
                 config, warm_up_s = generator.model.config, time.monotonic() - began_s
                 size = config.width_px, config.height_px, config.fps
                 control.send(Ready(*size, warm_up_s, config.name, config.steps, config.picture))
