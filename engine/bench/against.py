@@ -87,20 +87,19 @@ def started(tree: Path) -> dict[str, float]:
     command = [sys.executable, "server.py", "--port", "0"]
     begin_s = time.perf_counter()
     with (
-        tempfile.TemporaryFile("w+") as log,
+        tempfile.NamedTemporaryFile() as log,
         subprocess.Popen(
             command, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=log, stderr=subprocess.STDOUT
         ) as process,
     ):
         try:
             while time.perf_counter() - begin_s < START_S and process.poll() is None:
-                log.seek(0)
-                found = re.search(r"(http://[\d.]+:\d+)/", log.read())
+                # By its name: to seek in `log` would move the place where the server writes on.
+                found = re.search(r"(http://[\d.]+:\d+)/", Path(log.name).read_text())
                 if found and _ready(found[1]):
                     return {"ready_s": time.perf_counter() - begin_s, "engine_mb": _engine_mb(process.pid)}
                 time.sleep(POLL_S)
-            log.seek(0)
-            raise ValueError(f"the server of {tree} did not get ready: {log.read()[-1000:]}")
+            raise ValueError(f"the server of {tree} did not get ready: {Path(log.name).read_text()[-1000:]}")
         finally:
             process.terminate()
 

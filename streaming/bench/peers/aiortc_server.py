@@ -36,7 +36,8 @@ def create(film: str) -> FastAPI:
     @app.post("/whep")
     async def whep(request: Request) -> Response:
         if not players:
-            players.append(MediaPlayer(film, loop=True))
+            # Not in a loop: from the second round on aiortc 1.16 waits for no frame's time, and sends twice as many.
+            players.append(MediaPlayer(film))
         peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         peers.add(peer)
         transceiver = peer.addTransceiver(relay.subscribe(players[0].video), direction="sendonly")

@@ -40,9 +40,9 @@ AHEAD = 24  # frames that are rendered and not shown yet
 HEARTBEAT_S = 0.5
 
 
-def make(h264: Path, mp4: Path) -> None:
-    """Writes the film twice: as a byte stream, and in a container. A texture that pans, with noise, by our encoder, so
-    that what others send on is what ours sends."""
+def make(h264: Path, mp4: Path, rounds: int = 1) -> None:
+    """Writes the film twice: as a byte stream, and in a container, there so many times in a row. A texture that pans,
+    with noise, by our encoder, so that what others send on is what ours sends."""
     draw = np.random.default_rng(7)
     texture = np.kron(draw.integers(40, 200, (HEIGHT // 4, WIDTH // 2)), np.ones((8, 8))).astype(np.uint8)
     encoder = Encoder("h264", Geometry(WIDTH, HEIGHT, FPS))
@@ -51,12 +51,16 @@ def make(h264: Path, mp4: Path) -> None:
             frame = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
             frame[:HEIGHT] = texture[:HEIGHT, 3 * index % WIDTH :][:, :WIDTH] + draw.integers(0, 24, (HEIGHT, WIDTH))
             stream.write(bytes(encoder.encode(frame, index * MEDIA_CLOCK_HZ // FPS, index % KEY_EVERY == 0)))
-    with av.open(str(h264), format="h264", options={"framerate": str(FPS)}) as source, av.open(str(mp4), "w") as film:
-        kept = film.add_stream_from_template(source.streams.video[0])
-        for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
-            packet.time_base, packet.pts, packet.dts, packet.duration = Fraction(1, FPS), index, index, 1
-            packet.stream = kept
-            film.mux(packet)
+    with av.open(str(mp4), "w") as film:
+        kept, index = None, 0
+        for _ in range(rounds):
+            with av.open(str(h264), format="h264", options={"framerate": str(FPS)}) as source:
+                kept = kept or film.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.time_base, packet.pts, packet.dts = Fraction(1, FPS), index, index
+                        packet.duration, packet.stream, index = 1, kept, index + 1
+                        film.mux(packet)
 
 
 def frames(path: Path) -> Iterator[npt.NDArray[np.uint8]]:

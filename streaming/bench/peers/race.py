@@ -37,6 +37,7 @@ FEW, MANY = 2, 30  # viewers
 MANY_ENCODERS = 8  # of one that encodes for each: more would fill two cores
 WATCH_S = 6.0
 ROUNDS = 30  # of the film, for a server that is fed
+FILE_ROUNDS = 12  # of it in the file that others play: longer than both crowds are there
 SETTLE_S = 2.0
 JANUS = {
     "janus.jcfg": (
@@ -78,7 +79,7 @@ def measure(names: Sequence[str], not_measured: list[str]) -> Figures:
     found: Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         films = Films(Path(folder) / "film.mp4", Path(folder) / "film.h264", Path(folder))
-        film.make(films.h264, films.mp4)
+        film.make(films.h264, films.mp4, FILE_ROUNDS)
         for name in ("ours", *names):
             try:
                 viewers = min(MANY, MANY_ENCODERS) if name == "aiortc" else MANY
