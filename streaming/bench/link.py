@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 TUN = "/dev/net/tun"
@@ -68,8 +67,6 @@ class Direction:
         if link.rate_bps:
             waits_s += len(packet) * 8 / link.rate_bps
             self._free_s = now_s + waits_s
-        self.carried.packets += 1
-        self.carried.octets += len(packet)
         waits_s += max(0.0, link.delay_s + self._random.uniform(-1, 1) * link.delay_varies_s)
         if waits_s:
             # Timers of the same time come in any order.
@@ -79,9 +76,14 @@ class Direction:
             self._put(packet)
 
     def _put(self, packet: bytes) -> None:
-        # As anywhere on the way: what a full queue cannot take is lost.
-        with suppress(BlockingIOError):
+        try:
             os.write(self._target, packet)
+        except BlockingIOError:
+            # As anywhere on the way: what a full queue cannot take is lost.
+            self.carried.lost += 1
+        else:
+            self.carried.packets += 1
+            self.carried.octets += len(packet)
 
 
 def open_tun(namespace: str, address: str, number: int) -> int:
