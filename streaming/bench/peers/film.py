@@ -40,7 +40,7 @@ AHEAD = 24  # frames that are rendered and not shown yet
 HEARTBEAT_S = 0.5
 
 
-def make(h264: Path, mp4: Path, rounds: int = 1) -> None:
+def make(h264: Path, mp4: Path, rounds: int) -> None:
     """Writes the film twice: as a byte stream, and in a container, there so many times in a row. A texture that pans,
     with noise, by our encoder, so that what others send on is what ours sends."""
     draw = np.random.default_rng(7)
