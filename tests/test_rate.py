@@ -102,14 +102,19 @@ def test_growing_delay_moves_down() -> None:
     assert "0.90 s" in move.reason
 
 
-def test_longer_route_is_no_delay_for_ever() -> None:
-    """A round trip that became longer for good counts as growing for two minutes at most; then probes pass again."""
+@pytest.mark.parametrize("seconds", [2, 30])
+def test_longer_route_is_no_delay(seconds: int) -> None:
+    """A round trip that became longer, as the viewer went down or at the low rung, is not taken for a probe's doing."""
     network = Network()
     network.fall()
-    for _ in range(130):
-        network.say(1.0, LOW_BPS, rtt_s=0.3)
+    for second in range(seconds):
+        network.say(1.0, LOW_BPS, rtt_s=0.3 if second > seconds - 25 else 0.02)
     network.wait()
     assert network.probes(rtt_s=0.3)[-1] == Move(Rung.HIGH, 0.0, "probes came through")
+    network.fall()
+    network.say(1.0, LOW_BPS, rtt_s=0.3)
+    network.wait()
+    assert network.probes(rtt_s=0.4)[-1] == STAY
 
 
 def test_estimate_counts_once_it_was_high() -> None:
@@ -121,6 +126,16 @@ def test_estimate_counts_once_it_was_high() -> None:
     move = network.say(estimate_bps=300_000)
     assert isinstance(move, Move)
     assert "300 of 2400 kbit/s" in move.reason
+
+
+def test_estimate_of_little_video_says_nothing() -> None:
+    """A receiver estimates no more than comes: neither what a video begins with, nor motion behind stillness, is much
+    for its network."""
+    network = Network()
+    network.watch(1.0, bps=LOW_BPS // 2, estimate_bps=LOW_BPS)
+    network.watch(2.0, bps=LOW_BPS // 2, estimate_bps=LOW_BPS // 10)
+    network.watch(30.0, bps=LOW_BPS * 2, estimate_bps=LOW_BPS * 3)
+    network.watch(30.0, estimate_bps=LOW_BPS * 4)
 
 
 def test_dead_network_is_no_full_one() -> None:

@@ -28,7 +28,7 @@ from streaming.media.hub import Hub, Picture
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "fakes.py"))
 CONFIG = WatchConfig(8.0, settle_s=0.5, first_prompt_s=4.0, prompt_every_s=4.0, sample_every_s=0.2, growth_from_s=1.0)
-CONDITIONS = {"device", "cores", "versions", "commit", "date", "preset", "steps", "codec", "seconds"}
+CONDITIONS = {"device", "loop_ms", "cores", "versions", "commit", "date", "preset", "steps", "codec", "seconds"}
 NIGHT = ("a white ball floats up under the stars at night",)
 
 

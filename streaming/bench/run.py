@@ -30,6 +30,7 @@ from streaming.bench.server_process import (
     find_endpoint,
     find_server,
     launch_server,
+    loop_ms,
     machine,
 )
 from streaming.bench.timeline import Figures, Frame, lateness_s, period_of, spread
@@ -125,6 +126,7 @@ async def _bench(
         # The server that it started is stopped too.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     config = plan.watch
+    loop = loop_ms()
     began_s = time.monotonic()
     async with open_server() as server:
         if server.addresses:
@@ -152,7 +154,8 @@ async def _bench(
             report["wave"] = waves.figures(one, recording, _fps(recording), config.settle_s)
         if plan.browser:
             await _browse(server, plan, recording, report)
-        return report
+    report["conditions"]["loop_ms"] = [loop, loop_ms()]
+    return report
 
 
 async def _join(server: MeasuredServer, config: WatchConfig) -> JoinTimes:

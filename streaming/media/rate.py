@@ -9,6 +9,7 @@ Then comes a third of a second near the high rung's bit rate. A probe that is lo
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ class RateConfig:
     report_share: float = 0.25  # lost, of one receiver report
     delay_s: float = 0.5  # over the shortest round trip of the last one or two of
     memory_s: float = 60.0
-    estimate_share: float = 0.5  # of the bit rate sent: a receiver that estimated more before and less now is overrun
+    estimate_share: float = (
+        0.5  # of the bit rate sent: who estimated all of it lately and less than this now is overrun
+    )
+    estimate_s: float = 5.0  # that are lately: estimates grow slowly, so that one that was always low says nothing
     silence_s: float = 2.0  # without RTCP: the network was dead
     keyframes: int = 3  # requests in `keyframes_s`: what is lost is not repaired
     keyframes_s: float = 5.0
@@ -43,7 +47,8 @@ class RateConfig:
     longest_wait_s: float = 60.0
     burst_octets: int = 5_000  # of the first probe, sent at once: at 300 kbit/s it delays what follows by 0.13 s
     burst_factor: int = 3  # by which each further one is larger
-    probe_delay_s: float = 0.07  # over the shortest round trip, which a probe may cause
+    probe_delay_s: float = 0.07  # over the shortest round trip at the low rung, which a probe may cause
+    route_s: float = 10.0  # of the last one or two of which that is the shortest
     probe_s: float = 0.3  # length of the last probe, which is no burst
     probe_share: float = 0.1  # that a probe may lose
     answer_s: float = 2.5  # for the report on a probe
@@ -113,10 +118,10 @@ class RateController:
         self._penalty = 1  # factor of waits, for high rungs that did not last
         self._heard_s: float | None = None
         self._shortest = Shortest(self._config.memory_s)  # round trip
+        self._unprobed = Shortest(self._config.route_s)  # round trip at the low rung, while no probe is on its way
         self._sent: deque[tuple[float, int, int]] = deque()  # time, packets, bytes: of the last two windows
         self._lost: deque[tuple[float, int]] = deque()  # time, packets: of the last window
-        # True once the receiver estimated as much as is sent: after a low rung estimates take half a minute to grow.
-        self._estimates = False
+        self._estimates: deque[tuple[float, int]] = deque()  # time, bit/s: of the last `estimate_s`
         self._keyframes: deque[float] = deque(maxlen=self._config.keyframes)
         self._probe: Probe | None = None  # the last one of this attempt
         self._probed_s: float | None = None  # when the last probe ends, until it is judged
@@ -181,6 +186,12 @@ class RateController:
             self._keyframes.append(now_s)
         if feedback.rtt_s is not None:
             self._shortest.note(feedback.rtt_s, now_s)
+            if self.rung is Rung.LOW and self._probed_s is None:
+                self._unprobed.note(feedback.rtt_s, now_s)
+        if feedback.estimate_bps is not None:
+            self._estimates.append((now_s, feedback.estimate_bps))
+        while self._estimates and self._estimates[0][0] < now_s - self._config.estimate_s:
+            self._estimates.popleft()
 
     def _overrun(self, feedback: Feedback, now_s: float) -> str | None:
         """Why the network cannot take the high rung; None if it can."""
@@ -200,16 +211,19 @@ class RateController:
             return f"{config.keyframes} key frames asked for in {config.keyframes_s:.0f} s"
         if feedback.estimate_bps is not None and seconds > config.window_s:
             sent_bps = (feedback.octets - octets) * 8 / seconds
-            if feedback.estimate_bps >= sent_bps:
-                self._estimates = True
-            elif self._estimates and feedback.estimate_bps < config.estimate_share * sent_bps:
+            most_bps = max(bps for _, bps in self._estimates)
+            fell = feedback.estimate_bps < config.estimate_share * sent_bps and most_bps >= sent_bps
+            # Where no more is sent than at the low rung, that would help nobody.
+            if fell and sent_bps > self._low_bps:
                 return f"{feedback.estimate_bps / 1000:.0f} of {sent_bps / 1000:.0f} kbit/s come through"
         return None
 
     def _judge(self, feedback: Feedback, probed_s: float, now_s: float) -> Decision:
         """Ends or continues an attempt to go up, by what is heard during and after a probe."""
         config = self._config
-        longest_s = self._shortest.seconds + config.probe_delay_s
+        # The route may have become longer since the viewer came.
+        usual_s = self._shortest.seconds if math.isinf(self._unprobed.seconds) else self._unprobed.seconds
+        longest_s = usual_s + config.probe_delay_s
         lost = max(feedback.lost_share or 0.0, feedback.resent_lost_share or 0.0)
         if lost > config.probe_share or (feedback.rtt_s is not None and feedback.rtt_s > longest_s):
             self._rest(now_s)
@@ -231,8 +245,8 @@ class RateController:
 
     def _change(self, rung: Rung, now_s: float) -> None:
         self.rung, self._since_s, self._tried, self._probe = rung, now_s, rung is Rung.HIGH, None
-        self._estimates = False
-        for history in (self._sent, self._lost, self._keyframes):
+        self._unprobed = Shortest(self._config.route_s)
+        for history in (self._sent, self._lost, self._keyframes, self._estimates):
             history.clear()
 
     def _rest(self, now_s: float) -> None:
