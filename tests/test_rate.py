@@ -1,3 +1,5 @@
+from collections import deque
+
 import pytest
 
 from streaming.media.rate import STAY, Decision, Feedback, Move, Probe, RateConfig, RateController, Refresh, Rung
@@ -257,3 +259,12 @@ def test_rungs_are_two(rates: tuple[int, int]) -> None:
     """The low rung must be below the high one."""
     with pytest.raises(ValueError, match=str(rates[1])):
         RateController(dict(zip(Rung, rates, strict=True)), now_s=0.0)
+
+
+def test_frequent_feedback_costs_no_more_each() -> None:
+    """What is kept of a receiver does not grow with how often it reports, but for half a second of packets."""
+    network = Network()
+    for _ in range(2000):
+        network.say(0.001, rtt_s=0.02, estimate_bps=5_000_000)
+    kept = [len(one) for one in vars(network.controller).values() if isinstance(one, deque)]
+    assert max(kept) <= 2 * CONFIG.window_s * 1000 + 2

@@ -9,7 +9,14 @@ from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 
 from streaming.media import rtp_hooks
 from streaming.media.rate import Feedback
-from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, self_check, use_addresses
+from streaming.media.rtp_hooks import (
+    REQUESTS_AS_ONE,
+    RTCP_HZ,
+    SenderHooks,
+    end_consent_with_connection,
+    self_check,
+    use_addresses,
+)
 from streaming.media.rtp_sender import Sent
 
 
@@ -124,6 +131,21 @@ async def test_one_packet_is_not_sent_again_at_once() -> None:
     bench.now_s += 0.2
     await bench.nack(5)
     assert len(bench.packets.again) == 2
+
+
+async def test_flood_of_feedback_is_not_heard() -> None:
+    """Of 5,000 packets, or of requests for many packets, as much is heard as a receiver may say in a second."""
+    bench = Bench()
+    fci = rtp.pack_remb_fci(300_000, [bench.sender._ssrc])
+    remb = rtp.RtcpPsfbPacket(fmt=rtp.RTCP_PSFB_APP, ssrc=1, media_ssrc=0, fci=fci)
+    for _ in range(5000):
+        await bench.sender._handle_rtcp_packet(remb)
+    assert len(bench.heard) == RTCP_HZ
+    bench.now_s += 0.5
+    for _ in range(5000):
+        await bench.nack(*range(6 * REQUESTS_AS_ONE))
+    assert len(bench.heard) == RTCP_HZ + RTCP_HZ // 2 // 7
+    assert bench.hooks.last_heard_s == bench.now_s
 
 
 async def test_unknown_packets_cost_nothing() -> None:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from streaming.media.rate import Feedback, Shortest
+from streaming.media.rate import Feedback, Lately
 
 STEP_S = 0.05  # of the delay, so that not every round trip changes it
 
@@ -37,8 +37,11 @@ class PlayoutDelay:
 
     def __init__(self, config: PlayoutConfig | None = None) -> None:
         self._config = config or PlayoutConfig()
-        self._shortest = Shortest(self._config.memory_s)  # round trip: a queue on the way is none of the path's length
+        self._shortest = Lately(
+            min, self._config.memory_s
+        )  # round trip: a queue on the way is none of the path's length
         self._window: deque[tuple[float, int, int]] = deque()  # time, packets sent by then, packets asked for then
+        self._requested = 0  # packets, in the window
         self._lossy_s = float("-inf")  # when there were losses last
         self.seconds = 0.0
 
@@ -48,11 +51,11 @@ class PlayoutDelay:
         if feedback.rtt_s is not None:
             self._shortest.note(feedback.rtt_s, now_s)
         self._window.append((now_s, feedback.packets, feedback.requested))
+        self._requested += feedback.requested
         while self._window[0][0] < now_s - config.window_s:
-            self._window.popleft()
+            self._requested -= self._window.popleft()[2]
         sent = feedback.packets - self._window[0][1]
-        requested = sum(count for _, _, count in self._window)
-        if requested >= max(config.lost_least, config.lost_share * sent):
+        if self._requested >= max(config.lost_least, config.lost_share * sent):
             self._lossy_s = now_s
             self.seconds = max(self.seconds, self._needed_s())
         elif now_s - self._lossy_s > config.calm_s:
@@ -60,8 +63,7 @@ class PlayoutDelay:
         return self.seconds
 
     def _needed_s(self) -> float:
-        config, round_trip_s = self._config, self._shortest.seconds
-        known_s = round_trip_s if math.isfinite(round_trip_s) else 0.0
-        attempt_s = max(config.attempt_least_s, known_s * config.attempt_share)
+        config, round_trip_s = self._config, self._shortest.value or 0.0
+        attempt_s = max(config.attempt_least_s, round_trip_s * config.attempt_share)
         steps = math.ceil((config.notice_s + config.attempts * attempt_s) / STEP_S)
         return min(config.most_s, round(STEP_S * steps, 2))

@@ -9,9 +9,8 @@ Then comes a third of a second near the high rung's bit rate. A probe that is lo
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -36,7 +35,9 @@ class RateConfig:
     estimate_share: float = (
         0.5  # of the bit rate sent: who estimated all of it lately and less than this now is overrun
     )
-    estimate_s: float = 5.0  # that are lately: estimates grow slowly, so that one that was always low says nothing
+    estimate_s: float = (
+        5.0  # one or two of which are lately: estimates grow slowly, one that was always low says nothing
+    )
     silence_s: float = 2.0  # without RTCP: the network was dead
     keyframes: int = 3  # requests in `keyframes_s`: what is lost is not repaired
     keyframes_s: float = 5.0
@@ -117,11 +118,11 @@ class RateController:
         self._tried = False  # True at a high rung that probes led to
         self._penalty = 1  # factor of waits, for high rungs that did not last
         self._heard_s: float | None = None
-        self._shortest = Shortest(self._config.memory_s)  # round trip
-        self._unprobed = Shortest(self._config.route_s)  # round trip at the low rung, while no probe is on its way
+        self._shortest = Lately(min, self._config.memory_s)  # round trip
+        self._unprobed = Lately(min, self._config.route_s)  # round trip at the low rung, while no probe is on its way
         self._sent: deque[tuple[float, int, int]] = deque()  # time, packets, bytes: of the last two windows
         self._lost: deque[tuple[float, int]] = deque()  # time, packets: of the last window
-        self._estimates: deque[tuple[float, int]] = deque()  # time, bit/s: of the last `estimate_s`
+        self._most_bps = Lately(max, self._config.estimate_s)  # that the receiver estimated
         self._keyframes: deque[float] = deque(maxlen=self._config.keyframes)
         self._probe: Probe | None = None  # the last one of this attempt
         self._probed_s: float | None = None  # when the last probe ends, until it is judged
@@ -189,9 +190,7 @@ class RateController:
             if self.rung is Rung.LOW and self._probed_s is None:
                 self._unprobed.note(feedback.rtt_s, now_s)
         if feedback.estimate_bps is not None:
-            self._estimates.append((now_s, feedback.estimate_bps))
-        while self._estimates and self._estimates[0][0] < now_s - self._config.estimate_s:
-            self._estimates.popleft()
+            self._most_bps.note(feedback.estimate_bps, now_s)
 
     def _overrun(self, feedback: Feedback, now_s: float) -> str | None:
         """Why the network cannot take the high rung; None if it can."""
@@ -205,14 +204,15 @@ class RateController:
             return f"{lost} packets lost in {config.window_s} s"
         if feedback.lost_share is not None and feedback.lost_share > config.report_share:
             return f"{feedback.lost_share:.0%} of the packets lost"
-        if feedback.rtt_s is not None and feedback.rtt_s > self._shortest.seconds + config.delay_s:
+        shortest_s = self._shortest.value or 0.0
+        if feedback.rtt_s is not None and feedback.rtt_s > shortest_s + config.delay_s:
             return f"round trip of {feedback.rtt_s:.2f} s"
         if len(self._keyframes) == config.keyframes and now_s - self._keyframes[0] < config.keyframes_s:
             return f"{config.keyframes} key frames asked for in {config.keyframes_s:.0f} s"
         if feedback.estimate_bps is not None and seconds > config.window_s:
             sent_bps = (feedback.octets - octets) * 8 / seconds
-            most_bps = max(bps for _, bps in self._estimates)
-            fell = feedback.estimate_bps < config.estimate_share * sent_bps and most_bps >= sent_bps
+            had_bps = self._most_bps.value or 0.0
+            fell = feedback.estimate_bps < config.estimate_share * sent_bps and had_bps >= sent_bps
             # Where no more is sent than at the low rung, that would help nobody.
             if fell and sent_bps > self._low_bps:
                 return f"{feedback.estimate_bps / 1000:.0f} of {sent_bps / 1000:.0f} kbit/s come through"
@@ -222,8 +222,8 @@ class RateController:
         """Ends or continues an attempt to go up, by what is heard during and after a probe."""
         config = self._config
         # The route may have become longer since the viewer came.
-        usual_s = self._shortest.seconds if math.isinf(self._unprobed.seconds) else self._unprobed.seconds
-        longest_s = usual_s + config.probe_delay_s
+        usual_s = self._shortest.value if self._unprobed.value is None else self._unprobed.value
+        longest_s = (usual_s or 0.0) + config.probe_delay_s
         lost = max(feedback.lost_share or 0.0, feedback.resent_lost_share or 0.0)
         if lost > config.probe_share or (feedback.rtt_s is not None and feedback.rtt_s > longest_s):
             self._rest(now_s)
@@ -245,8 +245,9 @@ class RateController:
 
     def _change(self, rung: Rung, now_s: float) -> None:
         self.rung, self._since_s, self._tried, self._probe = rung, now_s, rung is Rung.HIGH, None
-        self._unprobed = Shortest(self._config.route_s)
-        for history in (self._sent, self._lost, self._keyframes, self._estimates):
+        self._unprobed = Lately(min, self._config.route_s)
+        self._most_bps = Lately(max, self._config.estimate_s)
+        for history in (self._sent, self._lost, self._keyframes):
             history.clear()
 
     def _rest(self, now_s: float) -> None:
@@ -257,18 +258,18 @@ class RateController:
         self._probe_at_s = now_s + min(wait_s, config.longest_wait_s)
 
 
-class Shortest:
-    """The shortest time lately, which forgets: a route may become longer for good."""
+class Lately:
+    """The least or the most of the last one or two spans of time; what is older is forgotten."""
 
-    def __init__(self, memory_s: float) -> None:
-        self._memory_s, self._until_s = memory_s, float("-inf")
-        self._now_s = self._before_s = float("inf")  # of this span of time, and of the one before
+    def __init__(self, choose: Callable[[float, float], float], span_s: float) -> None:
+        """`choose`: min or max."""
+        self._choose, self._span_s, self._until_s = choose, span_s, float("-inf")
+        self._now: float | None = None  # of this span
+        self.value: float | None = None  # of this span and the one before; None before the first
 
-    def note(self, seconds: float, now_s: float) -> None:
+    def note(self, value: float, now_s: float) -> None:
         if now_s >= self._until_s:
-            self._before_s, self._now_s, self._until_s = self._now_s, seconds, now_s + self._memory_s
-        self._now_s = min(self._now_s, seconds)
-
-    @property
-    def seconds(self) -> float:
-        return min(self._now_s, self._before_s)
+            self.value, self._now, self._until_s = self._now, None, now_s + self._span_s
+        self._now, self.value = (
+            value if known is None else self._choose(known, value) for known in (self._now, self.value)
+        )

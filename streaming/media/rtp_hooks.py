@@ -21,6 +21,7 @@ import aiortc
 import pylibsrtp
 from aiortc import RTCConfiguration, RTCPeerConnection, rtp
 
+from streaming.media.budget import Allowance, ResendBudget
 from streaming.media.rate import Feedback
 from streaming.media.rtp_sender import HISTORY, SENDER, SENDER_NAMES, TRANSPORT_NAMES, RtpSender
 
@@ -46,8 +47,8 @@ CERTIFICATE_NAME = "_create_ssl_context"
 # aiortc lists those for ECDSA certificates alone; as DTLS client it then fails with servers that have an RSA one.
 CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 RESEND_SHARE, RESEND_LEAST_BPS = 0.25, 100_000  # of the video's bit rate, and at least
-RESEND_GAP_S = 0.1  # a packet is not sent again sooner than this
-BUDGET_S = 1.0  # seconds of budget that can be saved up
+RTCP_HZ = 300  # packets of a receiver that are heard, in the long run and at once; browsers send a tenth of it
+REQUESTS_AS_ONE = 8  # packets that are asked for take as much computing as one that asks
 REPORT_LEAST = 100  # packets of which a share is told: of few many may be lost by chance
 REPORTS_KEPT = 8  # sender reports that a receiver may still answer
 DLSR_HZ = 65536  # unit of the time between a sender report and its answer
@@ -83,6 +84,7 @@ class SenderHooks:
         self._told: tuple[int, int] | None = None  # highest sequence number and packets lost when a share was told last
         self._requested: dict[int, int] = {}  # sequence number by its place in the history
         self._reports: deque[tuple[int, float]] = deque(maxlen=REPORTS_KEPT)  # LSR and time of sender reports
+        self._words = Allowance(RTCP_HZ, RTCP_HZ, now())
         self.limit(rate_bps)
         sender._handle_rtcp_packet = self._on_rtcp
         sender._retransmit = self._on_lost
@@ -96,7 +98,7 @@ class SenderHooks:
 
     def limit(self, rate_bps: int) -> None:
         """The video has another bit rate from now on; what was sent before is not sent again."""
-        self._budget = _Budget(max(RESEND_SHARE * rate_bps, RESEND_LEAST_BPS) / 8, self._now())
+        self._budget = ResendBudget(max(RESEND_SHARE * rate_bps, RESEND_LEAST_BPS) / 8, self._now())
         self._packets.forget()
 
     def probe(self, size: int) -> None:
@@ -121,13 +123,17 @@ class SenderHooks:
         await self._send_rtcp(packets)
 
     async def _on_rtcp(self, packet: Any) -> None:
+        lost = packet.lost if isinstance(packet, rtp.RtcpRtpfbPacket) else ()
+        # A flood of them would take computing from other viewers.
+        if not self._words.spend(1 + len(lost) / REQUESTS_AS_ONE, self._now()):
+            return
         self.last_heard_s = self._now()
         packets, octets = (getattr(self._sender, name) for name in COUNTERS[2:])
         said: dict[str, Any] = {}
         if isinstance(packet, rtp.RtcpRrPacket | rtp.RtcpSrPacket):
             said = self._read_report(packet)
         elif isinstance(packet, rtp.RtcpRtpfbPacket) and packet.fmt == rtp.RTCP_RTPFB_NACK:
-            said["requested"] = self._count_requested(packet.lost)
+            said["requested"] = self._count_requested(lost)
         elif isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt in (rtp.RTCP_PSFB_PLI, rtp.RTCP_PSFB_FIR):
             said["keyframe"] = True
         elif isinstance(packet, rtp.RtcpPsfbPacket) and packet.fmt == rtp.RTCP_PSFB_APP:
@@ -223,30 +229,6 @@ def take_rsa_certificates(transport: Any) -> None:
         return context
 
     setattr(certificate, CERTIFICATE_NAME, with_rsa)
-
-
-class _Budget:
-    """Bytes that may be sent again, and when each packet was sent again last; arithmetic only."""
-
-    def __init__(self, rate_bytes_s: float, now_s: float) -> None:
-        self.refused = 0  # packets for which there was nothing left
-        self._rate, self._left, self._then_s = rate_bytes_s, rate_bytes_s * BUDGET_S, now_s
-        # One entry for each place in the sender's history, so that it cannot grow.
-        self._resent: dict[int, tuple[int, float]] = {}
-
-    def spend(self, sequence_number: int, size: int, now_s: float) -> bool:
-        self._left = min(self._left + (now_s - self._then_s) * self._rate, self._rate * BUDGET_S)
-        self._then_s = now_s
-        place = sequence_number % HISTORY
-        last_number, last_s = self._resent.get(place, (-1, 0.0))
-        if last_number == sequence_number and now_s - last_s < RESEND_GAP_S:
-            return False
-        if size > self._left:
-            self.refused += 1
-            return False
-        self._left -= size
-        self._resent[place] = (sequence_number, now_s)
-        return True
 
 
 def notice_dead_peers() -> None:
