@@ -41,6 +41,9 @@ async def test_channels_are_made_watched_and_deleted(running: Serving) -> None:
         second = Watcher(running.http)
         await second.join(endpoint="/whep/second")
         await second.received(3)
+        elsewhere = second.location.replace("/second/", "/main/")
+        for method in ("GET", "DELETE"):
+            assert refused(await running.http.request(method, elsewhere), 404), "it is a session of another channel"
         async with running.http.stream("GET", "/channels/second/events") as events:
             assert (await running.http.delete("/channels/second")).status_code == 204
             # The stream ends by itself.

@@ -81,9 +81,8 @@ class ServerState:
 
     def viewer(self, channel_id: str, session: str) -> Viewer:
         """The viewer of a WHEP session of the channel. Raises HTTPException 404."""
-        self.channel(channel_id)
-        viewer = self.viewers.find(session)
-        if viewer is None:
+        channel, viewer = self.channel(channel_id), self.viewers.find(session)
+        if viewer is None or viewer.channel is not channel:
             raise HTTPException(404, "There is no such session; it may have ended.")
         return viewer
 

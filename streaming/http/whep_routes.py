@@ -25,6 +25,7 @@ SESSION_HEADERS = {
     "ETag": ETAG,
     "Accept-Patch": {"schema": {"type": "string"}},
 }
+PREFLIGHT = "access-control-request-method"
 ENDPOINT_METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 SESSION_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH")
 SDP: dict[str, Any] = {"application/sdp": {"schema": {"type": "string"}}}
@@ -74,7 +75,9 @@ def add(app: FastAPI, state: ServerState, policy: Policy, tokens: Tokens) -> Non
     @app.options("/whep/{channel_id}", status_code=204, response_class=Response, responses=problems(404))
     async def options(request: Request, channel_id: str) -> Response:
         """Tells the methods, the content type and the ICE servers of the endpoint."""
-        state.channel(channel_id)
+        if PREFLIGHT not in request.headers:
+            state.channel(channel_id)
+        # Otherwise the request itself says what is wrong: a page cannot read why a preflight was refused.
         headers = {"Accept-Post": "application/sdp", "Allow": ", ".join(ENDPOINT_METHODS)}
         return _linked(Response(status_code=204, headers=headers), public_servers(request))
 
