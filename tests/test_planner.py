@@ -132,6 +132,18 @@ def test_kernels_decode_what_torch_does(on_device: bool, monkeypatch: pytest.Mon
 
 
 @torch.inference_mode()
+def test_filled_cache_is_that_of_the_whole_network() -> None:
+    """Though the last layer stops at its keys and values."""
+    planner = small()
+    vectors = torch.randn(2, 9, 32)
+    filled, run = (KVCache.allocate(2, 2, 2, 12, 16) for _ in range(2))
+    planner.fill(vectors, filled)
+    planner.transform(vectors, run, 0)
+    assert torch.equal(filled.keys, run.keys) and torch.equal(filled.values, run.values)
+    assert filled.keys[:, :, :, :9].all() and not filled.keys[:, :, :, 9:].any()
+
+
+@torch.inference_mode()
 def test_rows_decode_at_positions_of_their_own() -> None:
     """Two sequences of different length, one token each in one call, give what they give alone."""
     planner = small()

@@ -83,7 +83,7 @@ def test_a_trace_of_it_gives_the_same_bits() -> None:
 @pytest.mark.parametrize("less", [True, False])
 def test_layers_that_gain_are_replaced(monkeypatch: pytest.MonkeyPatch, less: bool) -> None:
     """Those in float32 with enough channels, where the processor gains; a copy of the module works."""
-    monkeypatch.setattr(packing, "multiplies_less", lambda: less)
+    monkeypatch.setattr(packing, "has_avx2_alone", lambda: less)
     layers = [
         convolution(72, 96), convolution(96, 96).bfloat16(), convolution(96, 48), convolution(186, 96),
         convolution(96, 96, stride=2), convolution(96, 96, groups=2), nn.Conv2d(96, 96, 1),
@@ -100,7 +100,7 @@ def test_layers_that_gain_are_replaced(monkeypatch: pytest.MonkeyPatch, less: bo
 
 def test_what_is_seldom_used_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """At any depth below a name that begins so."""
-    monkeypatch.setattr(packing, "multiplies_less", lambda: True)
+    monkeypatch.setattr(packing, "has_avx2_alone", lambda: True)
     module = nn.ModuleDict({name: nn.Sequential(convolution(72, 72)) for name in ("encode_8", "decode_8")})
     module["encode_in"] = convolution(72, 72)
     pack(module, 1, seldom="encode")

@@ -236,7 +236,7 @@ class PlanWriter:
         if context := self._context(plan):
             embedded = self._model.planner.embed(self._tokens(context), plan.prefix.pooled)
             sequence = torch.cat([sequence, embedded], dim=1)
-        self._model.planner.transform(sequence, plan.cache, 0)
+        self._model.planner.fill(sequence, plan.cache)
         plan.position = gop.first = sequence.shape[1]
         # A frame's noise has a row for each of its places, which depend on where its GOP begins.
         plan.noise = {}

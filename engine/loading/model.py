@@ -23,7 +23,7 @@ from engine.perceptual.mini.vae import TinyVAE
 from engine.perceptual.renderer import DiTRenderer
 from engine.runtime.backends import choose as choose_attention
 from engine.runtime.fp8 import multiplies_fp8, multiply_fp8
-from engine.runtime.packing import pack
+from engine.runtime.packing import pack, turned
 from engine.semantic.passes import default_places
 from engine.semantic.planner import Planner
 from engine.semantic.tokenizer import SemanticTokenizer
@@ -141,7 +141,9 @@ def assemble(
     tokenizer, planner, renderer, vae = (modules[name] for name in COMPONENTS)
     assert isinstance(tokenizer, SemanticTokenizer) and isinstance(planner, Planner)
     assert isinstance(renderer, DiTRenderer) and isinstance(vae, (TinyVAE, VAE))
-    pack(planner.blocks, default_places(device) * (1 + config.sampling.guided))
+    planned_rows = default_places(device) * (1 + config.sampling.guided)
+    pack(planner.blocks, planned_rows)
+    planner.head = turned(planner.head, planned_rows)
     pack(renderer, config.chunk_length * config.renderer.dit.frame_tokens)
     pack(vae, 1, seldom="encode")
     enlarger = modules.get("enlarger")

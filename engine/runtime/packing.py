@@ -1,4 +1,4 @@
-"""Which layers of a module compute with copies of their weights, in an order or a form that suits the processor."""
+"""Which layers of a module compute in another way than torch's, one that suits the processor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.runtime.packed_weights import PackedConv, PackedLinear
+from engine.runtime.turned_linear import TurnedLinear
 from engine.runtime.winograd import WinogradConv
 
 LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache, and twice as much may not fit
@@ -15,7 +16,7 @@ LARGEST_BYTES = 2**27  # of a module's weights; more would not stay in any cache
 
 def pack(module: nn.Module, rows: int, seldom: str | tuple[()] = ()) -> None:
     """Puts others in the place of linear layers and convolutions of a module on the CPU: in bf16 packed ones, in
-    float32 those that multiply less.
+    float32 those that multiply less or share their work better.
 
     `rows`: of about how many a call of linear layers is. Parts with names that begin with `seldom` stay: copies take
     memory. Does nothing for a module above `LARGEST_BYTES`.
@@ -36,12 +37,20 @@ def pack(module: nn.Module, rows: int, seldom: str | tuple[()] = ()) -> None:
         if layer.weight.dtype == torch.bfloat16 and packs():
             packed = PackedConv.of(layer) if isinstance(layer, nn.Conv2d) else PackedLinear.of(layer, rows)
             setattr(parent, name, packed)
-        elif isinstance(layer, nn.Conv2d) and WinogradConv.suits(layer) and multiplies_less():
+        elif isinstance(layer, nn.Conv2d) and WinogradConv.suits(layer) and has_avx2_alone():
             setattr(parent, name, WinogradConv.of(layer))
+        elif isinstance(layer, nn.Linear):
+            setattr(parent, name, turned(layer, rows))
 
 
-def multiplies_less() -> bool:
-    """True where fewer products in float32 are less time: measured with AVX2 alone (docs/BENCHMARKS.md)."""
+def turned(layer: nn.Linear, rows: int) -> nn.Linear:
+    """The layer, or, where that is quicker, one that shares its work better in calls of about so many rows."""
+    suits = layer.weight.device.type == "cpu" and TurnedLinear.suits(layer, rows)
+    return TurnedLinear.of(layer) if suits and has_avx2_alone() else layer
+
+
+def has_avx2_alone() -> bool:
+    """True where other ways to multiply float32 take less time: measured with AVX2 alone (docs/BENCHMARKS.md)."""
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from engine.runtime.attention import attend
 from engine.runtime.kv_cache import KVCache
-from engine.runtime.layers import RMSNorm, rotation_table, rotations, sinusoid
+from engine.runtime.layers import RMSNorm, rotation_table, rotations
 from engine.runtime.packed_weights import both_of
+from engine.runtime.turned_linear import float_product
+from engine.semantic.micro_embedding import MicroEmbedding
 from kernels.decode_attention import FilledLength
 from kernels.gelu import gated_gelu
 from kernels.rotary import rotate
@@ -134,38 +136,6 @@ class _NewTokens:
     causal: bool
 
 
-class MicroEmbedding(nn.Module):
-    """A number as a vector."""
-
-    def __init__(self, config: PlannerConfig, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.frequencies = config.micro_freq
-        self.enter = nn.Linear(config.micro_freq, config.micro_hidden)
-        self.leave = nn.Linear(config.micro_hidden, config.hidden)
-        self.null = nn.Parameter(0.02 * torch.randn(config.hidden)) if config.null_micro else None
-
-    def forward(self, value: Tensor | float | None, batch: int) -> Tensor:
-        """A number for all rows, or one a row [B], NaN or None where it is not given -> [B, 1, W].
-
-        Raises ValueError for None where the model has no null vector.
-        """
-        if value is None and self.null is None:
-            raise ValueError(f"{self.name} must be given: this planner was not trained without it")
-        weight = self.enter.weight
-        given = float("nan") if value is None else value
-        numbers = torch.as_tensor(given, dtype=torch.float32, device=weight.device).expand(batch)
-        if self.null is None:
-            return self._embed(numbers)[:, None]
-        missing = numbers.isnan()
-        vectors = self._embed(numbers.masked_fill(missing, 0.0))
-        return torch.where(missing[:, None], self.null.to(vectors.dtype), vectors)[:, None]
-
-    def _embed(self, numbers: Tensor) -> Tensor:
-        out: Tensor = self.leave(F.silu(self.enter(sinusoid(numbers, self.frequencies).to(self.enter.weight.dtype))))
-        return out
-
-
 class PlannerBlock(nn.Module):
     """LLaMA-like pre-norm block with a gated tanh-GELU."""
 
@@ -182,10 +152,7 @@ class PlannerBlock(nn.Module):
 
     def forward(self, x: Tensor, new: _NewTokens, layer: int, cache: KVCache | None, position: int | Tensor) -> Tensor:
         """[B, N, W] -> [B, N, W]; writes its keys, already rotated, and values to `cache` at `position`."""
-        projected = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        projected = projected.permute(2, 0, 3, 1, 4)
-        q, k = rotate(projected[:2], new.cos, new.sin)
-        v = projected[2]
+        q, k, v = self._project(x, new)
         if cache is not None:
             seen = cache.write(layer, k, v, position)
             k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
@@ -193,6 +160,17 @@ class PlannerBlock(nn.Module):
         normed, x = self.mlp_norm.add(x, self.out(attended.transpose(1, 2).flatten(2)))
         out: Tensor = x + self.down(gated_gelu(*both_of(self.gate, self.up, normed)))
         return out
+
+    def fill(self, x: Tensor, new: _NewTokens, layer: int, cache: KVCache, position: int) -> None:
+        """Writes to `cache` what `forward` would, without the rest of the layer."""
+        _, k, v = self._project(x, new)
+        cache.write(layer, k, v, position)
+
+    def _project(self, x: Tensor, new: _NewTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, rotated, and values, each [B, H, N, head_dim]."""
+        projected = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(projected[:2], new.cos, new.sin)
+        return q, k, projected[2]
 
 
 class Planner(nn.Module):
@@ -205,8 +183,9 @@ class Planner(nn.Module):
         self.text_out = nn.Linear(config.hidden, config.hidden)
         self.null_text = nn.Parameter(0.02 * torch.randn(config.hidden))
         self.pooled = nn.Linear(config.text_dim, config.hidden, bias=False) if config.pooled_text else None
-        self.frames = MicroEmbedding(config, "the frame count")
-        self.motion = MicroEmbedding(config, "the motion score")
+        micro = config.micro_freq, config.micro_hidden, config.hidden, config.null_micro
+        self.frames = MicroEmbedding("the frame count", *micro)
+        self.motion = MicroEmbedding("the motion score", *micro)
         self.tokens = nn.Embedding(config.vocab, config.hidden)
         self.blocks = nn.ModuleList(PlannerBlock(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden)
@@ -263,9 +242,19 @@ class Planner(nn.Module):
 
     def transform(self, embeddings: Tensor, cache: KVCache | None = None, position: int | Tensor = 0) -> Tensor:
         """`forward` without the head: the last block's output [B, N, W]."""
-        new = self._new_tokens(embeddings, cache, position)
-        x = embeddings
-        for layer, block in enumerate(self.blocks):
+        return self._run(self.blocks, embeddings, self._new_tokens(embeddings, cache, position), cache, position)
+
+    def fill(self, embeddings: Tensor, cache: KVCache) -> None:
+        """Begins a cache with vectors [B, N, W] of which no logits are wanted."""
+        new, number, last = self._new_tokens(embeddings, cache, 0), len(self.blocks) - 1, self.blocks[-1]
+        assert isinstance(last, PlannerBlock)
+        last.fill(self._run(self.blocks[:-1], embeddings, new, cache, 0), new, number, cache, 0)
+
+    @staticmethod
+    def _run(
+        blocks: nn.ModuleList, x: Tensor, new: _NewTokens, cache: KVCache | None, position: int | Tensor
+    ) -> Tensor:
+        for layer, block in enumerate(blocks):
             x = block(x, new, layer, cache, position)
         return x
 
@@ -274,7 +263,7 @@ class Planner(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.norm.weight.float(), self.norm.bias.float()
             normed = F.layer_norm(x.float(), weight.shape, weight, bias, self.norm.eps)
-            return F.linear(normed, self.head.weight.float())
+            return float_product(self.head, normed)
 
     def _new_tokens(self, embeddings: Tensor, cache: KVCache | None, position: int | Tensor) -> _NewTokens:
         count, device = embeddings.shape[1], embeddings.device
