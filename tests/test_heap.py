@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 
 import psutil
 import pytest
 
-from engine.runtime.heap import return_memory
+from engine.runtime.heap import FreedMemory, return_memory
 
 BLOCK, BLOCKS = 100_000, 1000  # octets: too small for a mapping of its own
 
@@ -24,3 +25,21 @@ def test_memory_between_blocks_in_use_is_given_back() -> None:
     return_memory()
     assert before - process.memory_info().rss > BLOCK * BLOCKS // 2
     assert all(block == b"x" * BLOCK for block in kept)
+
+
+async def test_memory_is_given_back_while_nothing_is_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When that takes long; the wait goes on."""
+    given = asyncio.Event()
+    monkeypatch.setattr("engine.runtime.heap.return_memory", given.set)
+    freed, event = FreedMemory(), asyncio.Event()
+    event.set()
+    await freed.wait(event)
+    assert not given.is_set()
+    event.clear()
+    monkeypatch.setattr("engine.runtime.heap.EVERY_S", 0.01)
+    waiting = asyncio.create_task(freed.wait(event))
+    async with asyncio.timeout(5):
+        await given.wait()
+    assert not waiting.done()
+    event.set()
+    await waiting

@@ -491,6 +491,7 @@ async def test_memory_is_given_back_behind_chunks(monkeypatch: pytest.MonkeyPatc
     given: list[None] = []
     monkeypatch.setattr("engine.runtime.heap.EVERY_S", 0.0)
     monkeypatch.setattr("engine.runtime.heap.return_memory", lambda: given.append(None))
+    monkeypatch.setattr("engine.runtime.heap.FreedMemory.wait", lambda self, event: event.wait())
     async with _running() as (server, _):
         await server.receive(ChunkDone)
         server.show(25)

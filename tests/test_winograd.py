@@ -41,33 +41,27 @@ def test_answers_are_those_of_the_direct_convolution(
         torch.testing.assert_close(torch.cat([made(one) for one in x.split(1)]), found, rtol=1e-5, atol=1e-6)
 
 
-def test_what_it_cannot_do_goes_the_direct_way() -> None:
-    """Other sizes, other types, gradients and weights that have changed since."""
-    layer = convolution(72, 72)
+@pytest.mark.parametrize("size", [(6, 8), (8, 5), (1, 1), (7, 13)])
+def test_pictures_need_not_be_whole_tiles(size: tuple[int, int]) -> None:
+    """The part of a tile that lies beyond the picture is cut off."""
+    layer, x = convolution(72, 72), torch.randn(2, 72, *size)
+    with torch.inference_mode():
+        assert error(WinogradConv.of(layer)(x), layer, x) < 1e-5
+
+
+def test_it_computes_in_float32_and_learns_nothing() -> None:
+    """Under autocast too; gradients pass through it to what it reads."""
+    layer, x = convolution(72, 72), torch.randn(1, 72, 8, 8)
     made = WinogradConv.of(layer)
-    for size in ((6, 8), (8, 5)):
-        x = torch.randn(1, 72, *size)
-        with torch.inference_mode():
-            assert torch.equal(made(x), layer(x))
-    x = torch.randn(1, 72, 8, 8)
-    assert torch.equal(made(x), layer(x))  # gradients are on
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(made(x), layer(x))
-    with torch.no_grad():
-        made.weight.mul_(2)
-        assert torch.equal(made(x), layer(x))
-
-
-def test_gradients_are_those_of_the_layer() -> None:
-    """It can still learn."""
-    layer = convolution(72, 72).requires_grad_()
-    x = torch.randn(1, 72, 8, 8)
-    WinogradConv.of(layer)(x).square().sum().backward()
-    found = layer.weight.grad
-    layer.weight.grad = None
-    layer(x).square().sum().backward()
-    assert found is not None and layer.weight.grad is not None
-    torch.testing.assert_close(found, layer.weight.grad)
+        assert made(x).dtype == torch.float32 and error(made(x), layer, x) < 1e-5
+    assert not list(made.parameters())
+    seen = x.clone().requires_grad_()
+    made(seen).square().sum().backward()
+    wanted = x.clone().requires_grad_()
+    layer(wanted).square().sum().backward()
+    assert seen.grad is not None and wanted.grad is not None
+    torch.testing.assert_close(seen.grad, wanted.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_trace_of_it_gives_the_same_bits() -> None:
@@ -89,10 +83,8 @@ def test_layers_that_gain_are_replaced(monkeypatch: pytest.MonkeyPatch, less: bo
         convolution(96, 96, stride=2), convolution(96, 96, groups=2), nn.Conv2d(96, 96, 1),
     ]  # fmt: skip
     module = nn.Sequential(*layers)
-    names = list(module.state_dict())
     pack(module, 1)
     assert [isinstance(layer, WinogradConv) for layer in module] == [less, *[False] * 6]
-    assert list(module.state_dict()) == names
     x = torch.randn(1, 72, 8, 8)
     with torch.no_grad():
         assert error(copy.deepcopy(module)[0](x), layers[0], x) < 1e-5

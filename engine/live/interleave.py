@@ -103,7 +103,7 @@ class Interleaver:
                 elif computing:
                     await asyncio.sleep(DEVICE_POLL_S)
                 elif not self._channels or not self._threads.retry():
-                    await self._heard.wait()
+                    await self._freed.wait(self._heard)
                 # Not in the reader: it would lag one unit behind, and its errors would be lost.
                 self.read_inbox()
         except (BrokenPipeError, ConnectionResetError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import time
 
@@ -28,3 +29,12 @@ class FreedMemory:
         if now_s - self._last_s >= EVERY_S:
             self._last_s = now_s
             return_memory()
+
+    async def wait(self, event: asyncio.Event) -> None:
+        """Waits for an event; where that takes as long, memory is returned meanwhile."""
+        try:
+            async with asyncio.timeout(EVERY_S):
+                await event.wait()
+        except TimeoutError:
+            return_memory()
+            await event.wait()

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.runtime.packed_weights import PackedCopy
-
 LEAST_CHANNELS = 72  # in and out: with fewer the way there and back costs more than the products save
 VECTOR = 8  # of AVX2; channels that are no multiple make slow products
 TILE, SEEN = 4, 6  # pixels a side that a tile gives and reads
@@ -30,12 +28,20 @@ _GIVE = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1
 _EVERYWHERE = SEEN + 1  # the place (1, 1), of which every pixel of a tile takes all
 
 
-class WinogradConv(nn.Conv2d):
-    """A convolution that goes this way where nothing learns and its pictures are whole tiles."""
+def _both_ways(rows: tuple[tuple[int, ...], ...]) -> Tensor:
+    """What a matrix does to rows and then to columns of a tile, as one; float32."""
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    return torch.kron(matrix, matrix).float()
 
-    _copy: PackedCopy  # of [36, C, O]
-    _read: Tensor  # [36, 36]
-    _give: Tensor  # [16, 36]
+
+READ, GIVE = _both_ways(_READ), _both_ways(_GIVE)  # [36, 36], [16, 36]
+
+
+class WinogradConv(nn.Module):
+    """A convolution that goes this way. It has its weight as products take it alone, and so does not learn."""
+
+    packed: Tensor  # [36, C, O]
+    bias: Tensor | None  # [O]
 
     @staticmethod
     def suits(layer: nn.Conv2d) -> bool:
@@ -50,37 +56,29 @@ class WinogradConv(nn.Conv2d):
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> Self:
-        """The layer, which shares its parameters."""
-        made = cls(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None, device="meta")
-        made.weight, made.bias = layer.weight, layer.bias
+        """The layer's answers, with a copy of its weight, which takes four times its memory."""
+        made = cls()
         weigh = torch.tensor(_WEIGH, dtype=torch.float64) / 24
         weights = torch.einsum("ai,bj,ocij->abco", weigh, weigh, layer.weight.detach().double())
-        made._copy = PackedCopy(layer.weight, weights.flatten(0, 1).float().contiguous())
-        made._read, made._give = _both_ways(_READ), _both_ways(_GIVE)
-        return made.train(layer.training)
+        made.register_buffer("packed", weights.flatten(0, 1).float().contiguous())
+        made.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
+        return made.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x) if self.serves(x) else super().forward(x)
+        """[N, C, H, W] float32 -> [N, O, H, W] float32, channels last in memory."""
+        with torch.autocast("cpu", enabled=False):
+            return self._product(x)
 
-    def serves(self, x: Tensor) -> bool:
-        """True if `product` may be called."""
-        whole = not x.shape[-2] % TILE and not x.shape[-1] % TILE
-        return whole and not torch.is_autocast_enabled("cpu") and self._copy.serves(x, self.weight)
-
-    def product(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, O, H, W], channels last in memory."""
-        pictures = F.pad(x.movedim(1, -1), (0, 0, 1, 1, 1, 1))
-        tiles = pictures.unfold(1, SEEN, TILE).unfold(2, SEEN, TILE).movedim(3, -1)  # [N, H / 4, W / 4, 6, 6, C]
-        grid = tiles.shape[:3]
-        read = torch.matmul(self._read, tiles.reshape(-1, SEEN**2, self.in_channels))  # [T, 36, C]
-        products = torch.bmm(read.transpose(0, 1), self._copy.packed)  # [36, T, O]
+    def _product(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        # Whole tiles: what lies beyond the picture is as empty as its border, and is cut off again.
+        beyond = (0, 0, 1, 1 - width % -TILE, 1, 1 - height % -TILE)
+        tiles = F.pad(x.movedim(1, -1), beyond).unfold(1, SEEN, TILE).unfold(2, SEEN, TILE).movedim(3, -1)
+        grid, channels = tiles.shape[:3], x.shape[1]  # N, rows and columns of tiles
+        read = torch.matmul(READ, tiles.reshape(-1, SEEN**2, channels))  # [T, 36, C]
+        products = torch.bmm(read.transpose(0, 1), self.packed)  # [36, T, O]
         if self.bias is not None:
             products[_EVERYWHERE] += self.bias
-        given = torch.matmul(self._give, products.transpose(0, 1)).view(*grid, TILE, TILE, self.out_channels)
-        return given.transpose(2, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
-
-
-def _both_ways(rows: tuple[tuple[int, ...], ...]) -> Tensor:
-    """What a matrix does to rows and then to columns of a tile, as one; float32."""
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    return torch.kron(matrix, matrix).float()
+        given = torch.matmul(GIVE, products.transpose(0, 1)).view(*grid, TILE, TILE, -1)
+        pictures = given.transpose(2, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
+        return pictures[..., :height, :width]
