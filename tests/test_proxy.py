@@ -104,5 +104,7 @@ async def test_everything_works_behind_nginx(tmp_path: Path, strip: bool) -> Non
         # The proxy's word counts, not the client's.
         examined = await http.get("/live/doctor?token=v", headers={"x-forwarded-proto": "http"})
         assert "this report came over HTTPS" in [one["words"] for one in examined.json()["findings"]]
+        missing = await http.get("/live/nowhere", headers={"authorization": "Bearer v"})
+        assert missing.json()["detail"] == "There is nothing at /live/nowhere; /live/openapi.json lists the paths."
         too_much = await http.post("/live/whep/main?token=v", content=bytes(500_000))
         assert too_much.status_code == 413 and too_much.json()["detail"]
