@@ -50,7 +50,7 @@ COMMANDS = {
     "bench": "engine.bench.__main__",
     "bench-stream": "streaming.bench.__main__",
     "bench-kernels": "kernels.bench",
-    "doctor": "streaming.doctor",
+    "doctor": "streaming.doctor.__main__",
 }
 CHANNEL = "main"
 SCRATCH = "landiff-"  # begins the name of a state folder that goes when the server ends
