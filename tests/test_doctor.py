@@ -118,12 +118,28 @@ async def test_servers_for_players_only_are_said_to_be() -> None:
         (("10.0.0.5",), "note", "in this network only"),
         (("127.0.0.1",), "note", "on this machine only"),
         (("10.0.0.5", "8.8.8.8"), "ok", "viewers anywhere can reach"),
+        (("8.8.8.8", "2001:4860:4860::8888"), "ok", "viewers anywhere can reach"),
+        (("10.0.0.5", "2001:4860:4860::8888"), "note", "those with IPv4 alone in this network at most"),
+        (("2001:4860:4860::8888",), "note", "those with IPv4 alone in this network at most"),
+        (("10.0.0.5", "fd00::5"), "note", "viewers in this network only"),
     ],
 )
 async def test_addresses_say_who_can_watch(addresses: tuple[str, ...], state: str, words: str) -> None:
-    """Private ones need a router's mapping or TURN; one that is global is enough."""
+    """Private ones need a router's mapping or TURN; a global IPv4 address is enough, an IPv6 one is not."""
     found = (await network(addresses=addresses))["addresses"]
     assert found.state == state and words in found.words
+    assert (found.cure is None) is (state == "ok")
+
+
+async def test_public_addresses_are_judged_by_family() -> None:
+    """An IPv6 one helps nobody who has IPv4 alone, and a STUN server that sees an IPv4 one does not contradict it."""
+    six, four, both = "2001:4860:4860::8888", "203.0.113.7", ("10.0.0.5", "fd00::5")
+    assert (await network(addresses=both, public=(four,)))["addresses"].state == "ok"
+    assert (await network(addresses=both, public=(four, six)))["addresses"].state == "ok"
+    async with stun_server() as (_, url):
+        found = (await network(addresses=both, public=(six,), servers=(parse(url),)))["addresses"]
+    assert found.state == "note" and "those with IPv4 alone in this network at most" in found.words
+    assert found.cure is not None and found.cure.startswith("--public-address 198.51.100.7 where a router")
 
 
 @pytest.mark.parametrize(

@@ -21,40 +21,42 @@ async def examine_network(ice: IceAgent) -> list[Finding]:
     servers = [finding for finding, _ in answers]
     servers += [_for_players(server) for server in config.servers if not server.usable_here]
     relayed = any(finding.state == OK and finding.name.startswith("turn") for finding in servers)
-    seen = next((address for _, address in answers if address is not None), None)
+    seen = next((address for _, address in answers if address is not None and _version(address) == 4), None)
     return [_addresses(ice, relayed, seen), _ports(ice), *servers]
 
 
 def _addresses(ice: IceAgent, relayed: bool, seen: str | None) -> Finding:
+    """Who can reach this machine, by family: most viewers have IPv4, many have it alone."""
     own, public = ice.addresses(), ice.config.public
     listed = ", ".join(own)
     if not own:
-        return Finding(
-            "addresses", PROBLEM, "no address to send media from", "connect a network, or give --ice-address"
-        )
-    for address in public:
-        if ipaddress.ip_address(address).version not in {ipaddress.ip_address(one).version for one in own}:
-            words = f"media is sent from {listed}, and --public-address {address} is of another family"
-            return Finding("addresses", PROBLEM, words, "a public address of the family that this machine has")
-    if public:
-        words = f"media is sent from {listed}; viewers are told {' and '.join(public)}"
-        if seen is not None and seen not in public and ipaddress.ip_address(seen).version == 4:
-            return Finding("addresses", PROBLEM, f"{words}, but a STUN server sees {seen}", f"--public-address {seen}")
-        return Finding("addresses", OK, words)
+        cure = "connect a network, or give --ice-address"
+        return Finding("addresses", PROBLEM, "no address to send media from", cure)
+    for address in ice.unused_public():
+        words = f"media is sent from {listed}, and --public-address {address} is of another family"
+        return Finding("addresses", PROBLEM, words, "a public address of the family that this machine has")
+    sent = f"media is sent from {listed}" + (f"; viewers are told {' and '.join(public)}" if public else "")
+    if seen is not None and seen not in public and any(_version(address) == 4 for address in public):
+        return Finding("addresses", PROBLEM, f"{sent}, but a STUN server sees {seen}", f"--public-address {seen}")
     parsed = [ipaddress.ip_address(address) for address in own]
-    if any(ip.is_global for ip in parsed):
-        return Finding("addresses", OK, f"media is sent from {listed}, which viewers anywhere can reach")
-    mapped = f"--public-address {seen or 'IP'} where a router maps it to this machine"
-    if all(ip.is_loopback for ip in parsed):
-        words, cure = f"media is sent from {listed}: viewers on this machine only", "--ice-address with another address"
+    reached = {*map(_version, public), *(ip.version for ip in parsed if ip.is_global)}
+    if 4 in reached:
+        return Finding("addresses", OK, sent if public else f"{sent}, which viewers anywhere can reach")
+    cure = f"--public-address {seen or 'IP'} where a router maps it to this machine, or --ice-server turn:..."
+    if 6 in reached:
+        words = f"{sent}: viewers with IPv6 can reach it, those with IPv4 alone in this network at most"
+        cure = cure if any(ip.version == 4 for ip in parsed) else "--ice-server turn:... with a relay that has IPv4"
+    elif all(ip.is_loopback for ip in parsed):
+        words, cure = f"{sent}: viewers on this machine only", "--ice-address with another address"
     else:
-        words, cure = (
-            f"media is sent from {listed}: viewers in this network only",
-            f"{mapped}, or --ice-server turn:...",
-        )
+        words = f"{sent}: viewers in this network only"
     if relayed:
         return Finding("addresses", OK, f"{words}, and others through TURN")
     return Finding("addresses", NOTE, words, cure)
+
+
+def _version(address: str) -> int:
+    return ipaddress.ip_address(address).version
 
 
 def _ports(ice: IceAgent) -> Finding:
