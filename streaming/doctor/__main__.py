@@ -1,26 +1,33 @@
-"""`python -m streaming.doctor [options of the server]` says what of network, codecs, processor and weights works here.
+"""`python -m streaming.doctor [options of the server]` says what would work of a server with these options.
 
-With `--url` it asks a server that runs, which knows its own ports and engine. Torch is only asked in a process of its
-own.
+It looks at HTTP port, certificate, network, codecs, processor and weights. With `--url` it asks a server that runs,
+which knows its own ports and engine. Torch is only asked in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from streaming.doctor.findings import OK, PROBLEM, Finding, examine_machine, lines
+import server
+from streaming.doctor.findings import NOTE, OK, PROBLEM, Finding, examine_https, examine_machine, is_local, lines
 from streaming.doctor.media_path import examine_network
+from streaming.doctor.remote import check_url, findings_of
+from streaming.http import tls
+from streaming.http.listening import listen
 from streaming.media import network
 from streaming.media.ice import IceAgent
 
+LISTEN_CURES = {
+    errno.EADDRINUSE: "end what uses it, or give another --port; if it is this server, ask it with --url",
+    errno.EACCES: "--port from 1024 on, with a proxy before it",
+}
 ENGINE_LIMIT_S = 300.0
 ENGINE = """
 import json, sys, time, torch, engine
@@ -51,45 +58,68 @@ def examine_engine(preset: str, weights: str | None, device: str) -> Finding:
     return Finding("engine", OK, f"torch {version} on {found}; preset {preset} loads in {took_s:.1f} s")
 
 
+def examine_http(host: str, port: int) -> Finding:
+    """Whether the server could listen there."""
+    place = f"{host} port {port}"
+    try:
+        listen(host, port).close()
+    except OSError as error:
+        cure = LISTEN_CURES.get(error.errno or 0, "--host with an address of this machine, 0.0.0.0 for all")
+        return Finding("http", PROBLEM, f"cannot listen on {place}: {error.strerror}", cure)
+    if is_local(host):
+        cure = "--host 0.0.0.0 where others come without a proxy"
+        return Finding("http", OK, f"{place} is free, for this machine only", cure)
+    return Finding("http", OK, f"{place} is free")
+
+
+def examine_tls(arguments: argparse.Namespace) -> Finding:
+    """Certificate and key, or that there are none."""
+    if arguments.tls_cert is None:
+        return examine_https("http", arguments.host)
+    try:
+        tls.context(arguments.tls_cert, arguments.tls_key)
+    except ValueError as error:
+        cure = "give PEM files: --tls-cert with its chain, --tls-key without a passphrase"
+        return Finding("https", PROBLEM, str(error), cure)
+    return Finding("https", OK, f"the certificate {arguments.tls_cert} and its key can be used")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the findings; returns the exit status: 1 if there is a problem, 2 for bad arguments."""
-    options = _parser()
-    arguments = options.parse_args(argv)
-    try:
-        findings = _of_server(arguments.url) if arguments.url else _of_machine(arguments)
-    except ValueError as error:
-        options.error(str(error))
-    for line in lines(findings):
+    arguments = server.parse(_parser(), argv)
+    if arguments.url:
+        found = findings_of(arguments.url, arguments.view_token or arguments.token or arguments.control_token)
+    else:
+        found = _of_machine(arguments)
+    for line in lines(found):
         sys.stdout.write(line + "\n")
-    return int(any(finding.state == PROBLEM for finding in findings))
+    return int(any(finding.state == PROBLEM for finding in found))
 
 
 def _of_machine(arguments: argparse.Namespace) -> list[Finding]:
     ice = IceAgent(network.from_arguments(arguments))
-    engine = examine_engine(arguments.preset, arguments.weights, arguments.device)
-    return [*asyncio.run(examine_network(ice)), *examine_machine(), engine]
-
-
-def _of_server(url: str) -> list[Finding]:
-    request = urllib.request.Request(url.rstrip("/") + "/doctor", headers={"Accept": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            content: list[dict[str, Any]] = json.loads(reply.read())["findings"]
-    except (OSError, ValueError, KeyError) as error:
-        return [Finding("http", PROBLEM, f"{url} does not answer: {error}", "is the server running, and this its URL?")]
-    return [Finding(**entry) for entry in content]
+    reached = [examine_http(arguments.host, arguments.port), examine_tls(arguments)]
+    if arguments.ray is not None:
+        engine = Finding("engine", NOTE, "engines run on the nodes of --ray, which are not looked at")
+    else:
+        engine = examine_engine(arguments.preset, arguments.weights, arguments.device)
+    return [*reached, *asyncio.run(examine_network(ice)), *examine_machine(), engine]
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m streaming.doctor", description="Says what works here, and the cure where something does not."
-    )
-    options.add_argument("--url", help="ask the server that runs there, instead of examining this machine")
-    options.add_argument("--preset", default="mini", help="whose weights to load (default: mini)")
-    options.add_argument("--weights", metavar="DIR|HUB_ID", help="weights to load instead of the preset's own")
-    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
-    network.add_options(options)
+    options = server.parser()
+    options.prog = "python -m streaming.doctor"
+    options.description = "Says what works here for a server with these options, and the cure where something does not."
+    told = "ask the server that runs there, with --view-token or --token, instead of examining this machine"
+    options.add_argument("--url", type=_url, help=told)
     return options
+
+
+def _url(text: str) -> str:
+    try:
+        return check_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -54,16 +54,20 @@ def examine_https(scheme: str, host: str) -> Finding:
     """How the page was asked for."""
     if scheme == "https":
         return Finding("https", OK, "this report came over HTTPS")
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        local = False
-    if local:
+    if is_local(host):
         return Finding("https", OK, "HTTP on this machine itself, which browsers trust like HTTPS")
     words = "HTTP without TLS: a token and prompts can be read on the way, and pages on HTTPS cannot embed the video"
     return Finding(
         "https", NOTE, words, "give --tls-cert and --tls-key, or put a proxy with TLS before it: docs/PROXY.md"
     )
+
+
+def is_local(host: str) -> bool:
+    """True for names and addresses by which this machine alone reaches itself."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _cores() -> Finding:
