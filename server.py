@@ -50,7 +50,7 @@ COMMANDS = {
     "bench": "engine.bench.__main__",
     "bench-stream": "streaming.bench.__main__",
     "bench-kernels": "kernels.bench",
-    "doctor": "streaming.doctor",
+    "doctor": "streaming.doctor.__main__",
 }
 CHANNEL = "main"
 SCRATCH = "landiff-"  # begins the name of a state folder that goes when the server ends
@@ -84,16 +84,7 @@ def run_engine(settings: EngineSettings, ring: RingWriter, control: connection.C
 
 def main(argv: Sequence[str] | None = None, target: EngineTarget = run_engine) -> int:
     """Runs the server until a signal; returns the exit status: 1 the engine cannot start, 2 bad arguments."""
-    from streaming.media import network
-
-    options = parser()
-    arguments = options.parse_args(argv)
-    if (arguments.tls_cert is None) != (arguments.tls_key is None):
-        options.error("--tls-cert and --tls-key belong together: give both")
-    try:
-        network.from_arguments(arguments)
-    except ValueError as error:
-        options.error(str(error))
+    arguments = parse(parser(), argv)
     log_from(arguments.log_level)
     go_first()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -281,6 +272,20 @@ def parser() -> argparse.ArgumentParser:
     )
     add_access(options)
     return options
+
+
+def parse(options: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The values of a command line; where they cannot work together it ends the process with status 2 and one line."""
+    from streaming.media import network
+
+    arguments = options.parse_args(argv)
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        options.error("--tls-cert and --tls-key belong together: give both")
+    try:
+        network.from_arguments(arguments)
+    except ValueError as error:
+        options.error(str(error))
+    return arguments
 
 
 def _port(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Self-signed certificates for 127.0.0.1, as PEM files."""
+"""Self-signed certificates of addresses, as PEM files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def make_certificate(folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
+def make_certificate(folder: Path, passphrase: bytes | None = None, address: str = "127.0.0.1") -> tuple[Path, Path]:
     """Files of a certificate and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
@@ -25,7 +25,7 @@ def make_certificate(folder: Path, passphrase: bytes | None = None) -> tuple[Pat
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )

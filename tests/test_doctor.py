@@ -1,5 +1,4 @@
 import asyncio
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,9 +9,9 @@ from fakes import serving
 from test_ice import stun_server
 from test_ports import free_ports, taken
 
-from streaming import doctor
 from streaming.channels.report import ChannelReport
-from streaming.doctor import Finding
+from streaming.doctor.findings import Finding, examine_channel, examine_https
+from streaming.doctor.media_path import examine_network
 from streaming.media.ice import IceAgent
 from streaming.media.ice_server import parse
 from streaming.media.network import NetworkConfig
@@ -27,7 +26,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 async def network(**values: Any) -> dict[str, Finding]:
-    return by_name(await doctor.examine_network(IceAgent(NetworkConfig(**values))))
+    return by_name(await examine_network(IceAgent(NetworkConfig(**values))))
 
 
 @contextmanager
@@ -119,12 +118,28 @@ async def test_servers_for_players_only_are_said_to_be() -> None:
         (("10.0.0.5",), "note", "in this network only"),
         (("127.0.0.1",), "note", "on this machine only"),
         (("10.0.0.5", "8.8.8.8"), "ok", "viewers anywhere can reach"),
+        (("8.8.8.8", "2001:4860:4860::8888"), "ok", "viewers anywhere can reach"),
+        (("10.0.0.5", "2001:4860:4860::8888"), "note", "those with IPv4 alone in this network at most"),
+        (("2001:4860:4860::8888",), "note", "those with IPv4 alone in this network at most"),
+        (("10.0.0.5", "fd00::5"), "note", "viewers in this network only"),
     ],
 )
 async def test_addresses_say_who_can_watch(addresses: tuple[str, ...], state: str, words: str) -> None:
-    """Private ones need a router's mapping or TURN; one that is global is enough."""
+    """Private ones need a router's mapping or TURN; a global IPv4 address is enough, an IPv6 one is not."""
     found = (await network(addresses=addresses))["addresses"]
     assert found.state == state and words in found.words
+    assert (found.cure is None) is (state == "ok")
+
+
+async def test_public_addresses_are_judged_by_family() -> None:
+    """An IPv6 one helps nobody who has IPv4 alone, and a STUN server that sees an IPv4 one does not contradict it."""
+    six, four, both = "2001:4860:4860::8888", "203.0.113.7", ("10.0.0.5", "fd00::5")
+    assert (await network(addresses=both, public=(four,)))["addresses"].state == "ok"
+    assert (await network(addresses=both, public=(four, six)))["addresses"].state == "ok"
+    async with stun_server() as (_, url):
+        found = (await network(addresses=both, public=(six,), servers=(parse(url),)))["addresses"]
+    assert found.state == "note" and "those with IPv4 alone in this network at most" in found.words
+    assert found.cure is not None and found.cure.startswith("--public-address 198.51.100.7 where a router")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +154,7 @@ async def test_addresses_say_who_can_watch(addresses: tuple[str, ...], state: st
 )
 def test_the_channel_tells_of_engine_and_weights(change: dict[str, Any], state: str, words: str) -> None:
     """Whether it is warm, fast enough, or why not."""
-    found = doctor.examine_channel(replace(REPORT, **change))
+    found = examine_channel(replace(REPORT, **change))
     assert found.state == state and words in found.words
     assert (found.cure is None) is (state == "ok")
 
@@ -157,36 +172,4 @@ def test_the_channel_tells_of_engine_and_weights(change: dict[str, Any], state: 
 )
 def test_https_is_asked_for_beyond_this_machine(scheme: str, host: str, state: str) -> None:
     """Plain HTTP is fine on loopback only."""
-    assert doctor.examine_https(scheme, host).state == state
-
-
-def test_command_examines_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    """The weights are loaded in a process of their own; a problem makes status 1 and has its cure on the next line."""
-    assert doctor.main(["--ice-address", "127.0.0.1", "--device", "cpu", "--weights", "missing"]) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert said[-2].startswith("problem engine: ") and "missing" in said[-2]
-    assert said[-1].strip().startswith("-> ")
-
-
-def test_shipped_weights_load() -> None:
-    """The engine's own loading is what is tried."""
-    found = doctor.examine_engine("mini", None, "cpu")
-    assert found.state == "ok" and "preset mini loads in" in found.words
-
-
-async def test_command_asks_a_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """With --url the report is the server's; nobody there is a problem."""
-    async with serving() as running:
-        assert await asyncio.to_thread(doctor.main, ["--url", running.url]) == 0
-        assert "ok      channel main: " in capsys.readouterr().out
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    assert await asyncio.to_thread(doctor.main, ["--url", url]) == 1
-    assert f"http: {url} does not answer" in capsys.readouterr().out
-
-
-def test_command_refuses_bad_options() -> None:
-    """As the server does."""
-    with pytest.raises(SystemExit) as caught:
-        doctor.main(["--turn-secret", "x"])
-    assert caught.value.code == 2
+    assert examine_https(scheme, host).state == state

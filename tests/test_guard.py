@@ -53,10 +53,16 @@ def is_problem(reply: httpx.Response, status: int) -> bool:
 
 
 async def test_every_error_is_a_problem() -> None:
-    """404, 405, own errors, validation errors and defects have one shape; a defect tells no detail."""
+    """404, 405, own errors, validation errors and defects have one shape; a defect tells no detail.
+
+    An unknown path and a wrong method are named, with the cure.
+    """
     async with client(app()) as http:
-        assert is_problem(await http.get("/nowhere"), 404)
-        assert is_problem(await http.delete("/echo"), 405)
+        missing, wrong = await http.get("/nowhere"), await http.delete("/echo")
+        assert is_problem(missing, 404) and is_problem(wrong, 405)
+        assert missing.json()["detail"] == "There is nothing at /nowhere; /openapi.json lists the paths."
+        assert wrong.json()["detail"] == "/echo takes no DELETE, but GET, HEAD, OPTIONS, POST."
+        assert len((await http.get("/" + "x" * 9000)).json()["detail"]) < 300
         teapot = await http.get("/teapot")
         assert is_problem(teapot, 418)
         assert teapot.headers["x-spout"] == "yes"

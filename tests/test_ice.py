@@ -207,6 +207,18 @@ async def test_a_dead_server_delays_nobody_for_long(caplog: pytest.LogCaptureFix
         ]
 
 
+async def test_a_public_address_that_nobody_is_told_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """One of a family that the machine has no address of takes no effect: a warning at the start has the cure."""
+    agent = IceAgent(NetworkConfig(public=("203.0.113.7", "2001:db8::7")))
+    with caplog.at_level(logging.WARNING, "streaming.media.ice"):
+        await agent.check()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "--public-address 2001:db8::7 has no effect, since media is sent from 127.0.0.1: leave it out, or give the "
+        "machine an IPv6 address"
+    )
+
+
 async def test_a_server_that_is_down_at_start_is_no_reason_to_stay_down(caplog: pytest.LogCaptureFixture) -> None:
     """The server starts, says so, and answers without it."""
     with taken(0) as silent, caplog.at_level(logging.WARNING, "streaming.media.ice"):

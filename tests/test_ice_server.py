@@ -21,10 +21,14 @@ from streaming.media.ice_server import CREDENTIALS_S, IceServer, from_link, pars
         ("turns:a%3Ab:p%40q%25@t-1.example", IceServer("turns:t-1.example", "t-1.example", 5349, "tcp", "a:b", "p@q%")),
         ("turn:1700000000:b=@h", IceServer("turn:h", "h", 3478, "udp", "1700000000", "b=")),
         ("turns:h?transport=udp", IceServer("turns:h?transport=udp", "h", 5349, "udp")),
+        ("TURN:H:99?TRANSPORT=TCP", IceServer("turn:H:99?transport=tcp", "h", 99, "tcp")),
     ],
 )
 def test_urls_are_read(text: str, server: IceServer) -> None:
-    """Host, port and transport have the standards' defaults; the URL stays as given, without what is before an @."""
+    """Host, port and transport have the standards' defaults; the URL stays as given, without what is before an @.
+
+    Its keywords are in lower case: Chromium takes no other.
+    """
     assert parse(text) == server
     assert parse(server.url) == IceServer(server.url, server.host, server.port, server.transport)
 
@@ -67,11 +71,26 @@ def test_other_urls_are_refused(text: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_refusal_keeps_the_password() -> None:
-    """The log of a server that does not start has no credentials, nor has the text of a record."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "turn:ann:hunter2@host:0",
+        "turn:ann:p@hunter2@host",
+        "turn:ann:hunter2@p@host",
+        "turn:ann@hunter2:p@host",
+        "ann@hunter2@host",
+    ],
+)
+def test_a_refusal_keeps_the_password(text: str) -> None:
+    """The log of a server that does not start has no part of it, and says how an @ in it is written."""
     with pytest.raises(ValueError) as caught:
-        parse("turn:ann:hunter2@host:0")
-    assert "hunter2" not in str(caught.value)
+        parse(text)
+    assert "hunter2" not in str(caught.value) and "ann" not in str(caught.value)
+    assert "%40" in str(caught.value) or text.count("@") == 1
+
+
+def test_a_record_keeps_the_password() -> None:
+    """Its text has none."""
     assert "hunter2" not in repr(parse("turn:ann:hunter2@host"))
 
 

@@ -34,7 +34,20 @@ def test_an_origin_is_what_browsers_send(text: str, sent: str) -> None:
     assert origin(text) == sent
 
 
-@pytest.mark.parametrize("text", ["", "page.example", "https://page.example/", "https://p/x", "null", "ftp://p", "**"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "page.example",
+        "https://page.example/",
+        "https://p/x",
+        "null",
+        "ftp://p",
+        "**",
+        "http://p:65536",
+        "http://p:0",
+    ],
+)
 def test_what_is_no_origin_is_refused(text: str) -> None:
     """With the value and the cure."""
     with pytest.raises(argparse.ArgumentTypeError, match="https://example.org") as caught:

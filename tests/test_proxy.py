@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from fakes import Watcher, serving
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin")
 PROXY_MD = Path(__file__).parents[1] / "docs/PROXY.md"
+TEMPLATE = PROXY_MD.parents[1] / "deploy/nginx.conf.template"
 FRAME = (
     "daemon off; master_process off; pid nginx.pid; error_log stderr; events {{}} "
     "http {{ access_log off; {paths}\n{server} }}"
@@ -64,6 +66,13 @@ async def proxied(folder: Path, upstream: str, strip: bool) -> AsyncIterator[htt
     assert b"[emerg]" not in said and b"[error]" not in said, said
 
 
+def test_the_template_sends_the_same_headers() -> None:
+    """What the server is told stands in deploy/nginx.conf.template as in the document."""
+    texts = PROXY_MD.read_text(), TEMPLATE.read_text()
+    told, sent = (re.findall(r"proxy_set_header [^;]+;", text) for text in texts)
+    assert told == sent and len(told) == 3
+
+
 @pytest.mark.parametrize("strip", [False, True])
 async def test_everything_works_behind_nginx(tmp_path: Path, strip: bool) -> None:
     """Page, files, events at once, WHEP to its end and steering, under a prefix and TLS, with tokens."""
@@ -92,5 +101,10 @@ async def test_everything_works_behind_nginx(tmp_path: Path, strip: bool) -> Non
             "/live/channels/main", json={"prompt": "a red ball"}, headers={"authorization": "Bearer c"}
         )
         assert steered.status_code == 200
+        # The proxy's word counts, not the client's.
+        examined = await http.get("/live/doctor?token=v", headers={"x-forwarded-proto": "http"})
+        assert "this report came over HTTPS" in [one["words"] for one in examined.json()["findings"]]
+        missing = await http.get("/live/nowhere", headers={"authorization": "Bearer v"})
+        assert missing.json()["detail"] == "There is nothing at /live/nowhere; /live/openapi.json lists the paths."
         too_much = await http.post("/live/whep/main?token=v", content=bytes(500_000))
         assert too_much.status_code == 413 and too_much.json()["detail"]

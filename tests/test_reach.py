@@ -7,13 +7,14 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import networks
 import pytest
+from certificate import make_certificate
 from networks import Networks, turn_command, wait_for, wait_for_port
 
 HERE = Path(__file__).parent
@@ -89,10 +90,10 @@ def serve(made: Networks, *argv: str) -> None:
     wait_for(made.start("server", *command), "is ready")
 
 
-def start_turn(made: Networks) -> None:
+def start_turn(made: Networks, tls: Sequence[str] = ("--no-tls",)) -> None:
     made.add("turn")
     made.plug("turn", "wire", f"{TURN}/24", REST)
-    options = ("--no-tls", "--use-auth-secret", "--static-auth-secret", SECRET)
+    options = (*tls, "--use-auth-secret", "--static-auth-secret", SECRET)
     made.start("turn", *turn_command(TURN, 3478, *options))
     wait_for_port(made, "turn", 3478)
 
@@ -148,6 +149,25 @@ def test_viewer_without_udp_sees_through_tcp(internet: Networks) -> None:
     public_server(internet, "--ice-server", f"turn:{TURN}?transport=tcp", "--turn-secret", SECRET)
     said = watch(internet, SERVER)
     assert said["local"] == "relay"
+    assert said["picture_s"] < 7
+
+
+@needs_coturn
+def test_viewer_with_tcp_443_alone_sees_through_tls(
+    internet: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Server and viewer reach a TURN server by `turns:`, whose certificate both look at."""
+    certificate, key = map(str, make_certificate(tmp_path, address=TURN))
+    start_turn(internet, ("--tls-listening-port", "443", "--cert", certificate, "--pkey", key))
+    wait_for_port(internet, "turn", 443)
+    block_udp(internet)
+    rule = 'iifname "eth0" tcp dport != { 443, 8000 } drop;'
+    internet.nft("home", f"table ip web {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    public_server(internet, "--ice-server", f"turns:{TURN}:443", "--turn-secret", SECRET)
+    said = watch(internet, SERVER)
+    assert re.search(rf" {TURN} [0-9]+ typ relay raddr {SERVER} ", said["answer"])
+    assert (said["local"], said["local_host"]) == ("relay", TURN)
     assert said["picture_s"] < 7
 
 

@@ -20,6 +20,7 @@ from streaming.http.paths import route_path
 DRAIN_BYTES, DRAIN_S = 128 * 1024 * 1024, 30.0
 DRAIN_IDLE_S = 5.0  # without a byte of it; then nobody sends any more
 RETRY_AFTER_S = 2
+SHOWN_CHARACTERS = 200  # of a path that is named in an error
 GUARDED = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -39,12 +40,17 @@ def install(app: FastAPI) -> None:
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
+    headers, detail = dict(error.headers or {}), error.detail
+    path = request.scope["path"][:SHOWN_CHARACTERS]
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers=headers)
-    return problem(error.status_code, error.detail, headers)
+        detail = f"{path} takes no {request.method}, but {headers['Allow']}."
+    elif error.status_code == 404 and detail == HTTPStatus(404).phrase:
+        # Of a route that is not there; those that are say what they miss.
+        detail = f"There is nothing at {path}; {request.scope.get('root_path', '')}/openapi.json lists the paths."
+    return problem(error.status_code, detail, headers)
 
 
 def _methods(request: Request) -> list[str]:

@@ -69,9 +69,11 @@ def token(text: str) -> str:
 def origin(text: str) -> str:
     """An origin as browsers send it. Raises ArgumentTypeError for anything else but `*`."""
     parts = urlsplit(text.lower())
-    known = re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", text.lower())
+    known = re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", text.lower())
     if text != "*" and known is None:
         raise ArgumentTypeError(f"{text!r} is not an origin: give scheme and host alone, as in https://example.org")
+    if known and known[2] and not 1 <= int(known[2]) <= 65535:
+        raise ArgumentTypeError(f"{text!r} has no valid port, 1 to 65535: give one as in https://example.org:8443")
     return text.lower().removesuffix(DEFAULT_PORTS.get(parts.scheme, " "))
 
 

@@ -8,6 +8,7 @@ and is then left alone for REST_S.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import time
@@ -52,6 +53,11 @@ class IceAgent:
         """Addresses of this machine that media may come from."""
         return list(self.config.addresses or aioice.ice.get_host_addresses(use_ipv4=True, use_ipv6=True))
 
+    def unused_public(self) -> list[str]:
+        """Public addresses of a family that this machine has no address of: no viewer is told of them."""
+        told = {self.config.public_of(address) for address in self.addresses()}
+        return [address for address in self.config.public if address not in told]
+
     def has_port(self) -> bool:
         """True if a viewer could have a media port now."""
         return self.config.ports is None or self.ports.free(self.addresses())
@@ -87,7 +93,14 @@ class IceAgent:
         connection.get_component_candidates = partial(self._candidates, connection)
 
     async def check(self) -> None:
-        """Asks every server once. Raises IceServerError for one that can never work; tells of the others in the log."""
+        """Asks every server once. Raises IceServerError for one that can never work; tells of the others in the log.
+
+        The log also has public addresses that take no effect.
+        """
+        for address in self.unused_public():
+            sent, version = ", ".join(self.addresses()) or "no address", ipaddress.ip_address(address).version
+            cure = f"leave it out, or give the machine an IPv{version} address"
+            log.warning("--public-address %s has no effect, since media is sent from %s: %s", address, sent, cure)
         asked = [(kept, one) for kept, one in zip(self.config.servers, self.servers(), strict=True) if one.usable_here]
         reasons = await asyncio.gather(*(probe(server) for _, server in asked), return_exceptions=True)
         for (kept, server), reason in zip(asked, reasons, strict=True):

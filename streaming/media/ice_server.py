@@ -19,7 +19,10 @@ FORMAT = re.compile(
 )
 LINK = re.compile(r'<([^<>]*)>((?:\s*;\s*[\w-]+=(?:"(?:[^"\\]|\\.)*"|[^",;\s]*))*)')  # one link of a `Link` header
 LINK_FIELD = re.compile(r';\s*([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;\s]*))')
-FORMS = "write stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=udp|tcp], or stuns: or turns: for TLS"
+FORMS = (
+    "write stun:HOST[:PORT] or turn:USER:PASSWORD@HOST[:PORT][?transport=udp|tcp], an @ in USER or PASSWORD as %40, "
+    "or stuns: or turns: for TLS"
+)
 PORT, TLS_PORT = 3478, 5349
 CREDENTIALS_S = 24 * 3600  # that time-limited credentials are valid
 
@@ -28,7 +31,7 @@ CREDENTIALS_S = 24 * 3600  # that time-limited credentials are valid
 class IceServer:
     """One STUN or TURN server."""
 
-    url: str  # as it was given, without credentials: what browsers take
+    url: str  # as it was given, without credentials and with its keywords in lower case: what browsers take
     host: str  # a name or an address; IPv6 without brackets
     port: int
     transport: str  # "udp" or "tcp" between the server and its client
@@ -73,13 +76,15 @@ class IceServer:
 
 def parse(text: str) -> IceServer:
     """The server of a URL with its credentials, percent-encoded where they hold `:` or `@`. Raises ValueError."""
-    shown = re.sub(r":[^@]*@", ":...@", text)  # a credential is not repeated in a log
+    # A credential is not repeated in a log; it may hold an @ that should have been encoded.
+    shown = re.sub(r"^(\w+:)?.*@", r"\1...@", text, flags=re.DOTALL)
     match = FORMAT.fullmatch(text)
     if match is None:
         raise ValueError(f"{shown!r} is not a STUN or TURN server: {FORMS}")
     scheme, host = match["scheme"].lower(), match["host"].strip("[]").lower()
     tls = scheme.endswith("s")
-    url = f"{scheme}:{text.partition(':')[2].rpartition('@')[2]}"
+    address, mark, query = text.partition(":")[2].rpartition("@")[2].partition("?")
+    url = f"{scheme}:{address}{mark}{query.lower()}"
     port = int(match["port"] or (TLS_PORT if tls else PORT))
     if not 1 <= port <= 65535:
         raise ValueError(f"{shown!r} has port {port}; ports are 1 to 65535")

@@ -1,0 +1,1 @@
+"""What works here, in words, each with its cure where it does not."""
