@@ -150,7 +150,7 @@ async def _serve(
     from streaming.engines.pool import EnginePool
     from streaming.http.app import HttpServer, create_app
     from streaming.http.state import ServerState
-    from streaming.media import rtp_hooks
+    from streaming.media import garbage, rtp_hooks
     from streaming.media.metrics import Metrics
     from streaming.media.push import Pushes
     from streaming.media.reader import Readers
@@ -180,6 +180,7 @@ async def _serve(
         air = group.create_task(channels.run(), name="channels")
         group.create_task(http.serve([listener]), name="http")
         lag = group.create_task(metrics.watch_loop(), name="loop lag")
+        collecting = group.create_task(garbage.collect(), name="garbage")
         # What start-up made lives on: without it a full collection, which stops every viewer, is short.
         gc.freeze()
         host, port = listener.getsockname()[:2]
@@ -189,7 +190,7 @@ async def _serve(
         finally:
             # Those who receive before the rest: each says goodbye while its connection still works.
             await state.end_receivers()
-            for task in (air, supervision, lag):
+            for task in (air, supervision, lag, collecting):
                 task.cancel()
             http.should_exit = True
     return 0 if supervision.cancelled() else supervision.result()

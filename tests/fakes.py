@@ -173,7 +173,8 @@ class _FakeEngine:
                 self._start(message.channel, settings, Path(settings.source.path))
             case OpenChannel():
                 start = message.settings.start
-                self._channels[message.channel] = _FakeChannel(message.channel, start.frame, start.frame, start.chunk)
+                shown = start.frame if start.shown is None else start.shown
+                self._channels[message.channel] = _FakeChannel(message.channel, start.frame, shown, start.chunk)
                 self._control.send(ChannelOpened(message.channel))
             case CloseChannel():
                 channel = self._channels.pop(message.channel, None)

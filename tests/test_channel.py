@@ -111,6 +111,8 @@ async def studio() -> AsyncIterator[Studio]:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+    # Encoders take megabytes, and would stay as long as the channel's cycle does.
+    assert not running.channel._playout._hubs
 
 
 async def test_nothing_can_be_joined_before_the_engine_is_ready(studio: Studio) -> None:

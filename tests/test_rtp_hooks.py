@@ -1,3 +1,4 @@
+import gc
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -6,6 +7,7 @@ import aioice.ice
 import aiortc
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, rtp
+from aiortc.rate import RateBucket
 
 from streaming.media import rtp_hooks
 from streaming.media.rate import Feedback
@@ -14,6 +16,7 @@ from streaming.media.rtp_hooks import (
     RTCP_HZ,
     SenderHooks,
     end_consent_with_connection,
+    receive_nothing,
     self_check,
     use_addresses,
 )
@@ -146,6 +149,19 @@ async def test_flood_of_feedback_is_not_heard() -> None:
         await bench.nack(*range(6 * REQUESTS_AS_ONE))
     assert len(bench.heard) == RTCP_HZ + RTCP_HZ // 2 // 7
     assert bench.hooks.last_heard_s == bench.now_s
+
+
+async def test_who_only_sends_keeps_nothing_to_receive_with() -> None:
+    """Of each connection that is a thousand objects of aiortc's."""
+    peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    try:
+        transceiver = peer.addTransceiver("video", direction="sendonly")
+        kept = len([one for one in gc.get_objects() if type(one) is RateBucket])
+        receive_nothing(transceiver)
+        left = len([one for one in gc.get_objects() if type(one) is RateBucket])
+        assert kept - left >= 1000
+    finally:
+        await peer.close()
 
 
 async def test_unknown_packets_cost_nothing() -> None:

@@ -257,6 +257,15 @@ async def test_a_packet_is_sent_again(rtx: bool) -> None:
         assert one.received() == [], "a receiver without RTX drops its repetition as a replay"
 
 
+async def test_nothing_is_kept_behind_the_end() -> None:
+    """What could be sent again takes a megabyte, and aiortc's objects, which hold it, go later."""
+    async with line() as one:
+        one.packets.send(PAYLOADS, 9000)
+        assert one.packets.last(3)
+        one.packets.close()
+        assert not one.packets.last(3)
+
+
 async def test_sender_reports_tell_what_was_sent() -> None:
     """The counts that aiortc puts into RTCP are right."""
     async with line() as one:

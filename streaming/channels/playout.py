@@ -143,6 +143,8 @@ class Playout:
         finally:
             for hub in self._hubs.values():
                 hub.close()
+            # Encoders take megabytes; the playout and its channel are a cycle, which goes later.
+            self._hubs.clear()
 
     async def _until_due(self) -> None:
         due_s = self._still_s if self._stands else self.pacer.due_s if self.pacer else None

@@ -26,7 +26,7 @@ class Sample:
 
     at_s: float
     pid: int
-    memory_mb: float  # resident, in 10^6 bytes
+    memory_mb: float  # resident and not shared with the engine, in 10^6 bytes
     files: float  # open descriptors
 
 

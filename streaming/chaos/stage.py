@@ -119,8 +119,10 @@ class Stage:
         """Memory and open files of the server process now, in a run that began then; None when it is gone."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            size_mb, files = process.memory_info().rss / 1e6, process.num_fds()
-            return Sample(time.monotonic() - began_s, self.pid, size_mb, files)
+            memory = process.memory_info()
+            # Rings and libraries come and go with engines.
+            size_mb = (memory.rss - memory.shared) / 1e6
+            return Sample(time.monotonic() - began_s, self.pid, size_mb, process.num_fds())
         return None
 
     async def account(self) -> list[Flaw]:

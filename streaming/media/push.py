@@ -21,7 +21,7 @@ from streaming.media.feed import Feed
 from streaming.media.ice import IceAgent
 from streaming.media.metrics import Metrics
 from streaming.media.rate import Rung
-from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, take_rsa_certificates
+from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, receive_nothing, take_rsa_certificates
 from streaming.media.viewer import Broadcaster, capabilities
 from streaming.media.whip import WhipClient, WhipError, WhipSession, WhipTarget
 
@@ -156,6 +156,7 @@ class _Uplink:
         self._push, self._config = push, push._config
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._transceiver: Any = self._peer.addTransceiver("video", direction="sendonly")
+        receive_nothing(self._transceiver)
         self._feed = Feed(self._transceiver.sender, self._join, push._metrics)
         self._hooks: SenderHooks | None = None
         self._adaptation: Adaptation | None = None

@@ -148,6 +148,8 @@ class RtpSender:
         outlet, self._outlet = self._outlet, None
         if outlet is not None:
             outlet.close()
+        # aiortc's objects, which hold this one, are a cycle: they and the packets would stay until a full collection.
+        self.forget()
 
     async def _run(self, codec: Any) -> None:
         """In place of aiortc's loop: from when the connection is encrypted until aiortc cancels it."""

@@ -28,7 +28,7 @@ from streaming.media.ice_restart import IceRestarts
 from streaming.media.metrics import Metrics
 from streaming.media.offer import MOST_CANDIDATES, Fragment, IceSession, Offer, WhepError
 from streaming.media.rate import Rung
-from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection
+from streaming.media.rtp_hooks import SenderHooks, end_consent_with_connection, receive_nothing
 from streaming.media.viewer_report import ViewerReport
 
 log = logging.getLogger(__name__)
@@ -153,6 +153,7 @@ class Viewer:
             return self.channel.join(feed, codec, marked, rung=rung)
 
         self._transceiver = self._peer.addTransceiver("video", direction="sendonly")
+        receive_nothing(self._transceiver)
         self._feed = Feed(self._transceiver.sender, join, self._metrics)
         self._gathering = asyncio.create_task(self._ice.gather(self._transceiver.sender.transport))
         await asyncio.wait([self._gathering])
