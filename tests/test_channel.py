@@ -229,6 +229,19 @@ async def test_prompt_change_names_its_first_frame(studio: Studio) -> None:
     ]
 
 
+async def test_a_change_may_lose_its_frame_before_it_is_answered(studio: Studio) -> None:
+    """The engine answers two in a row: the first has no frame then, and names the other."""
+    studio.engine.receive(READY)
+    studio.render(4)
+    asking = [asyncio.create_task(studio.channel.change(prompt, "cut")) for prompt in ("second", "third")]
+    await asyncio.sleep(0)
+    for prompt in ("second", "third"):
+        studio.engine.receive(PromptSet(studio.asked.request, "main", prompt, 3))
+    second, third = await asyncio.gather(*asking)
+    assert (second.frame, second.eta_s, second.replaced_by) == (None, None, "third")
+    assert (third.frame, third.replaced_by) == (3, None)
+
+
 async def test_a_cut_takes_frames_off_before_they_air(studio: Studio) -> None:
     """Frames that were made anew are shown in place of the old ones; slots come back; the clock notices nothing."""
     studio.engine.receive(READY)

@@ -185,7 +185,7 @@ class Channel:
         self.plan.interrupt("The channel has ended.")
 
     async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
-        """Changes prompt or seed, where given, and answers with the first frame under them.
+        """Changes prompt or seed, where given, and answers with the first frame under them, unless the next took it.
 
         Raises Unavailable when the engine is not running or stops meanwhile, RequestRefused when it refuses.
         """
@@ -194,10 +194,10 @@ class Channel:
         future = self._prompts.ask(prompt, mode, seed)
         self._send_prompt()
         report = await future
-        eta_s = None
-        if report.frame is not None and report.replaced_by is None:
-            eta_s = round(max(0, report.frame - self._playout.frames.start) / self._geometry().fps, 3)
-        return report.answer(report.frame, eta_s)
+        if report.frame is None or report.replaced_by is not None:
+            return report.answer(None, None)
+        eta_s = max(0, report.frame - self._playout.frames.start) / self._geometry().fps
+        return report.answer(report.frame, round(eta_s, 3))
 
     def pause(self, paused: bool | None) -> ChangeAnswer:
         """Stops the video at the frame on air for all who receive it, or lets it go on; None leaves it as it is.

@@ -38,7 +38,7 @@ class ChangeAnswer:
 
     prompt: str
     seed: int
-    frame: int | None  # first frame under the prompt; None if another replaced it before it had one
+    frame: int | None  # first frame under the prompt; None if another came in its place
     eta_s: float | None  # until that frame is on air, if someone watches and the video does not stall
     replaced_by: str | None  # the prompt that came in its place: this one is never shown
     unread: tuple[str, ...]  # words of it that have no effect
