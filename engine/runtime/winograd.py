@@ -34,7 +34,7 @@ def _both_ways(rows: tuple[tuple[int, ...], ...]) -> Tensor:
     return torch.kron(matrix, matrix).float()
 
 
-READ, GIVE = _both_ways(_READ), _both_ways(_GIVE)  # [36, 36], [16, 36]
+_READ_TILES, _GIVE_TILES = _both_ways(_READ), _both_ways(_GIVE)  # [36, 36], [16, 36]
 
 
 class WinogradConv(nn.Module):
@@ -75,10 +75,10 @@ class WinogradConv(nn.Module):
         beyond = (0, 0, 1, 1 - width % -TILE, 1, 1 - height % -TILE)
         tiles = F.pad(x.movedim(1, -1), beyond).unfold(1, SEEN, TILE).unfold(2, SEEN, TILE).movedim(3, -1)
         grid, channels = tiles.shape[:3], x.shape[1]  # N, rows and columns of tiles
-        read = torch.matmul(READ, tiles.reshape(-1, SEEN**2, channels))  # [T, 36, C]
+        read = torch.matmul(_READ_TILES, tiles.reshape(-1, SEEN**2, channels))  # [T, 36, C]
         products = torch.bmm(read.transpose(0, 1), self.packed)  # [36, T, O]
         if self.bias is not None:
             products[_EVERYWHERE] += self.bias
-        given = torch.matmul(GIVE, products.transpose(0, 1)).view(*grid, TILE, TILE, -1)
+        given = torch.matmul(_GIVE_TILES, products.transpose(0, 1)).view(*grid, TILE, TILE, -1)
         pictures = given.transpose(2, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
         return pictures[..., :height, :width]

@@ -37,9 +37,8 @@ class PlayoutDelay:
 
     def __init__(self, config: PlayoutConfig | None = None) -> None:
         self._config = config or PlayoutConfig()
-        self._shortest = Lately(
-            min, self._config.memory_s
-        )  # round trip: a queue on the way is none of the path's length
+        # Of round trips, since a queue on the way is none of the path's length.
+        self._shortest = Lately(min, self._config.memory_s)
         self._window: deque[tuple[float, int, int]] = deque()  # time, packets sent by then, packets asked for then
         self._requested = 0  # packets, in the window
         self._lossy_s = float("-inf")  # when there were losses last

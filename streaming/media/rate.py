@@ -32,12 +32,8 @@ class RateConfig:
     report_share: float = 0.25  # lost, of one receiver report
     delay_s: float = 0.5  # over the shortest round trip of the last one or two of
     memory_s: float = 60.0
-    estimate_share: float = (
-        0.5  # of the bit rate sent: who estimated all of it lately and less than this now is overrun
-    )
-    estimate_s: float = (
-        5.0  # one or two of which are lately: estimates grow slowly, one that was always low says nothing
-    )
+    estimate_share: float = 0.5  # of the bit rate sent: less is overrun, if the estimate was all of it before
+    estimate_s: float = 5.0  # of the last one or two of which: estimates grow slowly, and low ones say nothing
     silence_s: float = 2.0  # without RTCP: the network was dead
     keyframes: int = 3  # requests in `keyframes_s`: what is lost is not repaired
     keyframes_s: float = 5.0
