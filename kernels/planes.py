@@ -85,14 +85,16 @@ def rgb_to_i420(rgb: Tensor, backend: Backend = "auto") -> Tensor:
 
 
 def rgb_to_i420_reference(rgb: Tensor) -> Tensor:
-    red, green, blue = ((rgb.float() + 1) / 2).clamp(0, 1).unbind(0)
-    luma = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
-    red, green, blue = F.avg_pool2d(torch.stack([red, green, blue]), 2).unbind(0)
+    # In place where that is possible: on a CPU new memory costs more than the sums.
+    rgb = (rgb.float() + 1).div_(2).clamp_(0, 1)
+    red, green, blue = rgb.unbind(0)
+    luma = (65.481 * red).add_(16).add_(128.553 * green).add_(24.966 * blue)
+    red, green, blue = F.avg_pool2d(rgb, 2).unbind(0)
     cb = 128 - 37.797 * red - 74.203 * green + 112.0 * blue
     cr = 128 + 112.0 * red - 93.786 * green - 18.214 * blue
     planes = torch.cat([luma.flatten(1), cb.flatten(1), cr.flatten(1)], dim=1)
     frames, height, width = luma.shape
-    return (planes + 0.5).floor().to(torch.uint8).view(frames, height * 3 // 2, width)
+    return planes.add_(0.5).floor_().to(torch.uint8).view(frames, height * 3 // 2, width)
 
 
 def _rgb_to_i420(rgb: Tensor) -> Tensor:

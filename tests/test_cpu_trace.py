@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_model
+from tiny import tiny_config, write_weights
 from torch import Tensor, nn
 
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
+from engine.loading.model import load
 from engine.runtime.cpu_trace import CpuTrace
 from engine.runtime.graphs import Graphs
 from engine.runtime.pytree import leaves
@@ -96,9 +98,23 @@ def test_what_no_input_changes_may_be_read() -> None:
         CpuTrace(lambda x: x * (table.add_(x)[:1] * 2).item(), torch.ones(2))
 
 
-def test_videos_from_traces_are_the_eager_ones() -> None:
+@torch.inference_mode()
+def test_products_that_autocast_does_not_reach_are_refused() -> None:
+    """einsum would stay in float32 in a recording, and so give other bits than eagerly; a matmul does not."""
+    weight, x = torch.randn(24, 24), torch.randn(8, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="write it as a matmul"):
+            CpuTrace(lambda x: torch.einsum("nc,cp->np", x, weight), x)
+        trace: CpuTrace[Tensor] = CpuTrace(lambda x: torch.matmul(x, weight), x)
+        expected = torch.matmul(x, weight)
+    assert expected.dtype == torch.bfloat16 and torch.equal(trace.play([x]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_videos_from_traces_are_the_eager_ones(tmp_path: Path, dtype: torch.dtype) -> None:
     """Over several chunks, two videos and a new prompt, frames are the same bit for bit."""
-    model, prompts = tiny_model(), ("a red ball", "the blue boat")
+    write_weights(tmp_path)
+    model, prompts = load(tiny_config(), tmp_path, torch.device("cpu"), dtype), ("a red ball", "the blue boat")
     traced, eager = Generator(model, graphs=Graphs.on), Generator(model, graphs=_eager)
     channels = [[generator.open(prompt, 1) for prompt in prompts] for generator in (traced, eager)]
     for frames in (25, 24, 24):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,11 +71,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert all(f"{component}.safetensors is missing" in str(caught.value) for component in ("text", *COMPONENTS))
 
 
+def test_a_limited_processor_computes_in_float32() -> None:
+    """With ATEN_CPU_CAPABILITY=avx2 bfloat16 would be emulated, whatever instructions there are."""
+    words = "import torch; from engine.loading.options import pick_dtype; print(pick_dtype(torch.device('cpu')))"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    told = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "torch.float32"
+
+
 def test_devices() -> None:
     """Unknown and absent devices raise ValueError; 'auto' takes what is here."""
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_dtype(torch.device("cpu")) in (torch.bfloat16, torch.float32)
-
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(ValueError, match="'tpu'"):
         pick_device("tpu")

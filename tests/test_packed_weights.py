@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import profile
 
 from engine.runtime import packing
 from engine.runtime.packed_weights import PackedConv, PackedLinear, both_of, gelu_of, silu_of, sum_of
 from engine.runtime.packing import pack, packs
+from engine.semantic.planner import Planner, PlannerConfig
 
 pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
 
@@ -114,6 +116,21 @@ def test_two_layers_are_one_product() -> None:
         x = x.bfloat16()
         together = both_of(first, second, x)
         assert torch.equal(together[0], first(x)) and torch.equal(together[1], F.linear(x, second.weight))
+
+
+def test_a_planner_packs_its_pairs_before_it_is_captured() -> None:
+    """Made within a pass they would be part of what is captured, and be packed again in each."""
+    config = PlannerConfig(hidden=32, layers=2, heads=2, mlp=48, codebook_size=8, text_dim=8, i_tokens=2, p_tokens=1)
+    planner = Planner(config).to(torch.bfloat16).eval()
+    pack(planner, 4)
+
+    def packed_again() -> bool:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), profile() as seen:
+            planner(torch.randn(1, 4, 32))
+        return any("reorder" in event.key for event in seen.key_averages())
+
+    planner.prepare(64, torch.device("cpu"))
+    assert not packed_again()
 
 
 def test_groups_of_pictures_have_their_own_bias() -> None:

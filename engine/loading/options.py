@@ -38,6 +38,8 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.bfloat16
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return torch.float32  # also where ATEN_CPU_CAPABILITY says so: bfloat16 is emulated then, and many times slower
     capabilities = torch.cpu.get_capabilities()
     vectors = capabilities.get(_BF16_VECTORS) and not capabilities.get(_INTEL_VECTORS)
     return torch.bfloat16 if vectors or any(capabilities.get(name) for name in _BF16_CPUS) else torch.float32

@@ -74,11 +74,16 @@ class PackedLinear(nn.Linear):
 
     def product_beside(self, other: PackedLinear, x: Tensor) -> tuple[Tensor, Tensor]:
         """The answers of this layer and another without biases, of one product; both must serve."""
+        pair = self.beside(other)
+        both: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), pair, None, "none", [], "")
+        return both[..., : self.out_features], both[..., self.out_features :]
+
+    def beside(self, other: PackedLinear) -> Tensor:
+        """The weights of this layer and another, packed as one, which is kept."""
         if self._pair is None or self._pair[0] is not other._copy:
             weights = torch.cat([self.weight.detach(), other.weight.detach()])
             self._pair = other._copy, torch.ops.mkldnn._reorder_linear_weight(weights, self._rows)
-        both: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self._pair[1], None, "none", [], "")
-        return both[..., : self.out_features], both[..., self.out_features :]
+        return self._pair[1]
 
 
 class PackedConv(nn.Conv2d):
@@ -145,6 +150,12 @@ def sum_of(other: Tensor, layer: nn.Conv2d, x: Tensor) -> Tensor:
         return layer.product_on(x, other)
     added: Tensor = other + layer(x)
     return added
+
+
+def prepare_both(first: nn.Linear, second: nn.Linear) -> None:
+    """Makes what `both_of` computes with. Of a call that is captured it would become a part, and be made every time."""
+    if isinstance(first, PackedLinear) and isinstance(second, PackedLinear):
+        first.beside(second)
 
 
 def both_of(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:

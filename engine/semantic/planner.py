@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.runtime.attention import attend
 from engine.runtime.kv_cache import KVCache
 from engine.runtime.layers import RMSNorm, rotation_table, rotations
-from engine.runtime.packed_weights import both_of
+from engine.runtime.packed_weights import both_of, prepare_both
 from engine.runtime.turned_linear import float_product
 from engine.semantic.micro_embedding import MicroEmbedding
 from kernels.decode_attention import FilledLength
@@ -193,8 +193,11 @@ class Planner(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
 
     def prepare(self, length: int, device: torch.device) -> None:
-        """Makes what caches of that length are read with, which is then kept."""
+        """Makes what passes over caches of that length compute with, which is then kept."""
         rotation_table(length, self.config.head_dim, self.config.rope_theta, device)
+        for block in self.blocks:
+            assert isinstance(block, PlannerBlock)
+            prepare_both(block.gate, block.up)
 
     def prefix(
         self, text: Tensor, frames: Tensor | float | None, motion: Tensor | float | None, null_text: Tensor | bool

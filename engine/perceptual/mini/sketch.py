@@ -77,11 +77,13 @@ class Sketch(nn.Module):
         back, ahead = self.config.back, self.config.ahead
         new = path.shape[1] - context_frames
         known = min(context_frames, back)
-        frames = torch.cat([path, torch.ones_like(path[:, :, :1])], dim=2)[:, context_frames - known :]
+        path = path.movedim(2, -1)  # so that channels come last in memory, as convolutions like them
+        frames = torch.cat([path, torch.ones_like(path[..., :1])], dim=-1)[:, context_frames - known :]
         frames = F.pad(frames, (0, 0) * 3 + (back - known, ahead))
         odd = torch.arange(context_frames, context_frames + new, device=path.device).remainder(2).to(path.dtype)
-        odd = odd[:, None, None, None].expand_as(path[:, context_frames:, :1])
-        return torch.cat([*(frames[:, start : start + new] for start in range(self.seen)), odd], dim=2)
+        odd = odd[:, None, None, None].expand_as(path[:, context_frames:, ..., :1])
+        around = [frames[:, start : start + new] for start in range(self.seen)]
+        return torch.cat([*around, odd], dim=-1).movedim(-1, 2)
 
     def draw(self, inputs: Tensor) -> Tensor:
         """[N, I, H, W] of `look` -> [N, channels, H, W]."""

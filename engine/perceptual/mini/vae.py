@@ -225,14 +225,16 @@ class TinyVAE(nn.Module):
         are made of, [B, T, width at 1/4, 2h, 2w]; arguments as for `decode`."""
         batch = latents.shape[:2]
         z = (latents / self.latent_scale[:, None, None]).flatten(0, 1)
-        linear = torch.einsum("cp,nchw->nphw", self.basis, z) + self.mean[:, None, None]
+        # Patches last, so that a row of pixels is together when it is put in its place.
+        linear = torch.matmul(z.movedim(1, -1), self.basis) + self.mean
+        patches = linear.unflatten(-1, (-1, PATCH_PX, PATCH_PX)).permute(0, 3, 1, 4, 2, 5)
         hidden = self.decode_in(z).unflatten(0, batch)
         hidden, state.level_8 = self.decode_8(hidden, state.level_8)
         hidden = nnf.pixel_shuffle(self.decode_up(hidden.flatten(0, 1)), 2).unflatten(0, batch)
         hidden, state.level_4 = self.decode_4(hidden, state.level_4)
         features = nnf.silu(hidden)
         added = nnf.pixel_shuffle(self.decode_out(features.flatten(0, 1)), 4)
-        packed = nnf.pixel_shuffle(linear, PATCH_PX) + self.config.residual_scale * added
+        packed = patches.flatten(4).flatten(2, 3).add_(self.config.residual_scale * added)
         state.started = True
         return packed.unflatten(0, batch).unflatten(2, (FRAMES_PER_LATENT, 3)).float(), features
 

@@ -46,10 +46,13 @@ class Waves(nn.Module):
 
     def forward(self, now: Tensor, before: Tensor, *extra: Tensor) -> Tensor:
         """Frames [N, D, H, W], the one before each of them, and `E` further inputs -> [N, O, H, W]."""
-        end, start = self.waves(now).float(), self.waves(before).float()
+        waves, order = self.waves(now), torch.channels_last
+        # All in the type and order of what convolutions give: joining different ones costs more than all the rest.
+        now, *others = (part.to(waves.dtype, memory_format=order) for part in (now, *extra))
+        end, start = waves.float(), self.waves(before).float()
         shares = [back / self.pictures for back in range(self.pictures)]
-        sines = [torch.lerp(end, start, share).sin().to(now.dtype) for share in shares]
-        hidden = self.shapes(torch.cat([now, *sines, *extra], dim=1))
+        sines = [torch.lerp(end, start, share).sin().to(waves.dtype, memory_format=order) for share in shares]
+        hidden = self.shapes(torch.cat([now, *sines, *others], dim=1))
         for layer in self.layers:
             hidden = hidden + layer(hidden)
         output: Tensor = self.out(hidden)
