@@ -95,11 +95,17 @@ def test_activations_follow_unrounded_products() -> None:
     x, pictures, shift = x.bfloat16(), pictures.bfloat16(), shift.bfloat16()
     exact = F.gelu(linear.float()(x.float()), approximate="tanh")
     exact_pictures = F.silu(conv.float()(pictures.float()) + shift.float()[:, :, None, None])
-    linear, conv = linear.bfloat16(), conv.bfloat16()
-    for one, other in ((linear, conv), (PackedLinear.of(linear, 10), PackedConv.of(conv))):
+    own = convolution(32, 48, 3, padding=1)
+    exact_own = F.silu(own.float()(pictures.float()))
+    linear, conv, own = linear.bfloat16(), conv.bfloat16(), own.bfloat16()
+    for one, other, last in (
+        (linear, conv, own),
+        (PackedLinear.of(linear, 10), PackedConv.of(conv), PackedConv.of(own)),
+    ):
         with torch.inference_mode():
             torch.testing.assert_close(gelu_of(one, x).float(), exact, rtol=0.02, atol=0.02)
             torch.testing.assert_close(silu_of(other, pictures, shift).float(), exact_pictures, rtol=0.02, atol=0.02)
+            torch.testing.assert_close(silu_of(last, pictures).float(), exact_own, rtol=0.02, atol=0.02)
 
 
 def test_two_layers_are_one_product() -> None:

@@ -137,10 +137,12 @@ def gelu_of(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.gelu(layer(x), approximate="tanh")
 
 
-def silu_of(layer: nn.Conv2d, x: Tensor, bias: Tensor) -> Tensor:
-    """SiLU of the answer of a layer without a bias of its own for [N, C, H, W], plus `bias` [B, C]."""
-    if isinstance(layer, PackedConv) and len(bias) == 1 and layer.serves(x):
-        return layer.product(x, bias[0].to(layer.weight.dtype), "swish")
+def silu_of(layer: nn.Conv2d, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """SiLU of the layer's answer for [N, C, H, W]; of one without a bias of its own, plus `bias` [B, C]."""
+    if isinstance(layer, PackedConv) and (bias is None or len(bias) == 1) and layer.serves(x):
+        return layer.product(x, layer.bias if bias is None else bias[0].to(layer.weight.dtype), "swish")
+    if bias is None:
+        return F.silu(layer(x))
     return F.silu(layer(x) + bias.repeat_interleave(len(x) // len(bias), dim=0)[:, :, None, None])
 
 
@@ -148,7 +150,8 @@ def sum_of(other: Tensor, layer: nn.Conv2d, x: Tensor) -> Tensor:
     """`other` [N, C', H, W] plus the layer's answer for [N, C, H, W]."""
     if isinstance(layer, PackedConv) and layer.serves(x):
         return layer.product_on(x, other)
-    added: Tensor = other + layer(x)
+    # Lies in memory as its first part does: convolutions may put channels last, and like them there.
+    added: Tensor = layer(x) + other
     return added
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from engine.perceptual.base import FRAMES_PER_LATENT, slice_lengths
+from engine.runtime.packed_weights import silu_of, sum_of
 
 PATCH_PX = 8
 
@@ -79,9 +80,7 @@ class TinyVAEBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, width, h, w] -> the same shape."""
-        # Lies in memory as its first part does: convolutions may put channels last, and like them there.
-        out: Tensor = self.second(nnf.silu(self.first(nnf.silu(x)))) + x
-        return out
+        return sum_of(x, self.second, silu_of(self.first, nnf.silu(x)))
 
 
 class TinyVAELevel(nn.Module):
@@ -99,7 +98,7 @@ class TinyVAELevel(nn.Module):
         shifted = torch.cat([before.to(x.dtype).unsqueeze(1), x[:, :-1]], dim=1)
         last = x[:, -1]
         batch = x.shape[:2]
-        hidden = self.memory(shifted.flatten(0, 1)) + x.flatten(0, 1)
+        hidden = sum_of(x.flatten(0, 1), self.memory, shifted.flatten(0, 1))
         for block in self.blocks:
             hidden = block(hidden)
         return hidden.unflatten(0, batch), last
