@@ -121,8 +121,9 @@ def add_live_picture(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--picture",
         type=checked(_live_picture),
+        default="small",
         metavar="auto|large|small",
-        help="size of pictures of preset mini; auto (the default) takes the large ones where there is time for them",
+        help="size of pictures of preset mini (default: small); auto takes the large ones where there is time for them",
     )
 
 

@@ -30,7 +30,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineSettings:
     monkeypatch.setitem(PRESETS, "tiny", tiny_config)
     write_weights(tmp_path)
     save_component(tmp_path, "enlarger", Enlarger(EnlargerConfig(width=8, blocks=1), 8))
-    return EngineSettings("tiny", str(tmp_path), "cpu")
+    return EngineSettings("tiny", str(tmp_path), "cpu", picture=None)
 
 
 def picture(settings: EngineSettings) -> str:

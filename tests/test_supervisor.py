@@ -122,7 +122,7 @@ async def test_engine_starts_and_stops_cleanly() -> None:
 async def test_the_first_engine_may_begin_early() -> None:
     """Whoever asks for it gets it, once; where other settings or none are asked for it ends."""
     settings = EngineSettings("mini")
-    for asked in (settings, replace(settings, picture="small"), None):
+    for asked in (settings, replace(settings, picture="large"), None):
         async with local(fake_engine, QUICK) as place:
             place.begin_early(settings)
             assert place._early is not None

@@ -21,7 +21,7 @@ class EngineSettings:
     state: str | None = None  # folder for journals and snapshots of the channels; None keeps none
     spare: bool = False  # it is warmed up beside one that serves, at low priority
     warm_up: bool = True  # False where viewers wait: the first chunks are slower
-    picture: str | None = None  # one of PICTURES; None: the largest for which there is time
+    picture: str | None = "small"  # one of PICTURES; None: the largest for which there is time
     number: int = 0  # of several engines: each takes another GPU, as far as there are several
     ranks: int = 1  # processes that render together, a GPU each
 

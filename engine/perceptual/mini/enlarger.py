@@ -27,8 +27,8 @@ _CELL_PX = 2  # small pixels of a point of the network's grid, each way
 class EnlargerConfig:
     """Sizes. `residual_scale` multiplies the network's output, so that training starts at enlarged small frames."""
 
-    width: int = 64  # at half the small picture's size
-    blocks: int = 2
+    width: int = 96  # at half the small picture's size
+    blocks: int = 3
     residual_scale: float = 0.1
 
 
@@ -43,7 +43,7 @@ class Enlarger(nn.Module):
         self.read_features = nn.Conv2d(feature_width, 4 * width, 3, padding=1)
         self.read_frames = nn.Conv2d(seen, width, 3, padding=1)
         self.blocks = nn.ModuleList(TinyVAEBlock(width) for _ in range(config.blocks))
-        self.out = nn.Conv2d(width, 3 * LARGE_FRAMES * (SCALE * _CELL_PX) ** 2, 3, padding=1)
+        self.out = nn.Conv2d(width, 3 * LARGE_FRAMES * (SCALE * _CELL_PX) ** 2, 1)
         for parameter in self.out.parameters():
             nn.init.zeros_(parameter)
 
