@@ -63,7 +63,7 @@ class Studio:
         self.clock = Clock()
         clock = clock or self.clock
         self.metrics = Metrics()
-        self.engine = EngineLink(EngineSettings("mini"), self.metrics)
+        self.engine = EngineLink(EngineSettings("mini", picture=None), self.metrics)
         self.channel = Channel("main", SETTINGS, self.engine, self.metrics.channel("main"), clock)
         self.engine.open(self.channel)
         self.sent: list[object] = []

@@ -42,7 +42,7 @@ class Site:
 
     def __init__(self, engines: int) -> None:
         self.metrics = Metrics()
-        self.pool = EnginePool(EngineSettings("mini"), self.metrics, engines)
+        self.pool = EnginePool(EngineSettings("mini", picture=None), self.metrics, engines)
         self.channels = Channels(self.pool, self.metrics)
         self.rings = [RingReader(RingConfig(slots=4, slot_bytes=9 * WIDTH * HEIGHT * 3 // 2)) for _ in self.pool.links]
         self.writers = [ring.writer() for ring in self.rings]
