@@ -19,10 +19,10 @@ LABEL = Label("car", "red", "desert", "right", "slow")
 PROMPT = {"prompt": "a red car", "subject": "car", "colour": "red", "scene": "desert", "direction": "right"}
 
 
-def drawn(label: Label, frames: int) -> npt.NDArray[np.uint8]:
-    """A true video of the world as I420 [F, 3H/2, W]."""
+def drawn(label: Label, frames: int, scale: int = 1) -> npt.NDArray[np.uint8]:
+    """A true video of the world as I420 [F, 3H/2, W], `scale` times as large and as many frames a second."""
     spec = drawing.sample([label], random.Random(3))
-    rgb = drawing.draw(spec, torch.arange(frames)[None])[0]
+    rgb = drawing.draw(spec, torch.arange(frames)[None] / scale, scale)[0]
     return to_host(rgb[None].float() / 127.5 - 1)
 
 
@@ -43,6 +43,18 @@ def test_words_are_right_from_the_first_chunk_on_that_shows_them_all(tmp_path: P
     assert first["right"] == dict.fromkeys(("subject", "colour", "scene", "direction"), True)
     assert second["first"] is None
     assert second["right"] == {"subject": True, "colour": False, "scene": True, "direction": True}
+
+
+def test_large_frames_are_judged_as_small_ones_are(tmp_path: Path) -> None:
+    """A chunk of them has twice the frames."""
+    ball = drawn(Label("ball", "blue", "sea", "left", "slow"), 40, scale=2)
+    assert (
+        judged(tmp_path, [np.concatenate([ball, drawn(LABEL, 80, scale=2)]), drawn(LABEL, 40, scale=2)], [PROMPT] * 2)
+        == 0
+    )
+    first, short = json.loads((tmp_path / "found.json").read_text())["watched"]
+    assert 24 <= first["first"] <= 40 and all(first["right"].values())
+    assert short["first"] is None, "less than a chunk"
 
 
 def test_a_whole_clip_is_judged_at_once(tmp_path: Path) -> None:

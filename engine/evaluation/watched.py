@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.config import FRAMES_PER_LATENT, preset
+from engine.config import EngineConfig, preset
 from engine.evaluation.prompt_set import FIELDS, LabelledPrompt, read_prompts
 from engine.loading.options import place
 from engine.loading.weights import load_component
+from engine.perceptual.frames import shrunk
 from engine.semantic import reading
 from engine.semantic.theia import Theia
 from engine.training.world import judge
@@ -47,14 +48,20 @@ def read_frames(path: Path, count: int) -> list[Frames]:
 
 
 @torch.no_grad()
-def first_right(theia: Theia, i420: Frames, prompt: LabelledPrompt, chunk_frames: int) -> dict[str, Any]:
+def first_right(
+    theia: Theia, i420: Frames, prompt: LabelledPrompt, config: EngineConfig, whole: bool = False
+) -> dict[str, Any]:
     """`first`, the number of the frame at which the first stretch of a chunk's length begins that has all words right,
-    None if none has; `right`, for each word whether it was right there, or in the last stretch."""
-    # Each frame is read for itself, so that chunks that overlap share them.
-    features = [theia(judge.to_rgb(part)[None]) for part in np.array_split(i420, -(-len(i420) // chunk_frames))]
+    None if none has; `right`, for each word whether it was right there, or in the last stretch. `config` is of their
+    size; with `whole` the only stretch is all of them."""
+    # Each frame is read for itself, so that chunks that overlap share them; of large ones, what an extractor of small
+    # pictures sees.
+    parts = np.array_split(i420, -(-len(i420) // config.chunk_frames))
+    features = [theia(shrunk(judge.to_rgb(part), config.scale)[None]) for part in parts]
+    chunk_frames = len(i420) if whole else config.chunk_frames
     maps, first, right = torch.cat(features, 1).float(), None, dict[str, bool]()
     for begin in range(len(i420) - chunk_frames + 1):
-        seen = reading.read(maps[:, begin : begin + chunk_frames : FRAMES_PER_LATENT])[0]
+        seen = reading.read(maps[:, begin : begin + chunk_frames : config.frames_per_latent])[0]
         right = {said: seen[name] == prompt.judged[name] for said, name in FIELDS.items() if name in prompt.judged}
         if all(right.values()):
             first = begin
@@ -73,10 +80,10 @@ def judge_frames(arguments: argparse.Namespace) -> int:
     folder, _, _ = place(config, arguments.weights, arguments.device)
     theia = Theia(config.theia).eval()
     load_component(folder, "theia", theia)
-    found = [
-        first_right(theia, frames, prompt, len(frames) if arguments.whole else config.chunk_frames)
-        for frames, prompt in zip(watched, prompts, strict=True)
-    ]
+    found = []
+    for frames, prompt in zip(watched, prompts, strict=True):
+        size = "large" if frames.shape[2] > config.width_px else "small"
+        found.append(first_right(theia, frames, prompt, config.with_picture(size), arguments.whole))
     text = json.dumps({"watched": found}, indent=1) + "\n"
     sys.stdout.write(text)
     write_atomically(arguments.json, lambda part: part.write_text(text, encoding="utf-8"))
