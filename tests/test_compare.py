@@ -73,6 +73,25 @@ def test_what_runs_differ_by_themselves_is_no_difference() -> None:
         assert {row.path: row.verdict for row in rows(old, new)}["chunk_ms.total.median"] == verdict
 
 
+def at_full_speed(**changed: Any) -> dict[str, Any]:
+    return merged([report(full_speed={"chunk_ms": {"total": {"median": 300.0}}} | changed)])
+
+
+def test_what_a_slower_machine_takes_longer_for_is_no_difference() -> None:
+    """Figures of computing are compared at full speed where both reports have them so, else as they were measured."""
+    path = "chunk_ms.total.median"
+    slower = merged([report(chunk_ms={"total": {"median": 600.0}})])
+    for old, new, compared, verdict in (
+        (at_full_speed(), at_full_speed() | {"chunk_ms": slower["chunk_ms"]}, f"full_speed.{path}", "equal"),
+        (at_full_speed(), at_full_speed(chunk_ms={"total": {"median": 330.0}}), f"full_speed.{path}", "worse"),
+        (at_full_speed(), slower, path, "worse"),
+    ):
+        found = {row.path: row.verdict for row in rows(old, new) if path in row.path}
+        assert found == {compared: verdict}
+    runs = [report(full_speed={"encode_ms": ms}) for ms in (1.0, 1.5)]
+    assert merged(runs)["spread"]["full_speed.encode_ms"] == [1.0, 1.5]
+
+
 def test_runs_are_put_together_by_their_medians() -> None:
     """Of each number; what failed in any of them is kept once, and the spread of the main figures is told."""
     runs = [report(fps=fps, failed=["late"] if fps < 8 else []) for fps in (7.0, 8.0, 8.1)]

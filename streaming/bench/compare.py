@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from streaming.bench.recording import BenchError
 from streaming.bench.timeline import Figures, percentiles
 
-SCHEMA = "landiff-live.stream-bench/3"
+SCHEMA = "landiff-live.stream-bench/4"
 EQUAL = 0.05  # relative: less says nothing, however small the spread of the runs was
 
 
@@ -20,6 +20,11 @@ class Figure(NamedTuple):
     path: str  # its place in a report
     more_is_better: bool = False
     floor: float = 0.0  # a smaller difference says nothing
+
+    @property
+    def at_full_speed(self) -> str:
+        """Its place as a machine at its full speed would have it, for those that depend on that."""
+        return f"full_speed.{self.path}"
 
 
 MAIN = (
@@ -59,9 +64,6 @@ MAIN = (
     Figure("rss_mb.server.end", floor=5.0),
     Figure("rss_mb.engine.end", floor=20.0),
     Figure("wave.cpu_percent_a_viewer", floor=0.02),
-    # Not of the server: where these differ the machine had another speed, and all that computes with it.
-    Figure("conditions.loop_ms.0"),
-    Figure("conditions.loop_ms.1"),
 )
 
 
@@ -91,9 +93,10 @@ def merged(reports: Sequence[Figures]) -> Figures:
     report: Figures = _median(reports)
     report["runs"] = len(reports)
     report["spread"] = {
-        figure.path: [min(values), max(values)]
+        path: [min(values), max(values)]
         for figure in MAIN
-        if (values := [one for run in reports if (one := value(run, figure.path)) is not None])
+        for path in (figure.path, figure.at_full_speed)
+        if (values := [one for run in reports if (one := value(run, path)) is not None])
     }
     for name in ("failed", "not_measured"):
         report[name] = list(dict.fromkeys(entry for run in reports for entry in run[name]))
@@ -127,15 +130,18 @@ def load(path: Path) -> Figures:
 
 
 def rows(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Row]:
-    """The main figures that both reports have."""
+    """The main figures that both reports have, at the machine's full speed where both have them so."""
     for figure in MAIN:
-        before, after = value(old, figure.path), value(new, figure.path)
+        path = figure.at_full_speed
+        if value(old, path) is None or value(new, path) is None:
+            path = figure.path
+        before, after = value(old, path), value(new, path)
         if before is None or after is None:
             continue
-        least = max(figure.floor, EQUAL * abs(before), _noise(old, figure.path), _noise(new, figure.path))
+        least = max(figure.floor, EQUAL * abs(before), _noise(old, path), _noise(new, path))
         gain = (after - before) * (1 if figure.more_is_better else -1)
         verdict = "equal" if abs(gain) <= least else "better" if gain > 0 else "worse"
-        yield Row(figure.path, before, after, after / before if before else None, verdict)
+        yield Row(path, before, after, after / before if before else None, verdict)
 
 
 def _noise(report: Mapping[str, Any], path: str) -> float:
@@ -146,8 +152,8 @@ def _noise(report: Mapping[str, Any], path: str) -> float:
 
 def table(compared: Sequence[Row]) -> str:
     """Rows for people, a line each."""
-    lines = [f"{'figure':32}{'old':>12}{'new':>12}{'ratio':>9}  verdict"]
+    lines = [f"{'figure':40}{'old':>12}{'new':>12}{'ratio':>9}  verdict"]
     for row in compared:
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-        lines.append(f"{row.path:32}{row.old:>12g}{row.new:>12g}{ratio:>9}  {row.verdict}")
+        lines.append(f"{row.path:40}{row.old:>12g}{row.new:>12g}{ratio:>9}  {row.verdict}")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ Points = Sequence[tuple[float, float]]
 SUMMARY = (
     "ready_s", "cold_start_s", "ttff_s", "ttff_split_ms", "fps", "interval_p99_ms", "stalls", "freezes",
     "jitter_p95_ms", "playback", "frame_age_ms", "transport_ms", "prompt_to_pixel_s", "prompt_split_ms",
-    "prompt_to_words_s", "realtime_factor", "wave", "cpu_percent", "rss_mb",
+    "prompt_to_words_s", "realtime_factor", "wave", "cpu_percent", "full_speed", "rss_mb",
 )  # fmt: skip
 VIEWERS = (  # that are compared: aiortc's and Chromium's
     "fps", "interval_p50_ms", "interval_p95_ms", "interval_p99_ms", "longest_gap_ms", "stalls", "freezes", "freezes_s",
@@ -116,9 +116,10 @@ def _conditions(conditions: Mapping[str, Any]) -> str:
 def _main(report: Mapping[str, Any]) -> str:
     spread = report.get("spread", {})
     rows = [
-        (figure.path, f"{found:g}", " to ".join(f"{one:g}" for one in spread.get(figure.path, ())))
+        (path, f"{found:g}", " to ".join(f"{one:g}" for one in spread.get(path, ())))
         for figure in MAIN
-        if (found := value(report, figure.path)) is not None
+        for path in (figure.path, figure.at_full_speed)
+        if (found := value(report, path)) is not None
     ]
     return _table(("figure", "measured", f"of {report.get('runs', 1)} runs"), rows)
 

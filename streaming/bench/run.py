@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from streaming.bench import chromium, compare, peers, profiles, prompts, waves, words
+from streaming.bench import chromium, compare, pace, peers, profiles, prompts, waves, words
 from streaming.bench.client import BenchViewer, JoinTimes, RequestError
 from streaming.bench.measure import content, figures, fresh
 from streaming.bench.recording import BenchError, Recording
@@ -30,7 +30,6 @@ from streaming.bench.server_process import (
     find_endpoint,
     find_server,
     launch_server,
-    loop_ms,
     machine,
 )
 from streaming.bench.timeline import Figures, Frame, lateness_s, period_of, spread
@@ -126,9 +125,8 @@ async def _bench(
         # The server that it started is stopped too.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     config = plan.watch
-    loop = loop_ms()
     began_s = time.monotonic()
-    async with open_server() as server:
+    async with pace.timed() as speed, open_server() as server:
         if server.addresses:
             rtp_hooks.use_addresses(server.addresses)
         load = os.getloadavg()[0]
@@ -154,7 +152,12 @@ async def _bench(
             report["wave"] = waves.figures(one, recording, _fps(recording), config.settle_s)
         if plan.browser:
             await _browse(server, plan, recording, report)
-    report["conditions"]["loop_ms"] = [loop, loop_ms()]
+        if server.addresses:
+            begin_s = recording.begin_s
+            spans = {"starting": (began_s, began_s + first_s), "watched": (begin_s + config.settle_s, quiet.end_s)}
+            for one in rides:
+                spans["crowded"] = begin_s + one.full_s, begin_s + one.left_s
+            report["full_speed"] = pace.at_full_speed(report, speed, spans)
     return report
 
 

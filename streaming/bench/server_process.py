@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import glob
-import math
 import os
 import platform
 import re
@@ -219,17 +218,6 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | versions,
         "commit": _commit(),
     }
-
-
-def loop_ms() -> float:
-    """Milliseconds of a million additions in Python, least of five: tells whether a machine kept its speed."""
-    least_s = math.inf
-    for _ in range(5):
-        began_s, total = time.perf_counter(), 0
-        for number in range(1_000_000):
-            total += number
-        least_s = min(least_s, time.perf_counter() - began_s)
-    return round(least_s * 1000, 1)
 
 
 def _named(files: str, pattern: str) -> str | None:
