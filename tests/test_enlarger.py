@@ -1,6 +1,7 @@
 """Large pictures of small latents: streaming, causality, and where each frame lies."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,7 @@ from engine.live.snapshot import restore, take_snapshot
 from engine.live.start import Starter, most_pictures
 from engine.loading.model import with_small_pictures
 from engine.perceptual.frames import shrunk
-from engine.perceptual.mini.enlarger import Enlarger, EnlargerConfig, LargeVAE, enlarged
+from engine.perceptual.mini.enlarger import Enlarger, EnlargerConfig, LargeVAE, LargeVAEState, enlarged
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig, TinyVAEState
 
 CONFIG = TinyVAEConfig(latent_channels=6, encoder_width_8=16, encoder_width_4=8, decoder_width_8=24, decoder_width_4=16)
@@ -41,8 +42,8 @@ def vae() -> LargeVAE:
 def test_decoding_in_slices_equals_decoding_whole(vae: LargeVAE) -> None:
     """Any cut of the latents gives the frames of one call, eight a latent and one of the first."""
     latents = torch.randn(2, 7, 6, 2, 3)
-    whole = vae.decode(latents, TinyVAEState())
-    state = TinyVAEState()
+    whole = vae.decode(latents, LargeVAEState())
+    state = LargeVAEState()
     parts = [vae.decode(part, state) for part in latents.split([3, 2, 1, 1], dim=1)]
     assert whole.shape == (2, 49, 3, 32, 48)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole)
@@ -52,9 +53,9 @@ def test_decoding_in_slices_equals_decoding_whole(vae: LargeVAE) -> None:
 def test_later_latents_do_not_change_earlier_frames(vae: LargeVAE) -> None:
     """The decoder is causal."""
     latents = torch.randn(1, 4, 6, 2, 3)
-    before = vae.decode(latents, TinyVAEState())
+    before = vae.decode(latents, LargeVAEState())
     latents[:, 2:] += 1.0
-    after = vae.decode(latents, TinyVAEState())
+    after = vae.decode(latents, LargeVAEState())
     assert torch.equal(before[:, :9], after[:, :9]) and not torch.equal(before[:, 9:], after[:, 9:])
 
 
@@ -78,7 +79,32 @@ def test_an_untrained_enlarger_shows_small_frames_and_blends() -> None:
     expected = torch.arange(1, 9) / 2
     torch.testing.assert_close(enlarged(frames)[1, :, 0, 5, 5], expected)
     enlarger = Enlarger(EnlargerConfig(width=8, blocks=1), 16)
-    torch.testing.assert_close(enlarger(frames, torch.randn(2, 16, 4, 6)), enlarged(frames))
+    large, added = enlarger(frames, torch.randn(2, 16, 4, 6), torch.randn(2, 3, 32, 48))
+    torch.testing.assert_close(large, enlarged(frames))
+    assert not added.any() and added.shape == (2, 3, 32, 48)
+
+
+@torch.no_grad()
+def test_what_was_added_to_a_frame_is_seen_by_the_next_latent(vae: LargeVAE) -> None:
+    """Of an own frame what the network added, of one that was given what it has more than its small picture."""
+    latents, state = torch.randn(1, 3, 6, 2, 3), vae.new_state()
+    video = vae.decode(latents[:, :2], state)
+    assert state.frame is not None and state.added is not None
+    torch.testing.assert_close(state.added, vae.enlarger.detail(video[:, -1], state.frame))
+    other = replace(state, added=state.added + 1.0)
+    assert not torch.equal(vae.decode(latents[:, 2:], state), vae.decode(latents[:, 2:], other))
+    given = torch.rand(1, 3, 32, 48)
+    vae.show(state, given)
+    torch.testing.assert_close(state.added, vae.enlarger.detail(given, torch.nn.functional.avg_pool2d(given, 2)))
+
+
+def test_a_stored_state_of_another_size_is_refused(vae: LargeVAE) -> None:
+    """As of small pictures; a state without it is of a video that has not begun."""
+    vae.check_state(LargeVAEState(), 2, 3)
+    vae.check_state(LargeVAEState(added=torch.zeros(1, 3, 32, 48)), 2, 3)
+    for wrong in (torch.zeros(1, 3, 16, 24), torch.zeros(1, 3, 32, 48, dtype=torch.int64), "zeros"):
+        with pytest.raises(ValueError, match=r"added is no tensor of size \[1, 3, 32, 48\]"):
+            vae.check_state(LargeVAEState(added=wrong), 2, 3)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -87,7 +113,7 @@ def test_a_chunk_that_begins_elsewhere_is_spread_over_eight_frames() -> None:
     small = TinyVAE(TinyVAEConfig(latent_channels=768, seam_smoothing=0.4, smoothing=0.0))
     small.basis.copy_(torch.eye(768))
     vae = LargeVAE(small, Enlarger(EnlargerConfig(width=8, blocks=1), 128))
-    video, state = torch.zeros(1, 17, 3, 16, 16), TinyVAEState()
+    video, state = torch.zeros(1, 17, 3, 16, 16), LargeVAEState()
     video[:, 9:] = 0.4
     latents = vae.encode(video, TinyVAEState())
     vae.decode(latents[:, :2], state)

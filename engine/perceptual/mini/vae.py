@@ -9,6 +9,7 @@ Shapes: `B` batch, `T` latents, `F` frames, `C` latent channels, `H` x `W` pixel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -162,11 +163,7 @@ class TinyVAE(nn.Module):
             "frame": (1, 3, *pixels), "offset": (1, 3, *pixels),
         }  # fmt: skip
         for name, size in sizes.items():
-            value = getattr(state, name)
-            if value is None:
-                continue
-            if not isinstance(value, Tensor) or value.shape != size or not value.is_floating_point():
-                raise ValueError(f"the autoencoder's {name} is no tensor of size {list(size)}")
+            check_tensor(name, getattr(state, name), size)
         if not all(isinstance(flag, bool) for flag in (state.started, state.seam, state.given)):
             raise ValueError("the autoencoder's state has no flags")
 
@@ -261,3 +258,11 @@ class TinyVAE(nn.Module):
         state.offset = left * offset
         shares = 1 - (1 - left) * torch.arange(1, FRAMES_PER_LATENT + 1, device=latent.device) / FRAMES_PER_LATENT
         return latent - shares[:, None, None, None] * offset[:, None]
+
+
+def check_tensor(name: str, value: Any, size: tuple[int, ...]) -> None:
+    """Raises ValueError unless a part of a state that was stored is None or a tensor of that size."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.shape != size or not value.is_floating_point():
+        raise ValueError(f"the autoencoder's {name} is no tensor of size {list(size)}")

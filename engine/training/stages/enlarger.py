@@ -2,9 +2,13 @@
 
 All but the `Enlarger` stays as it is: what it reads of a latent is computed once and kept, in pieces of pictures most
 of which are near a subject. The world is drawn at the large size and rate, so frames between two small ones are true
-ones. Every third piece is of rendered latents. The loss per pixel is L1 + MSE + 0.5 L1 of the change in time, twice
-where a latent begins, + 2 L1 of how steep each neighbourhood is, weighed by that, which keeps an edge that is a little
-off as sharp as a true one. There is no term of the gradients themselves: it makes edges soft whose place is uncertain.
+ones. Every third piece is of rendered latents. A piece's latents are enlarged one behind the other, each with what was
+added to the frame before, as those of a video; before the first stands a share, from nothing to all, of what the true
+frame has more than the small one.
+The loss per pixel is L1 + MSE + 0.5 L1 of the change in time, + 2 of it where a latent begins, + 2 L1 of how steep each
+neighbourhood is, weighed by that, which keeps an edge that is a little off as sharp as a true one, + 2 times what is
+steeper than it is in truth, + 4 L1 of what recurs from cell to cell of the network's grid. There is no term of the
+gradients themselves: it makes edges soft whose place is uncertain.
 Shapes: `B` pieces, `T` latents, `F` large frames, `C` latent channels, `h` x `w` latent size.
 """
 
@@ -20,7 +24,7 @@ from torch import Tensor
 from engine.config import FRAMES_PER_LATENT
 from engine.loading.options import autocast
 from engine.loading.weights import load_component
-from engine.perceptual.mini.enlarger import LARGE_FRAMES, SCALE, Enlarger, small_frames
+from engine.perceptual.mini.enlarger import CELL_PX, LARGE_FRAMES, SCALE, Enlarger, enlarge, small_frames
 from engine.perceptual.mini.vae import PATCH_PX, TinyVAE, TinyVAEState
 from engine.training.run import LossAndFigures, TrainingStage
 from engine.training.setup import StageSetup
@@ -29,7 +33,7 @@ from engine.training.stages.autoencoder import LATENT_NOISE, NEAR_SHARE
 from engine.training.stages.decoder import COVERED
 from engine.training.stages.renderer import RendererStage
 
-LATENTS = 2  # of a piece
+LATENTS = 3  # of a piece
 CROP = (8, 12)  # rows and columns of latents of a piece
 BORDER_PX = 16  # at a piece's sides, which lack what is beside them
 PLACES = 16  # of a segment that pieces are cut from
@@ -37,8 +41,13 @@ KINDS = (False, True, False)  # whether pieces of a place, and samples of a batc
 POOL_PIECES, START_PIECES, HELD_OUT_PIECES = 2400, 192, 96
 REFRESH_PIECES = 0.3  # new ones per sample
 STEEP_PX = 8  # side of a neighbourhood
+STEEP_EVERY = 4  # frames
+ALONG_PX = 5  # of an edge
 FLAT = 1e-6  # mean square gradient, far below that of a level a pixel: a root has no slope at 0
 STEEP_WEIGHT = 2.0
+START_WEIGHT = 2.0  # of changes where a latent begins, whose frames are made apart from those before
+PATTERN_CELLS = 4  # each way, of a neighbourhood in which a pattern recurs
+PATTERN_WEIGHT = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Piece:
 
     frames: Tensor  # float16 [T, 5, 3, H, W], as `Enlarger` reads them
     features: Tensor  # float16 [T, width, 2h, 2w], likewise
-    video: Tensor  # uint8 [F, 3, 2H, 2W]
+    video: Tensor  # uint8 [1 + F, 3, 2H, 2W], from the frame before on
     rendered: bool
 
 
@@ -75,14 +84,17 @@ class EnlargerStage(TrainingStage):
         kinds = {kind: [piece for piece in pieces if piece.rendered == kind] for kind in set(KINDS)}
         chosen = [rng.choice(kinds[KINDS[index % len(KINDS)]]) for index in range(batch)]
         video = pixels(torch.stack([piece.video for piece in chosen]).to(self.device))
-        frames = torch.cat([piece.frames for piece in chosen]).to(self.device).float()
-        features = torch.cat([piece.features for piece in chosen]).to(self.device).float()
+        frames = torch.stack([piece.frames for piece in chosen]).to(self.device).float()
+        features = torch.stack([piece.features for piece in chosen]).to(self.device).float()
+        before, video = video[:, 0], video[:, 1:]
+        shares = torch.tensor([rng.random() for _ in chosen], device=self.device)
+        added = shares[:, None, None, None] * self.enlarger.detail(before, frames[:, 0, 0])
         with autocast(self.device):
-            made = self.enlarger(frames, features).unflatten(0, (batch, LATENTS)).flatten(1, 2)
+            made, _ = enlarge(self.enlarger, frames, features, added)
         inside = slice(BORDER_PX, -BORDER_PX)
         made, video = made[..., inside, inside], video[..., inside, inside]
         with torch.no_grad():
-            figures = {"sharpness": (steepness(made[:, ::2]).mean() / steepness(video[:, ::2]).mean()).item()}
+            figures = {"sharpness": (steepness(made[:, ::8]).mean() / steepness(video[:, ::8]).mean()).item()}
         squares = (made - video).square().detach().mean((1, 2, 3, 4))
         for name, rendered in (("psnr_true_db", False), ("psnr_rendered_db", True)):
             rows = [row for row, piece in enumerate(chosen) if piece.rendered == rendered]
@@ -116,7 +128,7 @@ class EnlargerStage(TrainingStage):
         for _ in range(PLACES):
             start = rng.randrange(1, len(encoded.latents) - LATENTS + 1)
             first = FRAMES_PER_LATENT * (start - 1)
-            numbers = first + torch.arange(1, LARGE_FRAMES * LATENTS + 1, device=self.device) / SCALE
+            numbers = first + torch.arange(LARGE_FRAMES * LATENTS + 1, device=self.device) / SCALE
             video = encoded.segment.redraw(numbers, SCALE)
             for kind in KINDS:
                 frames, features = (part[start : start + LATENTS] for part in read[kind])
@@ -159,16 +171,31 @@ def _piece(frames: Tensor, features: Tensor, video: Tensor, top: int, left: int,
 
 
 def steepness(video: Tensor) -> Tensor:
-    """Root mean square gradient in each neighbourhood, [B, F, 3, rows, columns], of a video [B, F, 3, H, W].
+    """Root mean square gradients in each neighbourhood, [B, F, 6, rows, columns], of a video [B, F, 3, H, W].
 
-    Of squares, since a soft edge has the same mean gradient as a sharp one of the same height; and of means of 2 x 2
-    pixels, or chessboards of single pixels were drawn where an edge is uncertain.
+    Of squares, since a soft edge has the same mean gradient as a sharp one of the same height. The first three are of
+    means of 2 x 2 pixels, or chessboards of single pixels were drawn where an edge is uncertain; the others, each way,
+    of means along the edge, since dots did as well as an edge for the first.
     """
-    means = nnf.avg_pool2d(video.flatten(0, 1), 2, 1)
-    across, down = means.diff(dim=-1)[..., :-1, :].square(), means.diff(dim=-2)[..., :-1].square()
-    pooled = nnf.avg_pool2d(across + down, STEEP_PX, STEEP_PX // 2)
-    mean: Tensor = (pooled + FLAT).sqrt().unflatten(0, video.shape[:2])
-    return mean
+    flat, trim = video.flatten(0, 1), ALONG_PX - 1
+    means = nnf.avg_pool2d(flat, 2, 1)
+    near = means.diff(dim=-1)[..., :-1, :].square() + means.diff(dim=-2)[..., :-1].square()
+    across = nnf.avg_pool2d(flat, (ALONG_PX, 1), 1).diff(dim=-1)[..., : 1 - trim].square()
+    down = nnf.avg_pool2d(flat, (1, ALONG_PX), 1).diff(dim=-2)[..., : 1 - trim, :].square()
+    squares = torch.cat([near[..., : 2 - trim, : 2 - trim], across + down], dim=1)
+    roots: Tensor = (nnf.avg_pool2d(squares, STEEP_PX, STEEP_PX // 2) + FLAT).sqrt().unflatten(0, video.shape[:2])
+    return roots
+
+
+def pattern(error: Tensor) -> Tensor:
+    """What recurs from cell to cell of the network's grid, [B, F, 3 * 16, rows, columns], of an error [B, F, 3, H, W].
+
+    Each pixel of a cell is a channel of its own to the network, and dots that recur are the cheapest steepness.
+    """
+    cells = nnf.avg_pool2d(nnf.pixel_unshuffle(error.flatten(0, 1), CELL_PX), PATTERN_CELLS, PATTERN_CELLS // 2)
+    each = cells.unflatten(1, (3, CELL_PX**2))
+    recurring: Tensor = (each - each.mean(2, keepdim=True)).flatten(1, 2).unflatten(0, error.shape[:2])
+    return recurring
 
 
 def enlarging_loss(made: Tensor, video: Tensor) -> Tensor:
@@ -176,8 +203,10 @@ def enlarging_loss(made: Tensor, video: Tensor) -> Tensor:
     error = made - video
     loss = error.abs().mean() + error.square().mean()
     jumps = error.diff(dim=1).abs()
-    loss = loss + 0.5 * (jumps.mean() + jumps[:, LARGE_FRAMES - 1 :: LARGE_FRAMES].mean())
-    # Of every other frame, since it costs as much as all the rest. It counts where there are edges: elsewhere fine
-    # stripes would do for what a surface lacks.
-    true = steepness(video[:, ::2])
-    return loss + STEEP_WEIGHT * ((steepness(made[:, ::2]) - true).abs() * true).mean() / true.mean()
+    loss = loss + PATTERN_WEIGHT * pattern(error).abs().mean()
+    loss = loss + 0.5 * jumps.mean() + START_WEIGHT * jumps[:, LARGE_FRAMES - 1 :: LARGE_FRAMES].mean()
+    # Of some frames, since it costs as much as all the rest. What is missing counts where there are edges, or fine
+    # stripes would do for what a surface lacks; what is too much counts everywhere.
+    true = steepness(video[:, ::STEEP_EVERY])
+    gap = steepness(made[:, ::STEEP_EVERY]) - true
+    return loss + STEEP_WEIGHT * ((gap.abs() * true).mean() / true.mean() + gap.relu().mean())
