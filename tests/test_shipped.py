@@ -1,6 +1,7 @@
 """The weights that are shipped: they load, they follow the prompt, and their seams do not show."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ import pytest
 import torch
 
 from engine.config import preset
-from engine.evaluation.pictures import evaluate_pictures, pictures_markdown
+from engine.evaluation.pictures import evaluate_pictures, pictures_markdown, steepness
 from engine.live.generator import Generator
 from engine.live.offline import Change, generate_frames
 from engine.loading.model import Model, load
 from engine.loading.options import pick_dtype
 from engine.loading.weights import SHIPPED, load_component
 from engine.semantic.theia import Theia
-from engine.training.world import judge
+from engine.training.world import drawing, judge
 from engine.training.world.captions import Label
 
 FOLDER = SHIPPED / "mini"
@@ -126,3 +127,19 @@ def test_large_pictures_are_sharper_and_nearer_than_enlarged_ones(theia: Theia) 
         assert found["psnr"][part]["db"] > found["psnr_enlarged"][part]["db"]
     assert found["words"]["share"] > 0.5
     assert "psnr subject box" in pictures_markdown(found)
+
+
+def test_details_of_large_pictures_settle_while_a_place_stands() -> None:
+    """Each latent sees what the one before added: over 20 s of the same latent neither does it grow nor fade."""
+    model = load(preset("mini", "large"), FOLDER, CPU, pick_dtype(CPU))
+    label = Label("car", "red", "hills", "still", "slow")
+    numbers = torch.arange(model.config.first_chunk_frames)[None] / model.config.scale
+    true = drawing.draw(drawing.sample([label], random.Random(0)), numbers, model.config.scale)
+    with model.computing():
+        latents = model.vae.encode(true.float() / 127.5 - 1, model.vae.new_state())
+        state = model.vae.new_state()
+        model.vae.decode(latents, state)
+        ends = [(model.vae.decode(latents[:, -1:], state)[0, -1].float() + 1) * 127.5 for _ in range(40)]
+    assert (ends[-1] - ends[-2]).abs().mean() < 0.05
+    first, last = steepness(torch.stack([ends[0], ends[-1]]).clamp(0, 255)).tolist()
+    assert last == pytest.approx(first, rel=0.03)

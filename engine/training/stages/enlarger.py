@@ -41,8 +41,8 @@ KINDS = (False, True, False)  # whether pieces of a place, and samples of a batc
 POOL_PIECES, START_PIECES, HELD_OUT_PIECES = 2400, 192, 96
 REFRESH_PIECES = 0.3  # new ones per sample
 STEEP_PX = 8  # side of a neighbourhood
-STEEP_EVERY = 4  # frames
-ALONG_PX = 5  # of an edge
+STEEP_EVERY = 4  # frames, of which one counts
+ALONG_PX = 5  # of an edge that lies level or upright
 FLAT = 1e-6  # mean square gradient, far below that of a level a pixel: a root has no slope at 0
 STEEP_WEIGHT = 2.0
 START_WEIGHT = 2.0  # of changes where a latent begins, whose frames are made apart from those before
@@ -174,8 +174,8 @@ def steepness(video: Tensor) -> Tensor:
     """Root mean square gradients in each neighbourhood, [B, F, 6, rows, columns], of a video [B, F, 3, H, W].
 
     Of squares, since a soft edge has the same mean gradient as a sharp one of the same height. The first three are of
-    means of 2 x 2 pixels, or chessboards of single pixels were drawn where an edge is uncertain; the others, each way,
-    of means along the edge, since dots did as well as an edge for the first.
+    means of 2 x 2 pixels, or chessboards of single pixels were drawn where an edge is uncertain; the others of means
+    along an edge that lies level or upright.
     """
     flat, trim = video.flatten(0, 1), ALONG_PX - 1
     means = nnf.avg_pool2d(flat, 2, 1)
