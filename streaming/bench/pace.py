@@ -8,6 +8,7 @@ of full speed is the least time that they took in the whole run, to their mean t
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import sys
 import time
@@ -50,7 +51,10 @@ class Pace:
 async def timed() -> AsyncIterator[Pace]:
     """Times additions in a process of its own while the block runs: it would delay the viewer in this one."""
     words = sys.executable, "-m", "streaming.bench.pace"
-    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
+    # In a session of its own, or a Ctrl-C that ends this one would show its traceback too.
+    process = await asyncio.create_subprocess_exec(
+        *words, stdout=asyncio.subprocess.PIPE, cwd=ROOT, start_new_session=True
+    )
     assert process.stdout is not None
     pace = Pace()
 
@@ -96,15 +100,14 @@ def at_full_speed(report: Figures, pace: Pace, spans: Spans) -> Figures:
 
 
 def _main() -> None:
-    """Prints a sample a line until nobody reads them."""
+    """Writes a sample a line until nobody reads them."""
     with suppress(BrokenPipeError):
         while True:
             began_s, total = time.thread_time(), 0
             for number in range(ADDITIONS):
                 total += number
             took_ms = 1000 * (time.thread_time() - began_s)
-            sys.stdout.write(f"{time.monotonic()} {took_ms:.4f}\n")
-            sys.stdout.flush()
+            os.write(sys.stdout.fileno(), f"{time.monotonic()} {took_ms:.4f}\n".encode())
             time.sleep(EVERY_S)
 
 
