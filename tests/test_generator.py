@@ -104,7 +104,9 @@ def test_state_advances_once_a_chunk() -> None:
         assert all(
             torch.equal(now, then)
             for now, then in zip(
-                _tensors([channel.features, channel.context_latents, channel.vae]), _tensors(before), strict=True
+                _tensors([channel.features, channel.context_latents, channel.vae, channel.condition]),
+                _tensors(before),
+                strict=True,
             )
         )
     assert next(units, None) is None
@@ -203,6 +205,34 @@ def test_the_context_mix_forgets_flaws_of_the_context() -> None:
     gap, left = (flawed - plain).abs().mean((0, 2, 3, 4)), (mended - mixed).abs().mean((0, 2, 3, 4))
     assert (gap > 0).all() and left[5] == 0
     torch.testing.assert_close(left[3:5], 0.5 * gap[3:5], rtol=1e-4, atol=1e-6)
+
+
+def test_the_window_without_context_takes_one_step() -> None:
+    """Whatever a chunk takes; it is none of the chunk's own, and a first chunk has no such window."""
+    model = tiny_model()
+    mixed = dataclasses.replace(model.config, context_mix=(0.5,) * model.config.chunk_length)
+    generator = Generator(dataclasses.replace(model, config=mixed))
+    channel = generator.open("a red ball", 0, steps=4)
+    units = [[unit.step for unit in _chunk(generator, channel) if unit.stage == "render"] for _ in range(2)]
+    assert units == [[False, *[True] * 4], [False, *[True] * 4, False, False]]
+
+
+def test_the_condition_of_the_context_is_made_once() -> None:
+    """A chunk takes it from the one before, which changes nothing; where it is not there it is made again."""
+    generator, asked = _generator(), []
+    condition = generator.model.renderer.condition
+    channel = generator.open("a red ball", 0)
+    handle = condition.upsampler.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    try:
+        list(_chunk(generator, channel))
+        again = copy.deepcopy(channel)
+        again.condition = None
+        kept, made = (_frames(one, CHUNK) for one in (channel, again))
+    finally:
+        handle.remove()
+    config = generator.model.config
+    assert asked == [config.first_chunk_length, config.chunk_length, config.context_length + config.chunk_length]
+    assert not _differing(kept, made)
 
 
 def test_state_does_not_grow() -> None:

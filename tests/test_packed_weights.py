@@ -6,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.profiler import profile
 
 from engine.runtime import packing
-from engine.runtime.packed_weights import PackedConv, PackedLinear, both_of, gelu_of, silu_of, sum_of
+from engine.runtime.packed_weights import PackedConv, PackedLinear, gated_gelu_of, gelu_of, silu_of, sum_of
 from engine.runtime.packing import pack, packs
-from engine.semantic.planner import Planner, PlannerConfig
+from kernels.gelu import gated_gelu
 
 pytestmark = pytest.mark.skipif(not packs(), reason="torch offers no packed product here, so nothing is packed")
 
@@ -108,31 +107,20 @@ def test_activations_follow_unrounded_products() -> None:
             torch.testing.assert_close(silu_of(last, pictures).float(), exact_own, rtol=0.02, atol=0.02)
 
 
-def test_two_layers_are_one_product() -> None:
-    """Packed as one they give what each gives alone, also after one of them was replaced or has learned."""
-    plain = [layer(256, 704, bias=False), layer(256, 704, bias=False), layer(256, 96, bias=False)]
-    first, second, other = (PackedLinear.of(one, 2) for one in plain)
-    x = torch.randn(2, 1, 256)
-    for left, right in ((first, second), (first, other), (first, plain[2]), (plain[0], second)):
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            together = both_of(left, right, x)
-            assert torch.equal(together[0], left(x)) and torch.equal(together[1], right(x))
+def test_a_gate_is_computed_with_the_products() -> None:
+    """Within the roundings of bf16, packed or not, and also after one of the layers has learned."""
+    plain = [layer(256, 704, bias=False) for _ in range(2)]
+    gate, up = (PackedLinear.of(one, 2) for one in plain)
+    x = torch.randn(2, 3, 256).bfloat16()
+    for left, right in ((gate, up), (gate, plain[1]), (plain[0], up), (plain[0], plain[1])):
+        with torch.inference_mode():
+            made = gated_gelu_of(left, right, x)
+        exact = [F.linear(x.float(), one.weight.float()) for one in (left, right)]
+        torch.testing.assert_close(made.float(), gated_gelu(*exact), rtol=0.02, atol=0.02)
     with torch.no_grad():
-        second.weight.mul_(2)
-        x = x.bfloat16()
-        together = both_of(first, second, x)
-        assert torch.equal(together[0], first(x)) and torch.equal(together[1], F.linear(x, second.weight))
-
-
-def test_a_planner_packs_its_pairs_before_it_is_captured() -> None:
-    """Made within a pass they would be part of what is captured, and be packed again in each."""
-    config = PlannerConfig(hidden=32, layers=2, heads=2, mlp=48, codebook_size=8, text_dim=8, i_tokens=2, p_tokens=1)
-    planner = Planner(config).to(torch.bfloat16).eval()
-    pack(planner, 4)
-    planner.prepare(64, torch.device("cpu"))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), profile() as seen:
-        planner(torch.randn(1, 4, 32))
-    assert not any("reorder" in event.key for event in seen.key_averages())
+        before = gated_gelu_of(gate, up, x)
+        up.weight.mul_(2)
+        torch.testing.assert_close(gated_gelu_of(gate, up, x), 2 * before, rtol=0.02, atol=0.02)
 
 
 def test_groups_of_pictures_have_their_own_bias() -> None:

@@ -45,6 +45,17 @@ def test_condition_is_per_frame() -> None:
     torch.testing.assert_close(condition(features[:, 1:2]), whole[:, 1:2])
 
 
+@pytest.mark.parametrize("known", [0, 1, 3])
+def test_first_frames_may_be_known(known: int) -> None:
+    """What an earlier call gave for them is taken as it is, whatever the features are."""
+    torch.manual_seed(0)
+    condition = Condition(ConditionConfig(feature_dim=6, width=32, multipliers=(1, 1), blocks=1, groups=8))
+    features = torch.randn(2, 3, 6, 2, 4)
+    whole = condition(features)
+    features[:, :known] = torch.nan
+    torch.testing.assert_close(condition(features, known=whole[:, :known]), whole)
+
+
 def test_config_refuses_widths_that_do_not_split() -> None:
     """A level whose width is no multiple of the norm groups is refused with both numbers."""
     with pytest.raises(ValueError, match="width 48 .* 32"):

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from engine.arguments import add_weights, checked, seed
@@ -38,6 +38,7 @@ from engine.wire.kept_state import KeptState
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from engine.wire.state_folder import JOURNAL, channel_folder, taken
 
+I420 = npt.NDArray[np.uint8]  # a frame, [3H/2, W]
 CHANNEL = "soak"
 MOST_HOURS = 1000.0
 SETTLE_CHUNKS = 2  # behind a change: the first shows both prompts
@@ -130,10 +131,10 @@ class Soak:
         engine.under = begin
         if channel.prompt != self._plan.prompt(number):
             engine.ask(number, self._plan.prompt(number))
-        stretch, clip = _Stretch(), list[Tensor]()
+        stretch, clip = _Stretch(), list[I420]()
         for batch in engine.frames():
             end = batch.index + batch.frames
-            clip = [*clip, *judge.to_rgb(batch.i420)][-judge.CLIP_FRAMES :]
+            clip = [*clip, *batch.i420][-judge.CLIP_FRAMES :]
             if self._passed(batch.index, end, self._plan.judge_minutes):
                 self._judge(stretch, clip, number, engine.under, end)
             if end // per_prompt > number:
@@ -151,12 +152,12 @@ class Soak:
         """Whether a stretch of so many minutes ended in these frames."""
         return begin // self._frames(minutes) < end // self._frames(minutes)
 
-    def _judge(self, stretch: _Stretch, clip: list[Tensor], number: int, under: int | None, end: int) -> None:
+    def _judge(self, stretch: _Stretch, clip: Sequence[I420], number: int, under: int | None, end: int) -> None:
         """Judges the last frames, if all of them are of the prompt of that number."""
         settled = None if under is None else under + (SETTLE_CHUNKS if under else 0) * self._config.chunk_frames
         if settled is None or len(clip) < judge.CLIP_FRAMES or end - len(clip) < settled:
             return
-        pictures = torch.stack(clip)
+        pictures = judge.to_rgb(np.stack(clip))
         stretch.right += judge.judge(self._theia, pictures, self._plan.label(number)).values()
         stretch.sharpness.append(judge.sharpness(pictures))
         stretch.rgb.append(judge.mean_colour(pictures))

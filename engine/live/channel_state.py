@@ -53,6 +53,9 @@ class RenderState:
     # Number of the first frame that may be made anew; None where none may, and no chunk is kept.
     open_from: int | None = field(default=None, kw_only=True)
     past: list[PastChunk] = field(default_factory=list, kw_only=True)  # those with such frames, oldest first
+    # The renderer's condition of the context without details, [1, T, C, H, W], as the chunk before left it; None where
+    # it is to be made again of the features, which gives the same bits. No part of a snapshot.
+    condition: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass(slots=True)

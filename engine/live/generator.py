@@ -112,6 +112,7 @@ class Generator:
         state.past = state.past[: len(state.past) - len(later)]
         if place == state.next:
             return place
+        state.condition = None
         if later and later[0].start == place:
             past = later[0]
             state.features, state.context_latents, state.vae = past.features, past.context_latents, past.vae
@@ -252,7 +253,9 @@ class Generator:
             for tensor in (state.text.renderer, planned.features):
                 self._streams.take(tensor, mark)
             features = torch.cat([state.features, planned.features], dim=1)
-        new = latents if latents is not None else (yield from self._windows.render(state, features, steps))
+        new, condition = (
+            (latents, None) if latents is not None else (yield from self._windows.render(state, features, steps))
+        )
         before = state.features, state.context_latents, state.vae
         past = PastChunk(state.next, *before, planned.features, new, torch.get_num_threads())
         rewind.keep(state, past, end)
@@ -262,6 +265,7 @@ class Generator:
             # The one place where a video advances.
             state.next, state.vae = end, vae
             state.features, state.context_latents = features[:, -length:].clone(), known[:, -length:].clone()
+            state.condition = None if condition is None else condition[:, -length:].clone()
         return new
 
     def _decode(self, chunk: PastChunk) -> abc.Generator[Unit, None, VideoState]:

@@ -29,7 +29,8 @@ class Renderer(Protocol):
 
     @property
     def condition(self) -> nn.Module:
-        """Features [B, T, D, h, w] -> [B, T, C + E, H, W]; takes the number of first frames whose details are 0."""
+        """Features [B, T, D, h, w] -> [B, T, C + E, H, W]; takes the number of first frames whose details are 0, and
+        what is known of first frames already, [B, K, C, H, W]."""
         ...
 
     def read_text(self, text: Tensor) -> Any:

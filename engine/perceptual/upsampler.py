@@ -137,18 +137,24 @@ class Condition(nn.Module):
         self.project = nn.Conv2d(config.out_channels, config.latent_channels, 3, padding=1)
         self.details = None if config.details is None else Details(config.details, config.feature_dim, config.scale)
 
-    def forward(self, features: Tensor, context_frames: int = 0) -> Tensor:
+    def forward(self, features: Tensor, context_frames: int = 0, known: Tensor | None = None) -> Tensor:
         """[B, T, D, h, w] -> [B, T, C and details, scale h, scale w].
 
         Frames do not see each other, but for details, which see those around. The first frame is the window's first.
         Details are 0 in the first `context_frames` frames, which the head does not make.
+
+        Args:
+            known: what an earlier call gave for the first frames, details aside, [B, K, C, scale h, scale w].
 
         Raises:
             ValueError: if the features' width is not the configuration's.
         """
         if features.shape[2] != self.config.feature_dim:
             raise ValueError(f"features of width {features.shape[2]} given, {self.config.feature_dim} expected")
-        condition = torch.unflatten(self.project(self.upsampler(features.flatten(0, 1))), 0, features.shape[:2])
+        new = features if known is None else features[:, known.shape[1] :]
+        condition = torch.unflatten(self.project(self.upsampler(new.flatten(0, 1))), 0, new.shape[:2])
+        if known is not None:
+            condition = torch.cat([known, condition], dim=1)
         if self.details is not None:
             details = self.details(features, context_frames).to(condition.dtype)
             condition = torch.cat([condition, F.pad(details, (0, 0) * 3 + (context_frames, 0))], dim=2)

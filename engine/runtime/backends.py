@@ -190,11 +190,12 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention with all scores written out; a mask says who may attend, or is added to the scores."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     out: Tensor = scores.softmax(dim=-1) @ v
     return out
 

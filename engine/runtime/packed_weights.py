@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.gelu import gated_gelu
+
 _PICTURE = (6, 16, 24)  # pictures of so many rows and columns, for which convolutions are packed
 
 
@@ -43,10 +45,6 @@ class PackedLinear(nn.Linear):
     """A linear layer with a packed copy beside its weight."""
 
     _copy: PackedCopy
-    _rows: int
-    _pair: tuple[PackedCopy, Tensor] | None = (
-        None  # the copy of a layer beside this one, and both weights packed as one
-    )
 
     @classmethod
     def of(cls, layer: nn.Linear, rows: int) -> Self:
@@ -54,7 +52,6 @@ class PackedLinear(nn.Linear):
         packed = cls(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         packed.weight, packed.bias = layer.weight, layer.bias
         packed._copy = PackedCopy(layer.weight, torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows))
-        packed._rows = rows
         return packed.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,18 +69,11 @@ class PackedLinear(nn.Linear):
         )
         return out
 
-    def product_beside(self, other: PackedLinear, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The answers of this layer and another without biases, of one product; both must serve."""
-        pair = self.beside(other)
-        both: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), pair, None, "none", [], "")
-        return both[..., : self.out_features], both[..., self.out_features :]
-
-    def beside(self, other: PackedLinear) -> Tensor:
-        """The weights of this layer and another, packed as one, which is kept."""
-        if self._pair is None or self._pair[0] is not other._copy:
-            weights = torch.cat([self.weight.detach(), other.weight.detach()])
-            self._pair = other._copy, torch.ops.mkldnn._reorder_linear_weight(weights, self._rows)
-        return self._pair[1]
+    def product_times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The layer's answer from the packed copy, times `factor`, before it is rounded."""
+        args = x.to(self.weight.dtype), factor, self._copy.packed, self.bias, "mul"
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(*args)
+        return out
 
 
 class PackedConv(nn.Conv2d):
@@ -155,14 +145,8 @@ def sum_of(other: Tensor, layer: nn.Conv2d, x: Tensor) -> Tensor:
     return added
 
 
-def prepare_both(first: nn.Linear, second: nn.Linear) -> None:
-    """Makes what `both_of` computes with. Of a call that is captured it would become a part, and be made every time."""
-    if isinstance(first, PackedLinear) and isinstance(second, PackedLinear):
-        first.beside(second)
-
-
-def both_of(first: nn.Linear, second: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The answers of two layers without biases that read the same."""
-    if isinstance(first, PackedLinear) and isinstance(second, PackedLinear) and first.serves(x) and second.serves(x):
-        return first.product_beside(second, x)
-    return first(x), second(x)
+def gated_gelu_of(gate: nn.Linear, up: nn.Linear, x: Tensor) -> Tensor:
+    """GELU, by the tanh formula, of one layer's answer, times another's."""
+    if isinstance(gate, PackedLinear) and isinstance(up, PackedLinear) and gate.serves(x) and up.serves(x):
+        return up.product_times(x, gate.product(x, "gelu"))
+    return gated_gelu(gate(x), up(x))

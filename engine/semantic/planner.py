@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from engine.runtime.attention import attend
 from engine.runtime.kv_cache import KVCache
 from engine.runtime.layers import RMSNorm, rotation_table, rotations
-from engine.runtime.packed_weights import both_of, prepare_both
+from engine.runtime.packed_weights import gated_gelu_of
 from engine.runtime.turned_linear import float_product
 from engine.semantic.micro_embedding import MicroEmbedding
 from kernels.decode_attention import FilledLength
-from kernels.gelu import gated_gelu
 from kernels.rotary import rotate
 
 _SPECIALS = 7
@@ -158,7 +157,7 @@ class PlannerBlock(nn.Module):
             k, v = seen.keys.to(q.dtype), seen.values.to(q.dtype)
         attended = attend(q, k, v, new.mask, new.causal)
         normed, x = self.mlp_norm.add(x, self.out(attended.transpose(1, 2).flatten(2)))
-        out: Tensor = x + self.down(gated_gelu(*both_of(self.gate, self.up, normed)))
+        out: Tensor = x + self.down(gated_gelu_of(self.gate, self.up, normed))
         return out
 
     def fill(self, x: Tensor, new: _NewTokens, layer: int, cache: KVCache, position: int) -> None:
@@ -195,9 +194,6 @@ class Planner(nn.Module):
     def prepare(self, length: int, device: torch.device) -> None:
         """Makes what passes over caches of that length compute with, which is then kept."""
         rotation_table(length, self.config.head_dim, self.config.rope_theta, device)
-        for block in self.blocks:
-            assert isinstance(block, PlannerBlock)
-            prepare_both(block.gate, block.up)
 
     def prefix(
         self, text: Tensor, frames: Tensor | float | None, motion: Tensor | float | None, null_text: Tensor | bool

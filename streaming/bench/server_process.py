@@ -31,7 +31,7 @@ from streaming.bench.recording import BenchError
 ROOT = Path(__file__).parents[2]
 SERVER = (sys.executable, str(ROOT / "server.py"))
 READY_LIMIT_S = 600.0
-READY_EVERY_S = 0.1
+READY_EVERY_S = 0.05
 REST_S, REST_LIMIT_S = 6.0, 90.0
 REST_SHARE = 0.1  # of a core, which is taken for rest
 ANSWERS_LIMIT_S = 30.0

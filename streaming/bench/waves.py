@@ -29,7 +29,7 @@ class WaveConfig(NamedTuple):
 
     viewers: int
     ramp: float = 10.0
-    seconds: float = 15.0
+    seconds: float = 30.0
 
 
 @dataclass(slots=True)
