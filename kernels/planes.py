@@ -11,6 +11,8 @@ from kernels.tools.launch import Backend, Bound, constexpr, dispatch, jit, opera
 from kernels.tools.tiles import Tile, expect_dtype, expect_rank, expect_shape
 
 TILE = Tile(512, 4)  # elements are squares of 2x2 pixels
+_LUMA = ((65.481, 128.553, 24.966),)
+_CHROMA = ((-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 
 
 @jit
@@ -85,16 +87,20 @@ def rgb_to_i420(rgb: Tensor, backend: Backend = "auto") -> Tensor:
 
 
 def rgb_to_i420_reference(rgb: Tensor) -> Tensor:
-    # In place where that is possible: on a CPU new memory costs more than the sums.
-    rgb = (rgb.float() + 1).div_(2).clamp_(0, 1)
-    red, green, blue = rgb.unbind(0)
-    luma = (65.481 * red).add_(16).add_(128.553 * green).add_(24.966 * blue)
-    red, green, blue = F.avg_pool2d(rgb, 2).unbind(0)
-    cb = 128 - 37.797 * red - 74.203 * green + 112.0 * blue
-    cr = 128 + 112.0 * red - 93.786 * green - 18.214 * blue
-    planes = torch.cat([luma.flatten(1), cb.flatten(1), cr.flatten(1)], dim=1)
-    frames, height, width = luma.shape
-    return planes.add_(0.5).floor_().to(torch.uint8).view(frames, height * 3 // 2, width)
+    # Each plane is one product with its weights, whatever runs around it casts: a pass each is what a CPU saves by it.
+    with torch.autocast("cpu" if rgb.is_meta else rgb.device.type, enabled=False):  # there is none for meta tensors
+        rgb = rgb.float().clamp(-1, 1).contiguous()
+        frames, height, width = rgb.shape[1:]
+        luma = _bytes(rgb, _LUMA, 16.0).view(frames, -1)
+        cb, cr = _bytes(F.avg_pool2d(rgb, 2), _CHROMA, 128.0).view(2, frames, -1)
+    return torch.cat([luma, cb, cr], dim=1).view(frames, height * 3 // 2, width)
+
+
+def _bytes(rgb: Tensor, weights: tuple[tuple[float, float, float], ...], offset: float) -> Tensor:
+    """Channels [3, ...] in -1..1 as 0..1, summed by each row of weights, plus an offset, rounded: uint8 [R, N]."""
+    half = torch.tensor(weights, device=rgb.device) / 2
+    bias = half.sum(dim=1, keepdim=True) + (offset + 0.5)  # all that is positive is rounded by being cut off
+    return torch.addmm(bias, half, rgb.flatten(1)).to(torch.uint8)
 
 
 def _rgb_to_i420(rgb: Tensor) -> Tensor:

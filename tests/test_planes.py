@@ -30,6 +30,14 @@ def test_channels_last_is_read_as_it_lies() -> None:
     assert torch.equal(fused(planes.rgb_to_i420, rgb), fused(planes.rgb_to_i420, rgb.contiguous()))
 
 
+def test_autocast_changes_nothing() -> None:
+    """The reference's sums are products, which stay in float32 where others around it are not."""
+    rgb = normal(3, 2, 32, 48) * 0.7
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        inside = planes.rgb_to_i420_reference(rgb)
+    assert torch.equal(inside, planes.rgb_to_i420_reference(rgb))
+
+
 @pytest.mark.parametrize("name", COLOURS)
 def test_known_colours(name: str) -> None:
     """Pure colours have the values that the BT.601 limited range gives them; values beyond the range are clamped."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.runtime.threads import JUMP, RETRY_S, UNITS, ThreadChoice
+from engine.runtime.threads import JUMP, RETRY_S, ROUNDS, UNITS, ThreadChoice
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,7 @@ class Machine:
         self.now_s = 0.0
         self.most, self.step_s = most, step_s
         self.busy = 0  # cores that other processes hold
+        self.held_up = 0  # the number of the step that the system holds up
         self.steps = 0
         torch.set_num_threads(most)
         self.choice = ThreadChoice(self.work, most, lambda: self.now_s)
@@ -38,6 +39,8 @@ class Machine:
         threads = torch.get_num_threads()
         waits = 4.0 if threads > max(self.most - self.busy, 1) else 1.0
         self.now_s += self.step_s * waits * (0.2 + 0.8 * self.most / threads)
+        if self.steps == self.held_up:
+            self.now_s += 5 * self.step_s
 
 
 @pytest.mark.parametrize(("most", "busy", "number"), [(2, 0, 2), (2, 1, 1), (8, 0, 8), (8, 1, 7), (8, 3, 4), (1, 1, 1)])
@@ -47,6 +50,18 @@ def test_the_fastest_number_is_chosen(most: int, busy: int, number: int) -> None
     machine.busy = busy
     machine.choice.choose()
     assert torch.get_num_threads() == number
+
+
+@pytest.mark.parametrize("held_up", range(1, 2 * ROUNDS + 1))
+def test_one_step_that_is_held_up_decides_nothing(held_up: int) -> None:
+    """Whichever of those that are timed it is: idle cores all compute, and beside a busy process one does."""
+    machine = Machine(2)
+    machine.held_up = held_up
+    machine.choice.choose()
+    assert torch.get_num_threads() == 2 and machine.steps == 2 * ROUNDS
+    machine.busy, machine.steps = 1, 0
+    machine.choice.choose()
+    assert torch.get_num_threads() == 1
 
 
 def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:

@@ -13,11 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from statistics import median
 
 import torch
 
-ROUNDS = 2  # of the work that is timed with each number of threads
+ROUNDS = 5  # of the work that is timed with each number of threads, whose median counts: the system may hold one up
 SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads stays
 GAIN = 0.9  # of the time: what another number must stay below to be worth a change
 UNITS = 6  # units of work in a row, whose median is their cost
@@ -93,12 +94,11 @@ class ThreadChoice:
     def _time(self, number: int) -> float:
         """Seconds that the work takes with so many threads."""
         torch.set_num_threads(number)
-        began_s = self._clock()
-        rounds = 0
-        while rounds < ROUNDS and self._clock() - began_s < SLOW_S:
+        ends_s = [self._clock()]
+        while len(ends_s) <= ROUNDS and ends_s[-1] - ends_s[0] < SLOW_S:
             self._work()
-            rounds += 1
-        return (self._clock() - began_s) / rounds
+            ends_s.append(self._clock())
+        return median(end_s - begin_s for begin_s, end_s in pairwise(ends_s))
 
 
 FIXED = ThreadChoice(lambda: None, 1)  # leaves the number as it is

@@ -221,8 +221,10 @@ class TinyVAE(nn.Module):
         are made of, [B, T, width at 1/4, 2h, 2w]; arguments as for `decode`."""
         batch = latents.shape[:2]
         z = (latents / self.latent_scale[:, None, None]).flatten(0, 1)
-        # Patches last, so that a row of pixels is together when it is put in its place.
-        linear = torch.matmul(z.movedim(1, -1), self.basis) + self.mean
+        # Patches last, so that a row of pixels is together when it is put in its place. In float32, whatever computes
+        # around it: it is next to nothing, and its answer is needed so.
+        with torch.autocast(z.device.type, enabled=False):
+            linear = nnf.linear(z.movedim(1, -1).float(), self.basis.t(), self.mean)
         patches = linear.unflatten(-1, (-1, PATCH_PX, PATCH_PX)).permute(0, 3, 1, 4, 2, 5)
         hidden = self.decode_in(z).unflatten(0, batch)
         hidden, state.level_8 = self.decode_8(hidden, state.level_8)
