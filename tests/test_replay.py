@@ -22,7 +22,7 @@ from engine.live.journal import ChunkRecord, Environment, Journal
 from engine.live.journal_writer import JournalWriter
 from engine.live.plan_writer import PlanPart
 from engine.live.replay import OTHER_PICTURES, Replay, differences
-from engine.live.snapshot import take_snapshot, write_snapshot
+from engine.live.snapshot import restore, take_snapshot, write_snapshot
 from engine.video import replay as command
 from engine.video.film import Film
 from engine.wire.state_folder import JOURNAL
@@ -197,6 +197,27 @@ def test_another_process_goes_on_where_frames_are(tmp_path: Path) -> None:
     frames = [first.i420, make(again, writer, 1, new=False)]
     writer.close(60)
     assert (replayed(tmp_path / "main" / JOURNAL, 0, 100) == np.concatenate(frames)).all()
+
+
+def test_a_beginning_whose_snapshot_is_gone_goes_on(tmp_path: Path) -> None:
+    """Of many snapshots old ones are removed, those too with which another process went on where one had ended."""
+    own = generator()
+    state = own.open("a red ball", 7)
+    writer = JournalWriter(tmp_path, own, lambda *told: pytest.fail(str(told)))
+    frames, kept = [make(state, writer, 2)], take_snapshot(own, state)
+    journal = writer.open("main", state, new=False)
+    while own.needs_plan(state):
+        own.plan(state)
+    journal.recorded(state, own.chunk(state), 0).units.close()  # it began, and nothing of it was shown
+    frames.append(make(restore(own, kept), writer, 2, new=False))
+    writer.close(60)
+    path = tmp_path / "main" / JOURNAL
+    assert (replayed(path, 0, 1000) == np.concatenate(frames)).all()
+    gone = list(path.parent.glob("*.snapshot"))
+    assert len(gone) >= 2
+    for file in gone:
+        file.unlink()
+    assert (replayed(path, 0, 1000) == np.concatenate(frames)).all()
 
 
 @pytest.mark.parametrize(("chunks", "units", "back"), [(1, 9, 2), (2, 9, 14), (2, 1, 24), (1, 9, 9), (2, 30, 20)])

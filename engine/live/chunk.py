@@ -20,7 +20,7 @@ class Unit:
     stage: str  # "plan", "render" or "vae"
     batch: FrameBatch | None = None  # frames it finished
     mark: StreamEvent = StreamEvent()  # the next unit of the chunk finds its work done when this is done
-    step: bool = False  # whether it is a denoising step
+    step: bool = False  # whether it is one of the chunk's denoising steps
     tokens: int = 0  # that it decided
 
 

@@ -89,7 +89,8 @@ class Replay:
             elif isinstance(record, Beginning):
                 if place < record.place.frame < end and number != first:
                     log.warning("there is no record of frames %d to %d", max(place, start), record.place.frame - 1)
-                state = self._beginning(record)
+                if number != first:
+                    state = self._goes_on(state, record)
             place = self._ends[number]
 
     def before(self, chunk: int, most_s: float) -> abc.Generator[Unit, None, ForkPoint]:
@@ -107,7 +108,7 @@ class Replay:
             if isinstance(before, ChunkRecord):
                 yield from self._units(state, number)
             elif isinstance(before, Beginning) and number != first:
-                state = self._beginning(before)
+                state = self._goes_on(state, before)
         self._go_back(state, record)
         earlier = [one for one in self._records[:last] if not isinstance(one, SnapshotRecord)][-1]
         return ForkPoint(state, tuple(self._up_to(self._planned(earlier), record.place.latent)), record)
@@ -184,6 +185,15 @@ class Replay:
             state = self._generator.start(model.text.embed(record.prompt, record.seed), record.seed)
         state.next, self._said = record.place, (record.prompt, record.seed)
         return state
+
+    def _goes_on(self, state: RenderState, record: Beginning) -> RenderState:
+        """What a later beginning begins with. Where its snapshot is gone, as old ones are, that is the state at hand:
+        another process went on with the same video. Where it did not, the next chunk does not fit, and says so."""
+        try:
+            return self._beginning(record)
+        except ValueError as error:
+            log.warning("%s; what was made until there is gone on from", error)
+            return state
 
     def _restore(self, name: str) -> RenderState:
         snapshot = read_snapshot(self._folder / name)

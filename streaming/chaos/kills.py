@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.wire.files import check_target, write_atomically
+from streaming.bench.client import Pixels
 from streaming.bench.labels import LABELS
 from streaming.bench.recording import BenchError
 from streaming.bench.server_process import SERVER, machine
@@ -63,11 +64,17 @@ async def engine_ends(stage: Stage, times: int, rng: random.Random, stopped: boo
             await asyncio.gather(viewers.until(alone + 2 * CLIP, LIMIT_S), _spare_is_warm(stage))
             await asyncio.sleep(rng.uniform(0, CHUNK_S))
             deaths.append(await _end(stage, viewers, prompt, stopped))
+    failed = None
     if (journal := stage.state / "main" / "journal.jsonl").exists():
         wanted = {number for death in deaths for number in death.pictures}
-        frames = await asyncio.to_thread(replayed, journal, wanted)
+        frames: dict[int, Pixels] = {}
+        try:
+            frames = await asyncio.to_thread(replayed, journal, wanted)
+        except BenchError as error:
+            failed = str(error)  # what was measured for half an hour is not lost with it
         deaths = [replace(one, undisturbed={n: frames[n] for n in one.pictures if n in frames}) for one in deaths]
-    return figures(deaths, await asyncio.to_thread(_judged, deaths))
+    found = figures(deaths, await asyncio.to_thread(_judged, deaths))
+    return found | {"not_replayed": failed} if failed else found
 
 
 async def _end(stage: Stage, viewers: TwoViewers, prompt: str, stopped: bool) -> Death:
