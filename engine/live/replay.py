@@ -86,11 +86,10 @@ class Replay:
                 begin, stop = max(start, record.shown), min(self._ends[number], end)
                 for batch in finished(self._units(state, number)):
                     yield from _within(batch, begin, stop)
-            elif isinstance(record, Beginning):
-                if place < record.place.frame < end and number != first:
+            elif isinstance(record, Beginning) and number != first:
+                if place < record.place.frame < end:
                     log.warning("there is no record of frames %d to %d", max(place, start), record.place.frame - 1)
-                if number != first:
-                    state = self._goes_on(state, record)
+                state = self._goes_on(state, record)
             place = self._ends[number]
 
     def before(self, chunk: int, most_s: float) -> abc.Generator[Unit, None, ForkPoint]:
