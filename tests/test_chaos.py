@@ -81,7 +81,7 @@ def test_another_video_is_wrong() -> None:
 
 def grown(minutes: int, mb_a_minute: float = 0.0, more_files: float = 0.0, lives: int = 1) -> Growth:
     """A server that is looked at every second behind its first minutes, with peaks as of viewers that come and go."""
-    growth = Growth()
+    growth = Growth("engine")
     for second in range(60 * minutes):
         at_s, peak = SETTLED_S - 60 + second, second % 7
         pid, files = 1 + second * lives // (60 * minutes), 30 + 3 * peak + more_files * (second > 30 * minutes)
@@ -93,7 +93,7 @@ def test_memory_that_stays_is_right() -> None:
     """What viewers take comes back; a slope within its noise is none, and a short run has none."""
     found = grown(20).figures()
     assert (found["minutes"], found["memory_mb_a_minute"], found["files_before"]) == (18, 0.0, 30)
-    assert grown(20).findings() == [] and grown(5).figures() == {} and Growth().figures() == {}
+    assert grown(20).findings() == [] and grown(5).figures() == {} and Growth("engine").figures() == {}
     # No server lived long enough.
     assert grown(20, mb_a_minute=1.0, lives=5).figures() == {}
 
@@ -101,9 +101,9 @@ def test_memory_that_stays_is_right() -> None:
 def test_memory_that_grows_is_wrong() -> None:
     """Above its noise, and files that stay open."""
     (finding,) = grown(20, mb_a_minute=0.5).findings()
-    assert finding.kind == "leak" and finding.words.startswith("memory rises by 0.500 MB a minute")
+    assert finding.kind == "leak" and finding.words.startswith("engine: memory rises by 0.500 MB a minute")
     (finding,) = grown(20, more_files=1).findings()
-    assert finding.words == "31 files are open at rest, where 30 were"
+    assert finding.words == "engine: 31 files are open at rest, where 30 were"
 
 
 def test_the_server_that_is_followed_is_not_killed() -> None:
@@ -118,7 +118,12 @@ def test_reports_are_for_people_and_programs() -> None:
     """Each fault, figure and finding is in both."""
     flaw = Flaw("wrong", "frame 4 follows frame 6")
     report = Report(
-        7, 61.0, {"engine_killed": 2}, {"frames": 480}, {"files_after": 13, "memory_mb": [131.5]}, findings=[flaw]
+        7,
+        61.0,
+        {"engine_killed": 2},
+        {"frames": 480},
+        {"server": {"files_after": 13, "memory_mb": [131.5]}},
+        findings=[flaw],
     )
     text = report.text()
     assert "seed 7, 61 s, 2 faults" in text and "WRONG" in text and "frame 4 follows frame 6" in text
@@ -165,8 +170,10 @@ async def test_faults_do_what_they_say(scene: Scene, monkeypatch: pytest.MonkeyP
         assert await faults.server_killed(scene) == []
         assert scene.stage.pid != server and not psutil.pid_exists(server)
         assert scene.witness.another_server or scene.witness.frames
-        look = stage.look(0.0)
-        assert look is not None and look.pid == stage.pid and look.memory_mb > 10 and look.files > 3
+        for pid in (stage.pid, stage.engine()):
+            look = stage.look(pid, 0.0)
+            assert look is not None and look.pid == pid and look.memory_mb > 10 and look.files > 3
+        assert stage.look(server, 0.0) is stage.look(None, 0.0) is None
         assert (await stage.report())["id"] == "main"
     finally:
         watching.cancel()
@@ -198,8 +205,15 @@ def test_a_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], l
     assert command.main(argv, FAKE) == 0, capsys.readouterr().out
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["seen"]["frames"] > 0 and report["faults"]["engine_killed"] > 0 and not report["findings"]
-    assert report["conditions"]["cores"] > 0 and report["growth"] == {}
+    assert report["conditions"]["cores"] > 0 and report["growth"] == {"server": {}, "engine": {}}
     assert report["command"].startswith("python -m streaming.chaos --minutes 0.2 --seed 7")
+
+
+def test_a_calm_run_has_no_faults(capsys: pytest.CaptureFixture[str], loopback: None) -> None:
+    """It is watched all the same."""
+    assert command.main(["--minutes", "0.1", "--calm"], FAKE) == 0
+    said = capsys.readouterr().out
+    assert ", 0 faults\n" in said and "1  joins" in said and "nothing was wrong" in said
 
 
 def test_a_run_with_a_flaw_fails(

@@ -1,4 +1,5 @@
 """Kills, stops and bad disks, viewers, offers and prompts at random under a seed, while a viewer checks every frame.
+With `--calm` none of it: an hour that nothing disturbs, watched.
 
 Everything is on loopback and ends by itself. The exit status is 1 where a frame was wrong or missing, a process or
 memory was left behind, or a request was answered as none may be.
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,11 +39,11 @@ FOLLOWED_S = 900.0  # in a run this long the server lives between its first and 
 KILLS_S = 180.0  # those minutes, in which it is killed
 
 
-async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names: Sequence[str] = ()) -> Report:
-    """Lets faults happen for so long, those of the names if any are given. Raises BenchError without a server."""
+async def run(minutes: float, seed: int, command: Sequence[str], chosen: Mapping[Fault, int]) -> Report:
+    """Lets the chosen faults happen for so long, each as often as it is said. Raises BenchError without a server."""
     conditions = machine() | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    report, growth, rng = Report(seed, conditions=conditions), Growth(), random.Random(seed)
-    chosen = {fault: share for fault, share in FAULTS.items() if not names or fault.__name__ in names}
+    report, rng = Report(seed, conditions=conditions), random.Random(seed)
+    server, engine = Growth("server"), Growth("engine")
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         stage = Stage(command, Path(folder))
         witness = Witness(stage.http)
@@ -53,9 +54,12 @@ async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names:
                 await _frames(witness, 1, FIRST_S)
                 await stage.account()
                 began_s, count = time.monotonic(), Counter[str]()
-                tasks.append(asyncio.create_task(growth.follow(lambda: stage.look(began_s))))
+                tasks.append(asyncio.create_task(server.follow(lambda: stage.look(stage.pid, began_s))))
+                tasks.append(asyncio.create_task(engine.follow(lambda: stage.look(stage.engine(), began_s))))
                 while (left_s := began_s + 60 * minutes - time.monotonic()) > 0:
                     await asyncio.sleep(min(rng.uniform(*PAUSE_S), left_s))
+                    if not chosen:
+                        continue
                     now = _allowed(chosen, time.monotonic() - began_s, 60 * minutes)
                     (fault,) = rng.choices(list(now), list(now.values()))
                     count[fault.__name__] += 1
@@ -71,12 +75,12 @@ async def run(minutes: float, seed: int, command: Sequence[str] = SERVER, names:
         finally:
             left = await stage.stop()
     report.findings += [Flaw("leak", words) for words in left]
-    report.growth = growth.figures()
-    report.findings += witness.findings + growth.findings()
+    report.growth = {growth.name: growth.figures() for growth in (server, engine)}
+    report.findings += witness.findings + server.findings() + engine.findings()
     return report
 
 
-def _allowed(chosen: dict[Fault, int], at_s: float, whole_s: float) -> dict[Fault, int]:
+def _allowed(chosen: Mapping[Fault, int], at_s: float, whole_s: float) -> Mapping[Fault, int]:
     """All but the server's kill, where one server is followed."""
     followed = whole_s >= FOLLOWED_S and KILLS_S < at_s < whole_s - KILLS_S
     others = {fault: share for fault, share in chosen.items() if fault is not server_killed}
@@ -126,12 +130,16 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens when (default: 0)")
     parser.add_argument("--json", type=Path, metavar="F", help="write the report there, too")
     names = [fault.__name__ for fault in FAULTS]
-    parser.add_argument("--only", action="append", default=[], choices=names, help="this fault only; may be repeated")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--only", action="append", choices=names, help="this fault only; may be repeated")
+    some.add_argument("--calm", dest="only", action="store_const", const=[], help="no faults")
     arguments = parser.parse_args(argv)
     if not 0 < arguments.minutes <= MOST_MINUTES:
         parser.error(f"--minutes {arguments.minutes:g}: above 0, and {MOST_MINUTES:g} at most")
+    only = names if arguments.only is None else arguments.only
+    chosen = {fault: share for fault, share in FAULTS.items() if fault.__name__ in only}
     try:
-        report = asyncio.run(run(arguments.minutes, arguments.seed, command, arguments.only))
+        report = asyncio.run(run(arguments.minutes, arguments.seed, command, chosen))
     except BenchError as error:
         sys.stderr.write(f"chaos failed: {error}\n")
         return 1

@@ -1,4 +1,4 @@
-"""Memory and open files of one server while faults happen to it: behind its first minutes they must not grow."""
+"""Memory and open files of server and engine, with faults or without: behind the first minutes they must not grow."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from streaming.chaos.report import Flaw
 
 EVERY_S = 1.0  # a sample
 SETTLED_S = 300.0  # since the run began; what is kept of viewers, channels and codecs has its size by then
-LEAST_MINUTES = 5  # of one server, for a slope
+LEAST_MINUTES = 5  # of one process, for a slope
 ERRORS = 3.0  # standard errors: a slope within them is none
 LEAST_MB = 3.0  # in all: an allocator gives that much back late
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of the server process, `at_s` after the run's begin."""
+    """Of a process, `at_s` after the run's begin."""
 
     at_s: float
     pid: int
-    memory_mb: float  # resident and not shared with the engine, in 10^6 bytes
+    memory_mb: float  # resident and not shared with others, in 10^6 bytes
     files: float  # open descriptors
 
 
 @dataclass(slots=True)
 class Growth:
-    """How the server that lived longest behind SETTLED_S grew, by the least of each minute."""
+    """How a server, or an engine, grew: the one that lived longest behind SETTLED_S, by the least of each minute."""
 
+    name: str
     samples: list[Sample] = field(default_factory=list)
 
     async def follow(self, look: Callable[[], Sample | None]) -> None:
@@ -45,7 +46,7 @@ class Growth:
 
     def figures(self) -> dict[str, Any]:
         """Memory by minute, its slope with the standard error, MB a minute, and open files at rest, in the first half
-        and the second; empty where no server lived for LEAST_MINUTES."""
+        and the second; empty where none lived for LEAST_MINUTES."""
         minutes = self._minutes()
         if len(minutes) < LEAST_MINUTES:
             return {}
@@ -64,7 +65,7 @@ class Growth:
     def findings(self) -> list[Flaw]:
         """What grew."""
         found = self.figures()
-        return [Flaw("leak", words) for words in _grown(found)] if found else []
+        return [Flaw("leak", f"{self.name}: {words}") for words in _grown(found)] if found else []
 
     def _minutes(self) -> Sequence[tuple[float, float]]:
         """The least memory and number of files of each whole minute."""

@@ -21,7 +21,7 @@ class Report:
     seconds: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)  # how many of each kind
     seen: dict[str, float] = field(default_factory=dict)
-    growth: dict[str, Any] = field(default_factory=dict)  # of the server process; empty for a short run
+    growth: dict[str, Any] = field(default_factory=dict)  # of server and engine; empty for a short life
     conditions: dict[str, Any] = field(default_factory=dict)
     findings: list[Flaw] = field(default_factory=list)
 
@@ -40,7 +40,8 @@ class Report:
         """For a terminal."""
         rows = [f"seed {self.seed}, {self.seconds:.0f} s, {sum(self.faults.values())} faults"]
         rows += [f"  {count:4d}  {name}" for name, count in sorted(self.faults.items())]
-        for title, figures in (("seen", self.seen), ("the server process at rest", self.growth)):
+        at_rest = {f"the {name} at rest": figures for name, figures in self.growth.items()}
+        for title, figures in ({"seen": self.seen} | at_rest).items():
             plain = {name: value for name, value in figures.items() if isinstance(value, int | float)}
             if plain:
                 rows += [title] + [f"  {value:8g}  {name.replace('_', ' ')}" for name, value in plain.items()]

@@ -115,14 +115,17 @@ class Stage:
         there = await asyncio.to_thread(lambda: [path for path in sorted(mapped) if Path(path).exists()])
         return left + [f"{path} is still there" for path in there]
 
-    def look(self, began_s: float) -> Sample | None:
-        """Memory and open files of the server process now, in a run that began then; None when it is gone."""
+    @staticmethod
+    def look(pid: int | None, began_s: float) -> Sample | None:
+        """Memory and open files of a process now, in a run that began then; None when it is gone."""
+        if pid is None:
+            return None
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
+            process = psutil.Process(pid)
             memory = process.memory_info()
             # Rings and libraries come and go with engines.
             size_mb = (memory.rss - memory.shared) / 1e6
-            return Sample(time.monotonic() - began_s, self.pid, size_mb, process.num_fds())
+            return Sample(time.monotonic() - began_s, pid, size_mb, process.num_fds())
         return None
 
     async def account(self) -> list[Flaw]:
