@@ -19,7 +19,7 @@ from streaming.bench.client import BenchViewer, Http
 from streaming.bench.recording import Arrival, BenchError
 from streaming.chaos.report import Flaw
 
-ENDPOINT = "/whep/main?marker=1&codec=vp8"
+QUERY = "?marker=1&codec=vp8"
 REJOIN_S = 0.25  # between two tries to join
 SILENT_S = 5.0  # without a frame: the viewer joins again, as a page does
 MOST_IN_A_ROW = 40  # frames that may be lost on the way
@@ -30,9 +30,10 @@ LEAST_JUMP, JUMP = 12.0, 6.0  # levels of 255, and times the usual step, between
 
 @dataclass(slots=True)
 class Witness:
-    """What one viewer saw of the channel `main`."""
+    """What one viewer saw of a channel."""
 
     http: Http
+    channel: str = "main"
     frames: int = 0  # seen for the first time
     repeats: int = 0
     lost: int = 0  # on the way
@@ -51,7 +52,7 @@ class Witness:
     async def run(self) -> None:
         """Watches until cancelled; joins again whenever nothing comes."""
         while True:
-            viewer = BenchViewer(self.http, ENDPOINT, "vp8", self.see)
+            viewer = BenchViewer(self.http, f"/whep/{self.channel}{QUERY}", "vp8", self.see)
             try:
                 await viewer.join()
                 self.joins += 1
