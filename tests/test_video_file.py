@@ -57,6 +57,15 @@ def test_the_same_frames_make_the_same_file(tmp_path: Path) -> None:
     assert len(files) == 1
 
 
+def test_a_lossless_file_keeps_every_value(tmp_path: Path) -> None:
+    """Noise comes back as it was."""
+    video = np.random.default_rng(0).integers(0, 256, (6, HEIGHT * 3 // 2, WIDTH), np.uint8)
+    with VideoFile(tmp_path / "video.mp4", WIDTH, HEIGHT, 8.0, lossless=True) as file:
+        file.write(video)
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        assert (np.stack([frame.to_ndarray() for frame in container.decode(video=0)]) == video).all()
+
+
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     """An error inside the block, before or after the first frame, leaves the folder as it was."""
     path = tmp_path / "video.mp4"

@@ -28,13 +28,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--seconds", type=checked(seconds), metavar="S", help="how much (default: up to the end)")
     parser.add_argument("--steps", type=checked(steps), metavar="N", help="denoising steps (default: as they were)")
+    parser.add_argument(
+        "--lossless", action="store_true", help="keep every value of the frames; browsers do not play it"
+    )
     add_weights(parser)
     arguments = parser.parse_args(argv)
     path = arguments.journal / JOURNAL if arguments.journal.is_dir() else arguments.journal
     check_video_target(arguments.out, source=path)
     journal = Journal(path)
     config = journal.config
-    with VideoFile(arguments.out, config.width_px, config.height_px, config.fps) as file:
+    with VideoFile(arguments.out, config.width_px, config.height_px, config.fps, arguments.lossless) as file:
         model = load(config, *place(config, arguments.weights, arguments.device), planner=False)
         _compare(journal, Environment.of(model))
         replay = Replay(Generator(model), journal, arguments.steps)

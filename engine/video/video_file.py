@@ -23,6 +23,7 @@ TIME_SCALE_HZ = 90_000
 # AVX-512 (a picture 192 pixels wide shows it), so that the same frames make different files. Without it they make the
 # same file on one machine.
 OPTIONS = {"crf": "20", "mbtree": "0"}
+LOSSLESS = {"qp": "0"}
 
 
 def to_rgb(i420: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -41,10 +42,12 @@ def check_video_target(path: Path, source: Path | None = None) -> None:
 class VideoFile(AbstractContextManager["VideoFile"]):
     """Writes H.264 to a neighbour of `path`, which takes its place when the `with` block ends without an error."""
 
-    def __init__(self, path: Path, width: int, height: int, fps: float) -> None:
-        """Frames are `width` x `height` pixels, both even. Raises ValueError or OSError if `path` cannot be written."""
+    def __init__(self, path: Path, width: int, height: int, fps: float, lossless: bool = False) -> None:
+        """Frames are `width` x `height` pixels, both even. `lossless` keeps each of their values, in a profile of H.264
+        that browsers do not play. Raises ValueError or OSError if `path` cannot be written."""
         check_video_target(path)
         self._path, self._width, self._height, self._fps = path, width, height, fps
+        self._options = LOSSLESS if lossless else OPTIONS
         self._ticks = round(TIME_SCALE_HZ / fps)
         self._frames = 0
         self._block = self._written()
@@ -79,7 +82,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         # before it has the whole file.
         self._container = av.open(f"file:{partial}", "w", format="mp4", options={"movflags": "faststart"})
         rate = Fraction(self._fps).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate, options=OPTIONS)
+        self._stream = self._container.add_stream("libx264", rate=rate, options=self._options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = self._width, self._height, "yuv420p"
         context = self._stream.codec_context
         context.time_base = Fraction(1, TIME_SCALE_HZ)

@@ -36,7 +36,7 @@ from streaming.bench.words import judged
 from streaming.chaos import page
 from streaming.chaos.seams import CLIP, Death, figures
 from streaming.chaos.stage import Stage, send
-from streaming.chaos.two_viewers import TwoViewers
+from streaming.chaos.two_viewers import CODEC, TwoViewers
 from streaming.chaos.undisturbed import replayed
 
 PER_PROMPT = 5  # ends under one prompt
@@ -69,7 +69,7 @@ async def engine_ends(stage: Stage, times: int, rng: random.Random, stopped: boo
         wanted = {number for death in deaths for number in death.pictures}
         frames: dict[int, Pixels] = {}
         try:
-            frames = await asyncio.to_thread(replayed, journal, wanted)
+            frames = await asyncio.to_thread(replayed, journal, wanted, CODEC)
         except BenchError as error:
             failed = str(error)  # what was measured for half an hour is not lost with it
         deaths = [replace(one, undisturbed={n: frames[n] for n in one.pictures if n in frames}) for one in deaths]
