@@ -68,6 +68,7 @@ class _Stretch:
     """What was seen since the last row."""
 
     began_s: float = field(default_factory=time.monotonic)
+    memory_mb: list[float] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
     sharpness: list[float] = field(default_factory=list)
     rgb: list[list[float]] = field(default_factory=list)
@@ -135,6 +136,7 @@ class Soak:
         for batch in engine.frames():
             end = batch.index + batch.frames
             clip = [*clip, *batch.i420][-judge.CLIP_FRAMES :]
+            stretch.memory_mb.append(engine.memory_mb())
             if self._passed(batch.index, end, self._plan.judge_minutes):
                 self._judge(stretch, clip, number, engine.under, end)
             if end // per_prompt > number:
@@ -163,7 +165,7 @@ class Soak:
         stretch.rgb.append(judge.mean_colour(pictures))
 
     def _row(self, engine: SoakEngine, stretch: _Stretch, end: int) -> dict[str, Any]:
-        rss_mb, descriptors, threads = engine.figures()
+        descriptors, threads = engine.figures()
         folder = channel_folder(self._state, CHANNEL)
         seen = bool(stretch.right)
         return {
@@ -171,7 +173,8 @@ class Soak:
             "frame": end,
             "run": self._run,  # memory of two processes cannot be compared
             "took_s": round(time.monotonic() - stretch.began_s, 1),
-            "rss_mb": round(rss_mb, 2),
+            "rss_mb": round(min(stretch.memory_mb), 2),  # what is needed all the time, as in streaming.chaos
+            "rss_most_mb": round(max(stretch.memory_mb), 2),
             "descriptors": descriptors,
             "threads": threads,
             "journal_bytes": (folder / JOURNAL).stat().st_size,
