@@ -148,7 +148,7 @@ async def deaths(cluster: Any, all_nodes: Sequence[Any]) -> None:
             for witness in witnesses:
                 sys.stdout.write(
                     f"{witness.channel}: {witness.frames} frames, {witness.repeats} repeats, {witness.lost} lost on "
-                    f"the way, {witness.longest_gap_s:.2f} s at most between two; {witness.findings or 'all right'}\n"
+                    f"the way, {witness.longest_gap_s:.2f} s at most between two; {witness.flaws or 'all right'}\n"
                 )
         finally:
             for task in tasks:

@@ -19,7 +19,7 @@ from streaming.chaos.faults import Fault, Scene
 from streaming.chaos.memory import SETTLED_S, Growth, Sample
 from streaming.chaos.report import Flaw, Report
 from streaming.chaos.stage import Stage
-from streaming.chaos.witness import AGAIN, MOST_GAP_S, MOST_IN_A_ROW, Witness
+from streaming.chaos.witness import AGAIN, MOST_GAP_S, MOST_IN_A_ROW, SETTLED_FRAMES, Witness
 from streaming.media.marker import Mark
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fakes.py"))
@@ -70,13 +70,17 @@ def test_another_server_may_leave_out_a_little() -> None:
 def test_another_video_is_wrong() -> None:
     """A step far beyond the usual one, but for a change that was asked for."""
     witness = watched(*range(20))
-    assert watched(20, level=80.3, witness=witness).findings[0].words == "frame 20 is of another video: 81 levels"
-    witness = watched(*range(20))
-    witness.changing = True
-    assert watched(21, level=160.0, witness=watched(20, level=80.0, witness=witness)).findings == []
-    witness.changing = False
-    assert watched(*range(22, 40), level=160.0, witness=witness).findings == []
-    assert len(watched(40, level=240.0, witness=witness).findings) == 1
+    assert watched(20, level=80.3, witness=witness).flaws == [Flaw("wrong", "frame 20 is of another video: 81 levels")]
+    watched(*range(21, 100), level=80.3, witness=witness)
+    watched(100, level=160.0, witness=witness)
+    assert len(witness.flaws) == 2
+    # A prompt began there, and the next two chunks work it out.
+    witness.changes.add(20)
+    assert [flaw.words for flaw in witness.flaws] == ["frame 100 is of another video: 80 levels"]
+    witness.changes.add(100 - SETTLED_FRAMES)
+    assert len(witness.flaws) == 1
+    witness.changes.add(101 - SETTLED_FRAMES)
+    assert witness.flaws == witness.findings == []
 
 
 def grown(minutes: int, mb_a_minute: float = 0.0, more_files: float = 0.0, lives: int = 1) -> Growth:
@@ -147,7 +151,6 @@ async def scene(tmp_path: Path, loopback: None) -> AsyncIterator[Scene]:
 async def test_faults_do_what_they_say(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines and servers end and come back, disks and viewers suffer; a sound server makes none of it a finding."""
     monkeypatch.setattr(Scene, "wait", lambda self, least_s, most_s: asyncio.sleep(0.2))
-    monkeypatch.setattr(faults, "SETTLE_S", 0.2)
     stage = scene.stage
     watching = asyncio.create_task(scene.witness.run())
     try:
@@ -205,6 +208,8 @@ def test_a_run_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str], l
     assert command.main(argv, FAKE) == 0, capsys.readouterr().out
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["seen"]["frames"] > 0 and report["faults"]["engine_killed"] > 0 and not report["findings"]
+    assert "is ready" in (tmp_path / "r.log").read_text()
+    assert [name for _, name, _ in report["timeline"]] == ["engine_killed"] * report["faults"]["engine_killed"]
     assert report["conditions"]["cores"] > 0 and report["growth"] == {"server": {}, "engine": {}}
     assert report["command"].startswith("python -m streaming.chaos --minutes 0.2 --seed 7")
 

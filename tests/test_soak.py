@@ -58,7 +58,8 @@ def test_rows_are_written_and_a_run_goes_on(tmp_path: Path, weights: Path) -> No
     assert json.loads((tmp_path / "r.json").read_text()) == report
     (row,) = report["rows"]
     assert row["video_hours"] >= 0.2 / 60 and row["run"] == 0 and row["wrong_frames"] == 0 and row["no_journal"] is None
-    assert 10 < row["rss_mb"] <= row["rss_most_mb"] and row["descriptors"] > 5 and 0 < row["journal_bytes"] < row["folder_bytes"]
+    assert 10 < row["rss_mb"] <= row["rss_most_mb"] and row["descriptors"] > 5
+    assert 0 < row["journal_bytes"] < row["folder_bytes"]
     assert row["words"]["n"] >= 4 and row["sharpness"] > 0 and len(row["rgb"]) == 3
     report = soak(tmp_path).run(HOURS, settings(tmp_path, weights), tiny_engine)
     assert [one["run"] for one in report["rows"]] == [0, 1, 1]

@@ -107,7 +107,8 @@ class SoakEngine:
 
     def memory_mb(self) -> float:
         """Resident memory of the process, in 10^6 bytes; it moves by tens of them within a chunk."""
-        return psutil.Process(self._process.pid).memory_info().rss / 1e6
+        resident: int = psutil.Process(self._process.pid).memory_info().rss
+        return resident / 1e6
 
     def figures(self) -> tuple[int, int]:
         """Of the process: open descriptors and threads."""

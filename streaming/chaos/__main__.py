@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -39,8 +40,13 @@ FOLLOWED_S = 900.0  # in a run this long the server lives between its first and 
 KILLS_S = 180.0  # those minutes, in which it is killed
 
 
-async def run(minutes: float, seed: int, command: Sequence[str], chosen: Mapping[Fault, int]) -> Report:
-    """Lets the chosen faults happen for so long, each as often as it is said. Raises BenchError without a server."""
+async def run(
+    minutes: float, seed: int, command: Sequence[str], chosen: Mapping[Fault, int], log: Path | None = None
+) -> Report:
+    """Lets the chosen faults happen for so long, each as often as it is said; `log` gets what the servers said.
+
+    Raises BenchError without a server.
+    """
     conditions = machine() | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     report, rng = Report(seed, conditions=conditions), random.Random(seed)
     server, engine = Growth("server"), Growth("engine")
@@ -63,6 +69,7 @@ async def run(minutes: float, seed: int, command: Sequence[str], chosen: Mapping
                     now = _allowed(chosen, time.monotonic() - began_s, 60 * minutes)
                     (fault,) = rng.choices(list(now), list(now.values()))
                     count[fault.__name__] += 1
+                    report.timeline.append((round(time.monotonic() - began_s, 1), fault.__name__, witness.last))
                     report.findings += await fault(Scene(stage, witness, rng))
                 report.findings += await _calm(stage, witness)
                 report.findings += await stage.account()
@@ -74,9 +81,11 @@ async def run(minutes: float, seed: int, command: Sequence[str], chosen: Mapping
                 await asyncio.wait(tasks)
         finally:
             left = await stage.stop()
+            if log is not None and stage.log.exists():
+                shutil.copyfile(stage.log, log)
     report.findings += [Flaw("leak", words) for words in left]
     report.growth = {growth.name: growth.figures() for growth in (server, engine)}
-    report.findings += witness.findings + server.findings() + engine.findings()
+    report.findings += witness.flaws + server.findings() + engine.findings()
     return report
 
 
@@ -128,7 +137,7 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     parser = argparse.ArgumentParser(prog="python -m streaming.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=2.0, metavar="N", help="how long (default: 2)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what happens when (default: 0)")
-    parser.add_argument("--json", type=Path, metavar="F", help="write the report there, too")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the report there, too, and the log")
     names = [fault.__name__ for fault in FAULTS]
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--only", action="append", choices=names, help="this fault only; may be repeated")
@@ -136,10 +145,11 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     arguments = parser.parse_args(argv)
     if not 0 < arguments.minutes <= MOST_MINUTES:
         parser.error(f"--minutes {arguments.minutes:g}: above 0, and {MOST_MINUTES:g} at most")
+    log = None if arguments.json is None else arguments.json.with_suffix(".log")
     only = names if arguments.only is None else arguments.only
     chosen = {fault: share for fault, share in FAULTS.items() if fault.__name__ in only}
     try:
-        report = asyncio.run(run(arguments.minutes, arguments.seed, command, chosen))
+        report = asyncio.run(run(arguments.minutes, arguments.seed, command, chosen, log))
     except BenchError as error:
         sys.stderr.write(f"chaos failed: {error}\n")
         return 1

@@ -23,6 +23,7 @@ class Report:
     seen: dict[str, float] = field(default_factory=dict)
     growth: dict[str, Any] = field(default_factory=dict)  # of server and engine; empty for a short life
     conditions: dict[str, Any] = field(default_factory=dict)
+    timeline: list[tuple[float, str, int | None]] = field(default_factory=list)  # s, fault, number of the newest frame
     findings: list[Flaw] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -30,6 +31,7 @@ class Report:
             "seed": self.seed,
             "seconds": round(self.seconds, 1),
             "faults": self.faults,
+            "timeline": self.timeline,
             "seen": self.seen,
             "growth": self.growth,
             "conditions": self.conditions,

@@ -2,7 +2,8 @@
 
 Frames have numbers in their pixels. One that comes again is a repeat. One that is lost between server and viewer, as on
 a machine that is too busy to receive, is counted as lost on the way, few in a row; the server's own count of frames
-says that it was on air (`streaming.chaos.stage`).
+says that it was on air (`streaming.chaos.stage`). The picture may become another one only where the channel's report
+says that a prompt begins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from streaming.bench.client import BenchViewer, Http
+from streaming.bench.client import BenchViewer, Http, RequestError
 from streaming.bench.recording import Arrival, BenchError
 from streaming.chaos.report import Flaw
 
@@ -25,6 +26,8 @@ SILENT_S = 5.0  # without a frame: the viewer joins again, as a page does
 MOST_IN_A_ROW = 40  # frames that may be lost on the way
 MOST_GAP_S = 90.0  # between two new frames: a busy machine takes half of it to load the model
 AGAIN = 64  # frames that another server may show again, or leave out: what was made and not shown
+SETTLED_FRAMES = 48  # from a prompt's first frame on, in which the next two chunks work it out
+CHANGES_EVERY_S = 0.25
 LEAST_JUMP, JUMP = 12.0, 6.0  # levels of 255, and times the usual step, between two frames of different videos
 
 
@@ -43,14 +46,35 @@ class Witness:
     findings: list[Flaw] = field(default_factory=list)  # wrong or missing frames
     last: int | None = None  # number of the newest frame
     another_server: bool = False  # since that frame
-    changing: bool = False  # other prompts come on air: the picture may become another one with any frame
+    changes: set[int] = field(default_factory=set)  # first frames of prompts
     _seen_s: float = 0.0
     _new_s: float | None = None
     _sketch: np.ndarray[tuple[int, ...], np.dtype[np.float32]] | None = None
     _steps: list[float] = field(default_factory=list)  # differences of the last frames, levels
+    _jumps: dict[int, float] = field(default_factory=dict)  # levels, by the number of the frame behind the step
 
     async def run(self) -> None:
         """Watches until cancelled; joins again whenever nothing comes."""
+        await asyncio.gather(self._follow_pictures(), self._follow_changes())
+
+    @property
+    def flaws(self) -> list[Flaw]:
+        """All that was wrong until now, once the changes until now are known."""
+        asked_for = {number for begin in self.changes for number in range(begin, begin + SETTLED_FRAMES)}
+        return self.findings + [
+            Flaw("wrong", f"frame {number} is of another video: {step:.0f} levels")
+            for number, step in self._jumps.items()
+            if number not in asked_for
+        ]
+
+    async def _follow_changes(self) -> None:
+        while True:
+            with suppress(RequestError):
+                report = await self.http.json("GET", f"/channels/{self.channel}")
+                self.changes |= {one["frame"] for one in report["prompts"] if one["frame"] is not None}
+            await asyncio.sleep(CHANGES_EVERY_S)
+
+    async def _follow_pictures(self) -> None:
         while True:
             viewer = BenchViewer(self.http, f"/whep/{self.channel}{QUERY}", "vp8", self.see)
             try:
@@ -112,12 +136,12 @@ class Witness:
     def _look(self, arrival: Arrival, follows: bool) -> None:
         """Whether the picture goes on: the step from the frame before is none to another video."""
         before, self._sketch = self._sketch, arrival.sketch
-        if before is None or not follows or self.changing:
+        if before is None or not follows:
             self._steps.clear()
             return
         step = float(np.sqrt(np.mean((arrival.sketch - before) ** 2)))
         usual = sorted(self._steps)[len(self._steps) // 2] if len(self._steps) > 8 else step
         if step > max(LEAST_JUMP, JUMP * usual):
             assert arrival.mark is not None, "it was checked"
-            self.findings.append(Flaw("wrong", f"frame {arrival.mark.index} is of another video: {step:.0f} levels"))
+            self._jumps[arrival.mark.index] = step
         self._steps = [*self._steps[-31:], step]
