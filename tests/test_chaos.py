@@ -5,6 +5,7 @@ import json
 import random
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,10 @@ def test_memory_that_stays_is_right() -> None:
     found = grown(20).figures()
     assert (found["minutes"], found["memory_mb_a_minute"], found["files_before"]) == (18, 0.0, 30)
     assert grown(20).findings() == [] and grown(5).figures() == {} and Growth("engine").figures() == {}
+    # One step in the middle is none: something was used for the first time.
+    step = grown(20)
+    step.samples = [replace(one, memory_mb=one.memory_mb + 9 * (at > 600)) for at, one in enumerate(step.samples)]
+    assert max(step.figures()["memory_mb"]) == 159.0 and step.findings() == []
     # No server lived long enough.
     assert grown(20, mb_a_minute=1.0, lives=5).figures() == {}
 
@@ -105,7 +110,11 @@ def test_memory_that_stays_is_right() -> None:
 def test_memory_that_grows_is_wrong() -> None:
     """Above its noise, and files that stay open."""
     (finding,) = grown(20, mb_a_minute=0.5).findings()
-    assert finding.kind == "leak" and finding.words.startswith("engine: memory rises by 0.500 MB a minute")
+    assert finding.kind == "leak" and finding.words.startswith("engine: memory rises by 0.500 MB a minute, ")
+    # So are steps that come again.
+    steps = grown(30)
+    steps.samples = [replace(one, memory_mb=one.memory_mb + at // 480) for at, one in enumerate(steps.samples)]
+    assert len(steps.findings()) == 1
     (finding,) = grown(20, more_files=1).findings()
     assert finding.words == "engine: 31 files are open at rest, where 30 were"
 
