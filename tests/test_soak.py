@@ -82,6 +82,12 @@ def rows(*sizes: float) -> list[dict[str, Any]]:
     return [{"video_hours": float(hour), "rss_mb": size} for hour, size in enumerate(sizes, 1)]
 
 
+def test_every_hour_has_the_same_prompts() -> None:
+    """Which are different ones."""
+    hours = [[PLAN.prompt(6 * hour + number) for number in range(6)] for hour in range(3)]
+    assert hours[0] == hours[1] == hours[2] and len(set(hours[0])) == 6
+
+
 def test_growth_is_a_slope() -> None:
     """Of memory from the first hour on, with its standard error; of few rows it is not told."""
     assert growth(rows(9.0, 10.0, 12.0, 14.0)) == {"mb_an_hour": 2.0, "standard_error": 0.0, "grew_mb": 4.0}

@@ -41,6 +41,7 @@ from engine.wire.state_folder import JOURNAL, channel_folder, taken
 I420 = npt.NDArray[np.uint8]  # a frame, [3H/2, W]
 CHANNEL = "soak"
 MOST_HOURS = 1000.0
+PROMPTS = 6  # take turns: with ten minutes of each, every hour has the same ones and can be held against the first
 SETTLE_CHUNKS = 2  # behind a change: the first shows both prompts
 FIRST_HOUR = 1.0  # memory is compared from then on: what is kept of the past has its size
 
@@ -56,11 +57,11 @@ class SoakPlan:
 
     def label(self, number: int) -> Label:
         """What is asked for with the prompt of that number: a combination that no training has seen."""
-        return random_label(random.Random(f"soak {self.seed} {number}"), held_out=True)
+        return random_label(random.Random(f"soak {self.seed} {number % PROMPTS}"), held_out=True)
 
     def prompt(self, number: int) -> str:
         """A wording of that label."""
-        return caption(self.label(number), random.Random(f"soak {self.seed} {number} words"))
+        return caption(self.label(number), random.Random(f"soak {self.seed} {number % PROMPTS} words"))
 
 
 @dataclass(slots=True)
