@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.runtime.threads import JUMP, RETRY_S, ROUNDS, UNITS, ThreadChoice
+from engine.runtime.threads import BUSY_RETRY_S, JUMP, RETRY_S, ROUNDS, UNITS, ThreadChoice
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,24 @@ def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
     assert machine.choice.retry() and torch.get_num_threads() == 2
     machine.now_s += RETRY_S
     assert not machine.choice.retry()
+
+
+def test_work_that_never_ends_gets_free_cores_too() -> None:
+    """Where there is never time for `retry`, all cores are tried every BUSY_RETRY_S; with all of them nothing is."""
+    machine = Machine(2)
+    machine.busy = 1
+    machine.choice.choose()
+    machine.busy = 0
+    machine.now_s += BUSY_RETRY_S - 1
+    machine.spend(0.02, 2 * UNITS)
+    assert torch.get_num_threads() == 1
+    machine.now_s += 1
+    machine.spend(0.02, 1)
+    assert torch.get_num_threads() == 2
+    before = machine.steps
+    machine.now_s += 10 * BUSY_RETRY_S
+    machine.spend(0.02, 2 * UNITS)
+    assert machine.steps == before
 
 
 def test_a_few_slow_units_are_no_jump() -> None:

@@ -23,7 +23,8 @@ SLOW_S = 1.0  # work that takes longer is timed once, and the number of threads 
 GAIN = 0.9  # of the time: what another number must stay below to be worth a change
 UNITS = 6  # units of work in a row, whose median is their cost
 JUMP = 1.6  # times the lowest cost: the number is chosen again
-RETRY_S = 10.0  # between two looks whether all cores are free again
+RETRY_S = 10.0  # between two looks whether all cores are free again, where there is time for one
+BUSY_RETRY_S = 60.0  # and where the work never ends: it costs as much as some steps
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def computing_with(number: int) -> Iterator[None]:
 
 
 class ThreadChoice:
-    """Chooses torch's number of threads by timing some work: at the start, when cost jumps, and when there is time."""
+    """Chooses torch's number of threads by timing some work: at the start, when cost jumps, and now and then."""
 
     def __init__(self, work: Callable[[], object], most: int, clock: Callable[[], float] = time.perf_counter) -> None:
         """`work` is timed with up to `most` threads; with a `most` of 1 nothing is ever changed."""
@@ -73,23 +74,27 @@ class ThreadChoice:
         self._chosen_s = self._clock()
 
     def spent(self, seconds: float) -> None:
-        """A unit of work like the one that is timed took so long: chooses again if that is a jump."""
+        """A unit of work like the one that is timed took so long: chooses again if that is a jump, or long ago."""
         self._units.append(seconds)
         if len(self._units) < UNITS:
             return
         # Not the mean: choosing costs as much as some steps, and one unit that the system held up is no reason for it.
         cost_s = median(self._units)
-        if cost_s > JUMP * self._lowest_s:
+        if cost_s > JUMP * self._lowest_s or self._may_be_more(BUSY_RETRY_S):
             self.choose()
         else:
             self._lowest_s = min(self._lowest_s, cost_s)
 
     def retry(self) -> bool:
         """Chooses again if there are fewer threads than cores and it is time; to be called when there is no work."""
-        if torch.get_num_threads() == self._most or self._most == 1 or self._clock() - self._chosen_s < RETRY_S:
-            return False
-        self.choose()
-        return True
+        due = self._may_be_more(RETRY_S)
+        if due:
+            self.choose()
+        return due
+
+    def _may_be_more(self, after_s: float) -> bool:
+        """Whether there are fewer threads than cores, and were when it was chosen so long ago."""
+        return self._most > 1 and torch.get_num_threads() < self._most and self._clock() - self._chosen_s >= after_s
 
     def _time(self, number: int) -> float:
         """Seconds that the work takes with so many threads."""
