@@ -65,7 +65,7 @@ class Counting:
     def engine_changed(self) -> None:
         pass
 
-    def interrupted(self, released: bool = False) -> None:
+    def interrupted(self, released: bool = False, killed: bool = False) -> None:
         pass
 
 

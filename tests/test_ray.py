@@ -163,7 +163,7 @@ class Recording:
     def engine_changed(self) -> None:
         pass
 
-    def interrupted(self, released: bool = False) -> None:
+    def interrupted(self, released: bool = False, killed: bool = False) -> None:
         pass
 
 
@@ -279,11 +279,10 @@ async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) 
         assert isinstance(message, FramesReady) and message.channel == "main"
         assert len(frames) == message.frames and frames.any()
         os.kill(pid, signal.SIGKILL)
-        ended = None
         async with asyncio.timeout(30):
-            while ended is None:
-                ended = (await node.news()).ended
-        assert "SIGKILL" in ended
+            while (news := await node.news()).ended is None:
+                pass
+        assert "SIGKILL" in news.ended and news.killed
     finally:
         await node.stop()
 

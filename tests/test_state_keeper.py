@@ -71,8 +71,8 @@ class Viewer:
         return self.begin + len(self.video)
 
     @asynccontextmanager
-    async def engine(self, generator: Generator | None = None) -> AsyncIterator["Engine"]:
-        """An engine process, which ends with the block as by kill -9: without a word."""
+    async def engine(self, generator: Generator | None = None, killed: bool = False) -> AsyncIterator["Engine"]:
+        """An engine process, which ends with the block without a word; `killed` is told of the one before."""
         ours, theirs = multiprocessing.Pipe()
         with ours, theirs:
             engine = Engine(self, Interleaver(
@@ -80,7 +80,7 @@ class Viewer:
                 journals=self.journals, memory=self.memory,
             ), ours)  # fmt: skip
             from_disk = self.start.from_disk and not self.video
-            again = ChannelStart(self.end, self.chunk, self.shown, True, from_disk)
+            again = ChannelStart(self.end, self.chunk, self.shown, True, from_disk, killed)
             start = again if self.video or self.made else self.start
             self.made = True
             ours.send(OpenChannel("main", ChannelSettings(SETTINGS.prompt, SETTINGS.seed, SETTINGS.steps, start)))
@@ -262,6 +262,21 @@ async def test_a_chunk_that_ends_every_engine_is_given_up(caplog: pytest.LogCapt
     async with viewer.engine() as engine:
         await _until(engine, ChunkDone)
     assert len(viewer.video) == 50
+
+
+async def test_a_state_has_no_part_in_kills(caplog: pytest.LogCaptureFixture) -> None:
+    """However often engines are killed from outside in a chunk, the video goes on; ends of their own count on."""
+    viewer = Viewer(StateMemory())
+    async with viewer.engine() as engine:
+        await _until(engine, ChunkDone)
+        while not engine.interleaver._channels["main"].chunk:
+            engine.work()
+    for killed in (*[True] * 2 * MOST_TRIES, *[False] * MOST_TRIES, True):
+        async with viewer.engine(killed=killed) as engine:
+            assert (await _until(engine, ChannelOpened)).went_on
+    async with viewer.engine() as engine:
+        assert not (await _until(engine, ChannelOpened)).went_on
+    assert "channel main begins anew: 3 processes ended in chunk 1" in caplog.text
 
 
 async def test_a_state_that_is_long_past_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ from engine.wire.state_folder import STATE, channel_folder
 from engine.wire.state_memory import StateMemory
 
 MOST_BYTES = 1 << 28  # of a snapshot that is kept behind every chunk
-MOST_TRIES = 2  # processes that may end in a chunk; the next one begins another video under the same prompt
+MOST_TRIES = 2  # processes that may end in a chunk by themselves; the next begins another video under the same prompt
 MOST_AHEAD = 256  # semantic frames from a state to a change that was answered behind it
 _FOREIGN = 1 << 32  # requests of another server are numbered from here
 
@@ -60,8 +60,9 @@ class StateKeeper:
         if found is None or found[0].channel != channel:
             return self._on_disk(channel, start) if start.from_disk else None
         kept, snapshot = found
-        if kept.tries >= MOST_TRIES:
-            log.error("channel %s begins anew: %d processes ended in chunk %d", channel, kept.tries + 1, kept.chunk)
+        kept = _counted(kept, start)
+        if kept.tries > MOST_TRIES:
+            log.error("channel %s begins anew: %d processes ended in chunk %d", channel, kept.tries, kept.chunk)
             return None
         try:
             state = restore(self.generator, read_snapshot(io.BytesIO(snapshot)))
@@ -114,7 +115,12 @@ class StateKeeper:
             return None
         # Numbers of the server before, which this one may give to others.
         promises = tuple(replace(one, request=_FOREIGN + number) for number, one in enumerate(kept.promises))
-        return replace(kept, promises=promises), state
+        return _counted(replace(kept, promises=promises), start), state
+
+
+def _counted(kept: KeptState, start: ChannelStart) -> KeptState:
+    """With the end of the process that had it, unless that was killed. A chunk that never began ended none."""
+    return replace(kept, tries=kept.tries + (kept.running is not None and not start.killed))
 
 
 class ChannelKeeper:
@@ -138,9 +144,7 @@ class ChannelKeeper:
             picture=config.picture,
         )  # fmt: skip
         if before is not None:
-            # A chunk that never began ended no process.
-            tries = before.tries + (before.running is not None)
-            self._kept = replace(before, snapshot=None, chunk=state.next.chunk, tries=tries)
+            self._kept = replace(before, snapshot=None, chunk=state.next.chunk)
         elif keeper.memory is not None:
             # Of another video, which nobody goes on with even where this one cannot be kept.
             keeper.memory.forget(area)

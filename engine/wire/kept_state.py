@@ -49,7 +49,7 @@ class KeptState:
     snapshot: str | None = None  # file beside this one; None in memory
     running: tuple[int, int] | None = None  # denoising steps and threads of the next chunk, once it began
     costs: tuple[float, float, float, float] | None = None  # seconds: planning, opening, a step, a slice of a chunk
-    tries: int = 0  # processes that began with it and ended before the next chunk was done
+    tries: int = 0  # processes that began with it and ended by themselves before the next chunk was done
     promises: tuple[Promise, ...] = ()  # in the order in which they come true
     picture: str = "small"  # one of PICTURES
 

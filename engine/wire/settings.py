@@ -35,6 +35,7 @@ class ChannelStart:
     shown: int | None = None  # number of the next frame to show, where some before `frame` are there
     goes_on: bool = False  # another process made it up to there; its state may be kept
     from_disk: bool = False  # by another server, which left it in the state folder
+    killed: bool = False  # it was killed from outside, or its machine is gone: its end is no fault of that state
 
     def __post_init__(self) -> None:
         if self.frame < 0 or self.chunk < 0:

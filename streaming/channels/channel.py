@@ -25,7 +25,7 @@ from engine.wire.messages import (
     SetPrompt,
     Shown,
 )
-from engine.wire.settings import ChannelSettings, ChannelStart
+from engine.wire.settings import ChannelSettings
 from streaming.channels.events import Broadcast, Event, StateChanged
 from streaming.channels.opening import Opening
 from streaming.channels.plan_book import PlanBook
@@ -60,7 +60,7 @@ class Channel:
         self._clock, self._admit = clock, admit
         self._playout = Playout(settings.start.frame, metrics, self, clock)
         self._next_chunk = settings.start.chunk
-        self._opening = Opening()
+        self._opening = Opening(settings.start)
         self._ended = False
         self._chunks = ChunkStats()
         self._prompts = PromptBook.of(settings)
@@ -73,9 +73,8 @@ class Channel:
         """Settings for the next engine process: it goes on behind the frames that are already here."""
         if self._first.source is not None:
             return self._first  # nothing is known of it yet
-        frames, goes_on = self._playout.frames, self._opening.done or self._first.start.goes_on
-        from_disk = self._first.start.from_disk and not self._opening.done
-        start = ChannelStart(frames.end, self._next_chunk, frames.start if len(frames) else None, goes_on, from_disk)
+        frames = self._playout.frames
+        start = self._opening.start(frames.end, self._next_chunk, frames.start if len(frames) else None)
         newest = self._prompts.newest
         return dataclasses.replace(self._first, prompt=newest.prompt, seed=newest.seed, start=start)
 
@@ -122,10 +121,10 @@ class Channel:
         self._send_prompt()
         self._changed()
 
-    def interrupted(self, released: bool = False) -> None:
-        """The engine process ended or, `released`, goes on with others. Buffered frames still go on air."""
+    def interrupted(self, released: bool = False, killed: bool = False) -> None:
+        """The engine process ended, `killed` from outside, or `released` it. Buffered frames still go on air."""
         self._playout.frames.forget_slots(copied=released)
-        self._opening.settle(Unavailable("The engine stopped before it made the channel; try again."))
+        self._opening.interrupt(killed)
         self._prompts.interrupt("The engine stopped before it took the prompt; try again.", again=released)
         self.plan.interrupt("The engine stopped before it answered; try again.")
 

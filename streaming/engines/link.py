@@ -93,8 +93,9 @@ class EngineChannel(Protocol):
         """The link's status, error or progress is another."""
         ...
 
-    def interrupted(self, released: bool = False) -> None:
-        """The process ended, or `released` it: its slots and its answers are gone. `engine_changed` follows."""
+    def interrupted(self, released: bool = False, killed: bool = False) -> None:
+        """The process ended, `killed` from outside, or `released` it: its slots and its answers are gone.
+        `engine_changed` follows."""
         ...
 
 
@@ -195,14 +196,14 @@ class EngineLink:
         if not channel.paused:
             self._send(Paused(channel.id, False))
 
-    def detach(self, error: str, final: bool) -> None:
-        """The process ended; `final` if no other follows."""
+    def detach(self, error: str, final: bool, killed: bool = False) -> None:
+        """The process ended, `killed` from outside; `final` if no other follows."""
         self._ring = self._send = None
         self._releasing.clear()
         for name in tuple(self._closing):
             self._forget(name)
         for channel in self._channels.values():
-            channel.interrupted()
+            channel.interrupted(killed=killed)
         self._become(EngineStatus.FAILED if final else EngineStatus.RESTARTING, error)
 
     def receive(self, message: FromEngine) -> None:

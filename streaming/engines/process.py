@@ -108,6 +108,7 @@ class EngineProcess:
         self.ready: Ready | None = None  # what a spare said when it was warm
         self._outbox: deque[ToEngine] = deque()
         self._why: str | None = None
+        self.killed = False  # from outside; known behind `wait`
         self._heard_s: float | None = None  # when the last message came; None before the first
         self._ended = asyncio.Event()
         context = multiprocessing.get_context("spawn")
@@ -189,6 +190,7 @@ class EngineProcess:
         code = self._process.exitcode
         if self._why is not None:
             return self._why
+        self.killed = code == -signal.SIGKILL
         if code is not None and code < 0:
             return f"the engine process was ended by {signal.Signals(-code).name}"
         return f"the engine process ended with status {code}"

@@ -54,6 +54,7 @@ class RayEngine:
         self._outbox: deque[tuple[ToEngine, AreaState | None]] = deque()
         self._waits = asyncio.Event()  # something is in the outbox
         self._why: str | None = None
+        self.killed = False  # from outside, or its node is gone; known behind `wait`
         self._heard_s: float | None = None  # None before its first word: to load may take long
         self._asked_s = time.monotonic()
         self._ended = asyncio.Event()
@@ -133,14 +134,14 @@ class RayEngine:
             try:
                 await self._actor.send.remote(messages)
             except lost() as error:
-                self.end(reason(error))
+                self._lose(error)
 
     async def _take_all(self) -> None:
         while not self._ended.is_set():
             try:
                 news: News = await self._actor.news.remote()
             except lost() as error:
-                self.end(reason(error))
+                self._lose(error)
                 return
             self._heard_s = time.monotonic()
             for state in news.states:
@@ -151,7 +152,14 @@ class RayEngine:
                     self.ring.put(message.slot, frames)
                 self._hand_on(message)
             if news.ended is not None:
+                self.killed = news.killed
                 self.end(news.ended)
+
+    def _lose(self, error: Exception) -> None:
+        if not self._ended.is_set():
+            # Unless by us; what the actor raises itself is its own fault.
+            self.killed = is_gone(error)
+        self.end(reason(error))
 
     def _keep(self, state: AreaState) -> None:
         try:
@@ -180,13 +188,20 @@ def lost() -> tuple[type[Exception], ...]:
     return (RayError,)
 
 
+def is_gone(error: Exception) -> bool:
+    """Whether that is of an actor that was ended, or of a node that is not there."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+
+
 def reason(error: Exception) -> str:
     """What Ray says, in one line."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayTaskError
 
     if isinstance(error, RayTaskError):
         return str(error.cause)
-    return "the node is gone, or its worker was killed" if isinstance(error, RayActorError) else first_line(error)
+    return "the node is gone, or its worker was killed" if is_gone(error) else first_line(error)
 
 
 def first_line(error: Exception) -> str:

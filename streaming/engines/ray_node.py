@@ -48,6 +48,7 @@ class News:
     states: tuple[AreaState, ...]
     messages: tuple[tuple[FromEngine, npt.NDArray[np.uint8] | None], ...]  # with frames [F, 3H/2, W] uint8
     ended: str | None = None  # why, behind the last message
+    killed: bool = False  # from outside
 
 
 class NodeEngine:
@@ -102,7 +103,7 @@ class NodeEngine:
         ended = None if self._messages else self._ended
         if not self._messages and ended is None:
             self._news.clear()
-        return News(tuple(self._states()), tuple(told), ended)
+        return News(tuple(self._states()), tuple(told), ended, self._engine.killed)
 
     async def stop(self) -> None:
         """Ends the process, in good order if it listens; to be called once."""

@@ -74,6 +74,11 @@ class RunningEngine(Protocol):
         """Waits for the end of the process and says in one line why it ended."""
         ...
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was ended from outside, as by the kernel or with its machine; known behind `wait`."""
+        ...
+
     async def stop(self) -> None:
         """Asks the process to stop, kills it when it does not, and frees everything; to be called once."""
         ...
@@ -127,14 +132,14 @@ class Supervisor:
         failures = 0
         while True:
             self._ready_s = None
-            error = await self._run_engine()
+            error, killed = await self._run_engine()
             healthy = self._ready_s is not None and time.monotonic() - self._ready_s >= self._config.healthy_s
             if self._link.ready is None:
-                self._detach(error, final=True)
+                self._detach(error, final=True, killed=killed)
                 raise EngineError(error)
             failures = 1 if healthy else failures + 1
             final = failures > self._config.restarts
-            self._detach(error, final)
+            self._detach(error, final, killed)
             if final:
                 log.error("%s; giving up after %d restarts", error, failures - 1)
                 return
@@ -144,24 +149,24 @@ class Supervisor:
             self._metrics.restarts.inc()
             await asyncio.sleep(delay_s)
 
-    def _detach(self, error: str, final: bool) -> None:
-        self._link.detach(error, final)
+    def _detach(self, error: str, final: bool, killed: bool) -> None:
+        self._link.detach(error, final, killed)
         if final or not self._warm:
             self._pool.lost(self._link)
 
-    async def _run_engine(self) -> str:
-        """Runs one engine process to its end and says why it ended."""
+    async def _run_engine(self) -> tuple[str, bool]:
+        """Runs one engine process to its end and says why it ended, and whether it was killed."""
         try:
             engine = self.engine = await self._next()
         except OSError as error:
-            return f"no engine process can begin: {error.strerror}"
+            return f"no engine process can begin: {error.strerror}", False
         try:
             self._link.attach(engine.ring, engine.send)
             engine.take(self._on_message)
             async with asyncio.TaskGroup() as group:
                 helpers = [group.create_task(self._watch(engine)), group.create_task(self._keep_spare())]
                 try:
-                    return await engine.wait()
+                    return await engine.wait(), engine.killed
                 finally:
                     for helper in helpers:
                         helper.cancel()
