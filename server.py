@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING
 
 from engine.arguments import add_live_picture, add_live_rendering, add_ranks, checked, folder, gigabytes, seed
-from engine.priority import go_first, in_background
+from engine.wire.priority import go_first, in_background
 from engine.wire.prompt import check_prompt
 from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings

@@ -156,7 +156,8 @@ def _cover(watch: Watch, seeds: Sequence[bytes], words: Sequence[bytes], seed: i
         (corpus / f"seed-{number}").write_bytes(data)
     known = corpus.with_suffix(".words")
     hexadecimal = ["".join(map(r"\x{:02x}".format, word)) for word in words if word]
-    known.write_text("".join(f'"{word}"\n' for word in hexadecimal))
+    # libFuzzer ends where a file of words has none.
+    known.write_text("".join(f'"{word}"\n' for word in hexadecimal or [r"\x00"]))
 
     def run(data: bytes) -> None:
         if watch.done:

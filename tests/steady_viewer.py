@@ -18,7 +18,7 @@ import time
 import httpx
 from fakes import Watcher
 
-from engine.priority import go_first
+from engine.wire.priority import go_first
 
 ETH_P_IP, SO_TIMESTAMPNS = 0x0800, 35  # linux/if_ether.h, asm-generic/socket.h; Python names neither
 RTCP_TYPES = range(64, 96)  # of a packet's second octet without its first bit (RFC 5761)

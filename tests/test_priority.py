@@ -9,11 +9,11 @@ import psutil
 import pytest
 from test_server import family, started
 
-from engine.priority import LOWEST, NICENESS, in_background
+from engine.wire.priority import LOWEST, NICENESS, in_background
 
 GO_FIRST = """
 import logging, os, sys, threading
-from engine.priority import go_first
+from engine.wire.priority import go_first
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 {before}
 go_first()

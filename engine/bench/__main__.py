@@ -32,10 +32,10 @@ from engine.loading.model import Model, assemble, load
 from engine.loading.modules import autocast_dtypes, build
 from engine.loading.options import pick_device, pick_dtype, use_cores
 from engine.loading.weights import SHIPPED
-from engine.priority import go_first
 from engine.runtime.backends import choose as choose_attention
 from engine.text.embedding import FixedText, TextEmbedding
 from engine.wire.files import check_target, write_atomically
+from engine.wire.priority import go_first
 
 ROUNDS = 15
 

@@ -25,10 +25,10 @@ from engine.live.journal_writer import JournalWriter
 from engine.live.offline import generate_frames
 from engine.loading.model import Model, load, with_small_pictures
 from engine.loading.options import largest_picture, place, use_cores
-from engine.priority import in_background
 from engine.runtime.heap import return_memory
 from engine.runtime.threads import FIXED, ThreadChoice, computing_with
 from engine.wire.messages import Failed, JournalStopped, Progress, Ready
+from engine.wire.priority import in_background
 from engine.wire.ring import RingWriter
 from engine.wire.settings import EngineSettings
 from engine.wire.state_memory import StateMemory

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from engine.wire.kept_state import KeptState
 from engine.wire.messages import FramesReady, FromEngine, Heartbeat, OpenChannel, Ready, ToEngine
+from engine.wire.priority import go_first
 from engine.wire.ring import RingConfig
 from engine.wire.settings import EngineSettings
 from engine.wire.state_folder import LOCK
@@ -69,6 +70,8 @@ class NodeEngine:
         if state is not None and not (Path(state) / LOCK).exists():
             raise ValueError(f"there is no state folder {state}: give --state a folder that all nodes share")
         _undo_ray()
+        # Ray 2.60 starts its workers at niceness 15, behind all other programs of the node.
+        go_first()
         module, name = self._target.split(":")
         target = getattr(import_module(module), name)
         self._memory = StateMemory()
