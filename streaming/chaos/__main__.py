@@ -22,6 +22,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from engine.wire.files import check_target, write_atomically
 from streaming.bench.client import RequestError
 from streaming.bench.recording import BenchError
 from streaming.bench.server_process import SERVER, machine
@@ -145,6 +146,11 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     arguments = parser.parse_args(argv)
     if not 0 < arguments.minutes <= MOST_MINUTES:
         parser.error(f"--minutes {arguments.minutes:g}: above 0, and {MOST_MINUTES:g} at most")
+    try:
+        if arguments.json is not None:
+            check_target(arguments.json, ".json")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     log = None if arguments.json is None else arguments.json.with_suffix(".log")
     only = names if arguments.only is None else arguments.only
     chosen = {fault: share for fault, share in FAULTS.items() if fault.__name__ in only}
@@ -157,7 +163,8 @@ def main(argv: Sequence[str] | None = None, command: Sequence[str] = SERVER) -> 
     if arguments.json is not None:
         words = sys.argv[1:] if argv is None else list(argv)
         told = {"command": shlex.join(["python", "-m", "streaming.chaos", *words])} | report.as_json()
-        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+        text = json.dumps(told, indent=1) + "\n"
+        write_atomically(arguments.json, lambda part: part.write_text(text))
     return 1 if report.findings else 0
 
 

@@ -55,7 +55,9 @@ class Witness:
 
     async def run(self) -> None:
         """Watches until cancelled; joins again whenever nothing comes."""
-        await asyncio.gather(self._follow_pictures(), self._follow_changes())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_pictures())
+            group.create_task(self._follow_changes())
 
     @property
     def flaws(self) -> list[Flaw]:
