@@ -137,7 +137,8 @@ class Soak:
         for batch in engine.frames():
             end = batch.index + batch.frames
             clip = [*clip, *batch.i420][-judge.CLIP_FRAMES :]
-            stretch.memory_mb.append(engine.memory_mb())
+            stretch.memory_mb += engine.memory_mb
+            engine.memory_mb.clear()
             if self._passed(batch.index, end, self._plan.judge_minutes):
                 self._judge(stretch, clip, number, engine.under, end)
             if end // per_prompt > number:

@@ -35,7 +35,7 @@ from engine.wire.state_memory import StateMemory
 
 SILENT_S = 300.0  # without a frame: the engine hangs
 STOP_S = 5.0
-POLL_S = 1.0
+LOOK_S = 0.02  # between two looks at its memory: what it gives back is in use again some 50 ms later
 
 Target = Callable[[EngineSettings, RingWriter, Connection, StateMemory], None]
 
@@ -63,6 +63,7 @@ class SoakEngine:
         with theirs:
             self._process.start()
         self.went_on = False  # from the state that another process left
+        self.memory_mb: list[float] = []  # resident, in 10^6 bytes, as it was seen; to be emptied
         self.wrong_frames = 0  # that were not the next one
         self.no_journal: str | None = None  # why it is not written
         self.under: int | None = None  # first frame under the prompt that was asked for last, once that is answered
@@ -72,12 +73,15 @@ class SoakEngine:
     def frames(self) -> Iterator[FrameBatch]:
         """Finished frames in order, without end. Raises SoakError where none come any more."""
         heard_s, ready = time.monotonic(), None
+        resident = psutil.Process(self._process.pid)
         while True:
             try:
-                message = self._pipe.recv() if self._pipe.poll(POLL_S) else None
+                message = self._pipe.recv() if self._pipe.poll(LOOK_S) else None
             except (EOFError, OSError) as error:
                 self._process.join(STOP_S)
                 raise SoakError(f"the engine process ended with status {self._process.exitcode}") from error
+            if ready is not None:
+                self.memory_mb.append(resident.memory_info().rss / 1e6)
             match message:
                 case FramesReady():
                     assert ready is not None, "frames come behind their size"
@@ -104,11 +108,6 @@ class SoakEngine:
         """Asks for another prompt from the next chunk on."""
         self.under = None
         self._send(SetPrompt(number, self._name, prompt, "flow"))
-
-    def memory_mb(self) -> float:
-        """Resident memory of the process, in 10^6 bytes; it moves by tens of them within a chunk."""
-        resident: int = psutil.Process(self._process.pid).memory_info().rss
-        return resident / 1e6
 
     def figures(self) -> tuple[int, int]:
         """Of the process: open descriptors and threads."""
