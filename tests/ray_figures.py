@@ -1,7 +1,8 @@
 """Figures of engines of preset `mini` on the nodes of a Ray cluster; on a machine where Ray runs for nobody else.
 
 `python tests/ray_figures.py rate`: frames a second of an engine of this machine and of one on a node, in turn. Both are
-the same process with 4 steps, asked for frames as fast as it makes them.
+the same process with 4 steps, asked for frames of two channels as fast as it makes them: it works for one while what it
+made for the other is on its way.
 `python tests/ray_figures.py deaths`: a server with four channels on two of three nodes, each with a viewer that checks
 every frame. One of the two is killed, then the other: how long until all channels have new frames.
 """
@@ -37,7 +38,7 @@ from streaming.engines.ray_cluster import RayCluster
 from streaming.engines.supervisor import Engines, Supervisor, supervise
 from streaming.media.metrics import Metrics
 
-WARM, CHUNKS = 2, 12  # chunks before those that are timed, and those
+WARM, CHUNKS = 4, 60  # chunks before those that are timed, and those
 CHANNELS = ("main", "ball", "fish", "sailboat")
 SETTLED = 48  # frames of each viewer before and behind a death
 LIMIT_S = 120.0
@@ -47,10 +48,11 @@ CONFIG = SupervisorConfig()
 class Counting:
     """A channel that gives every frame back at once."""
 
-    def __init__(self, engine: EngineLink) -> None:
-        self.engine, self.id, self.area, self.paused, self.load = engine, "main", 0, False, None
-        self.frames = 0
-        self.chunks: list[tuple[float, int]] = []  # when each was done, and the frames until then
+    def __init__(self, engine: EngineLink, number: int, chunks: list[tuple[float, int]]) -> None:
+        """`chunks` gets when each one was done, and its frames; channels may share it."""
+        self.engine, self.id, self.area, self.paused, self.load = engine, CHANNELS[number], number, False, None
+        self.frames = self._counted = 0
+        self._chunks = chunks
 
     def settings(self) -> ChannelSettings:
         return ChannelSettings(server.PROMPT, 1, 4)
@@ -60,7 +62,8 @@ class Counting:
             self.frames += len(self.engine.frames(message).copy())
             self.engine.tell(self, Shown(self.id, self.frames, (message.slot,)))
         if isinstance(message, ChunkDone):
-            self.chunks.append((time.monotonic(), self.frames))
+            self._chunks.append((time.monotonic(), self.frames - self._counted))
+            self._counted = self.frames
 
     def engine_changed(self) -> None:
         pass
@@ -73,16 +76,17 @@ async def rate(place: Engines) -> float:
     """Frames a second, behind the first chunks."""
     metrics = Metrics()
     pool = EnginePool(EngineSettings("mini", device="cpu"), metrics)
-    channel = Counting(pool.links[0])
-    pool.links[0].open(channel)
+    chunks: list[tuple[float, int]] = []
+    for number in range(2):
+        pool.links[0].open(Counting(pool.links[0], number, chunks))
     task = asyncio.create_task(supervise(place, pool, lambda link: Supervisor(place, link, pool, metrics, CONFIG)))
-    while len(channel.chunks) <= WARM + CHUNKS:  # noqa: ASYNC110 - the channel tells nobody
+    while len(chunks) <= WARM + CHUNKS:  # noqa: ASYNC110 - the channels tell nobody
         await asyncio.sleep(0.02)
     task.cancel()
     await asyncio.wait([task])
     await place.close()
-    (began_s, before), (ended_s, frames) = channel.chunks[WARM], channel.chunks[WARM + CHUNKS]
-    return (frames - before) / (ended_s - began_s)
+    timed = chunks[WARM : WARM + CHUNKS + 1]
+    return sum(frames for _, frames in timed[1:]) / (timed[-1][0] - timed[0][0])
 
 
 async def on_node(cluster: Any) -> RayCluster:

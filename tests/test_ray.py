@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,13 @@ from engine.live.offline import generate_frames
 from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
 from engine.runtime.threads import computing_with
-from engine.wire.messages import ChannelMessage, ChannelOpened, FramesReady, OpenChannel, Shown
+from engine.wire.messages import ChannelMessage, ChannelOpened, FramesReady, Heartbeat, OpenChannel, Shown
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from streaming.engines.link import EngineLink, EngineStatus
 from streaming.engines.pool import EnginePool
 from streaming.engines.process import SupervisorConfig
 from streaming.engines.ray_cluster import RayCluster, check_address
-from streaming.engines.ray_node import NodeEngine
+from streaming.engines.ray_node import GATHER_S, NodeEngine
 from streaming.engines.supervisor import EngineError, Supervisor, supervise
 from streaming.media.metrics import Metrics
 
@@ -264,20 +265,26 @@ async def test_a_node_that_lacks_the_state_folder_is_refused(tmp_path: Path) -> 
 
 
 async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages in order, with their frames, and why the process ended; without Ray, which calls it so."""
+    """Messages in order, with their frames, and why the process ended, in answers that are not too many; without Ray,
+    which calls it so."""
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "default_worker.py", raising=False)
     node = NodeEngine("fakes:fake_engine", EngineSettings("mini"), CONFIG)
     pid = await node.begin()
     try:
         await node.send([(OpenChannel("main", SETTINGS, 2), None)])
-        frames = None
+        frames, told_s = None, list[float]()
         async with asyncio.timeout(30):
             while frames is None:
                 for message, frames in (await node.news()).messages:  # noqa: B007 - the last one counts
                     if frames is not None:
                         break
+            for _ in range(3):
+                node._receive(Heartbeat())
+                told_s.append(asyncio.get_running_loop().time())
+                await node.news()
         assert isinstance(message, FramesReady) and message.channel == "main"
         assert len(frames) == message.frames and frames.any()
+        assert min(after - before for before, after in pairwise(told_s)) > 0.9 * GATHER_S
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
             while (news := await node.news()).ended is None:

@@ -94,8 +94,8 @@ class RingReader:
     """The server's end. Creates and owns the memory; views of it stay valid after `close` until they are dropped."""
 
     def __init__(self, config: RingConfig) -> None:
-        self._config = config
         """Raises OSError where the system gives no memory, or no descriptor for it."""
+        self._config = config
         self._file = memory_file()
         try:
             os.ftruncate(self._file.fileno(), config.total_bytes)

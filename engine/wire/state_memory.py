@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
@@ -69,8 +69,8 @@ class StateMemory:
         written = self.written(area)
         return self._get(_snapshot_at(area, written.snapshots), written.snapshot_bytes)
 
-    def write(self, area: int, kept: KeptState, snapshot: bytes | None) -> None:
-        """Takes the place of the state; None leaves the snapshot as it is.
+    def write(self, area: int, kept: KeptState, snapshot: bytes | memoryview | None) -> None:
+        """Takes the place of the state; None leaves the snapshot, of bytes, as it is.
 
         Raises OSError where there is no memory, ValueError where it is too large: what was kept before still is.
         """
@@ -97,13 +97,14 @@ class StateMemory:
         return _attach, (DupFd(self._fd),)
 
     def _get(self, offset: int, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size and (part := os.pread(self._fd, size - len(parts), offset + len(parts))):
-            parts += part
-        return bytes(parts)
+        parts, done = list[bytes](), 0
+        while done < size and (part := os.pread(self._fd, size - done, offset + done)):
+            parts.append(part)
+            done += len(part)
+        return b"".join(parts)  # of one part it is that one, not a copy
 
-    def _put(self, offset: int, data: Sequence[int] | bytes) -> None:
-        rest = memoryview(bytes(data))
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
         while rest:
             done = os.pwrite(self._fd, rest, offset)
             rest, offset = rest[done:], offset + done

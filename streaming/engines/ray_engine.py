@@ -72,7 +72,7 @@ class RayEngine:
         if isinstance(message, OpenChannel) and message.settings.start.goes_on:
             found = self._memory.read(message.area)
             if found is not None:
-                state = AreaState(message.area, *found)
+                state = AreaState.of(message.area, *found)
         self._outbox.append((message, state))
         self._waits.set()
 
@@ -163,7 +163,7 @@ class RayEngine:
 
     def _keep(self, state: AreaState) -> None:
         try:
-            self._memory.write(state.area, state.kept, state.snapshot)
+            state.put(self._memory)
         except (OSError, ValueError) as error:
             log.warning("a state of channel %s cannot be kept: %s", state.kept.channel, error)
 

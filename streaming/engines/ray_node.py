@@ -30,16 +30,25 @@ from engine.wire.state_memory import StateMemory, Written
 from streaming.engines.process import EngineProcess, SupervisorConfig
 
 MOST_BATCHES = 8  # of frames in one answer, so that a server that was busy gets no gigabyte at once
+GATHER_S = 0.1  # from one answer to the next: each costs Ray some milliseconds in four processes
 THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True)
 class AreaState:
-    """What is kept of a channel in an area of the state memory; None for a snapshot that is there already."""
+    """What is kept of a channel in an area of the state memory."""
 
     area: int
     kept: KeptState
-    snapshot: bytes | None
+    snapshot: npt.NDArray[np.uint8] | None  # its bytes, as Ray hands them on without a copy; None: it is there already
+
+    @classmethod
+    def of(cls, area: int, kept: KeptState, snapshot: bytes | None) -> AreaState:
+        return cls(area, kept, None if snapshot is None else np.frombuffer(snapshot, np.uint8))
+
+    def put(self, memory: StateMemory) -> None:
+        """Writes it there. Raises OSError and ValueError as `StateMemory.write`."""
+        memory.write(self.area, self.kept, None if self.snapshot is None else self.snapshot.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class NodeEngine:
         self._areas: dict[int, Written] = {}  # and what the server knows of them
         self._ready: Ready | None = None
         self._ended: str | None = None
+        self._told_s = -GATHER_S  # when the last answer was given, on the loop's clock
 
     async def begin(self) -> int:
         """Starts the process; returns its number. Raises ValueError where this node cannot run it, OSError too."""
@@ -86,13 +96,14 @@ class NodeEngine:
             if isinstance(message, OpenChannel):
                 self._memory.forget(message.area)
                 if state is not None:
-                    self._memory.write(state.area, state.kept, state.snapshot or b"")
+                    state.put(self._memory)
                 self._areas[message.area] = self._memory.written(message.area)
             self._engine.send(message)
 
     async def news(self) -> News:
-        """What came since the last call; waits until there is something."""
+        """What came since the last call; waits until there is something. What comes alone is told at once."""
         await self._news.wait()
+        await asyncio.sleep(self._told_s + GATHER_S - asyncio.get_running_loop().time())
         told = []
         batches = 0
         while self._messages and batches < MOST_BATCHES:
@@ -106,6 +117,7 @@ class NodeEngine:
         ended = None if self._messages else self._ended
         if not self._messages and ended is None:
             self._news.clear()
+        self._told_s = asyncio.get_running_loop().time()
         return News(tuple(self._states()), tuple(told), ended, self._engine.killed)
 
     async def stop(self) -> None:
@@ -138,7 +150,7 @@ class NodeEngine:
                     continue
                 self._areas[area] = known = written
                 if kept is not None:
-                    found.append(AreaState(area, kept, snapshot))
+                    found.append(AreaState.of(area, kept, snapshot))
         return found
 
 
