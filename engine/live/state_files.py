@@ -15,7 +15,7 @@ from engine.wire.files import explained, unfinished
 from engine.wire.kept_state import KeptState
 from engine.wire.state_folder import SNAPSHOTS, STATE, channel_folder, forget
 
-_Job = tuple[KeptState, bytes | None]
+_Job = tuple[KeptState, memoryview | None]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class StateFiles:
         self._place: int | None = None  # of SNAPSHOTS, which holds the snapshot; None before one is written
         self._closed = self._failed = False
 
-    def write(self, kept: KeptState, snapshot: bytes | None) -> None:
+    def write(self, kept: KeptState, snapshot: memoryview | None) -> None:
         """Takes the place of what is there or waits; None leaves the snapshot as it is."""
         with self._lock:
             waits = self._waiting is not None
@@ -78,7 +78,7 @@ class StateFiles:
                 log.warning("a server that starts again goes on from an older state: %s", error)
             self._failed = True
 
-    def _put(self, kept: KeptState, snapshot: bytes | None) -> None:
+    def _put(self, kept: KeptState, snapshot: memoryview | None) -> None:
         """The record last: it names the snapshot."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if snapshot is not None:
@@ -98,7 +98,7 @@ class StateFiles:
         return 0
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes | memoryview) -> None:
     """A file that is whole whenever a process ends. Not forced to the disk: that is for journals, and takes long."""
     with unfinished(path.with_name(f".{path.name}.part")) as part:
         part.write_bytes(data)

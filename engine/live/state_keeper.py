@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from engine.live.state_files import StateFiles
 from engine.loading.weights import digest
 from engine.wire.kept_state import KeptState, Promise
 from engine.wire.messages import SetPrompt
+from engine.wire.ring import memory_file
 from engine.wire.settings import ChannelStart
 from engine.wire.state_folder import STATE, channel_folder
 from engine.wire.state_memory import StateMemory
@@ -213,11 +215,12 @@ class ChannelKeeper:
             self._keeper.refuse(f"behind each chunk it would take {snapshot_bytes(state) / 1e9:.1f} GB")
             self.close()
             return
-        file = io.BytesIO()
-        torch.save(take_snapshot(self._keeper.generator, state), file)
-        self._write(file.getvalue())
+        # Not on the heap: it lives until the disk has it, and the next chunk would be laid around it.
+        with memory_file() as file:
+            torch.save(take_snapshot(self._keeper.generator, state), file)
+            self._write(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
-    def _write(self, snapshot: bytes | None) -> None:
+    def _write(self, snapshot: memoryview | None) -> None:
         keeper = self._keeper
         if self._too_large:
             return
