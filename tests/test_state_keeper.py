@@ -303,18 +303,20 @@ async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
             assert (await _until(engine, ChannelOpened)).went_on
 
 
+@pytest.mark.parametrize("call", ["pwrite", "memfd_create"])
 async def test_memory_that_is_full_costs_the_state_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The video goes on, the log says it once; the next engine begins another one behind it."""
+    """The video goes on, the log says it once; the next engine begins another one behind it. So it is where the system
+    has no descriptor left for a state."""
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     viewer = Viewer(StateMemory())
     with monkeypatch.context() as patch:
-        patch.setattr(state_memory.os, "pwrite", full)
         async with viewer.engine() as engine:
+            patch.setattr(state_memory.os, call, full)
             await _until(engine, ChunkDone, 2)
     assert caplog.text.count("no state can be kept") == 1
     async with viewer.engine() as engine:

@@ -139,7 +139,7 @@ class ChannelKeeper:
     ) -> None:
         self._keeper, self._area = keeper, area
         self._disk = None if keeper.journals is None else StateFiles(keeper.journals, channel)
-        self._too_large = self._stale = False
+        self._unkept = self._stale = False
         config = keeper.generator.model.config
         self._kept = KeptState(
             channel, config.name, keeper.weights, state.prompt, state.seed, steps, state.next.chunk, state.next.frame,
@@ -210,19 +210,26 @@ class ChannelKeeper:
         if self._keeper.memory is None and self._disk is None:
             return
         # Asked before it is made: of the published model it is gigabytes.
-        self._too_large = snapshot_bytes(state) > MOST_BYTES
-        if self._too_large:
+        self._unkept = snapshot_bytes(state) > MOST_BYTES
+        if self._unkept:
             self._keeper.refuse(f"behind each chunk it would take {snapshot_bytes(state) / 1e9:.1f} GB")
             self.close()
             return
         # Not on the heap: it lives until the disk has it, and the next chunk would be laid around it.
-        with memory_file() as file:
-            torch.save(take_snapshot(self._keeper.generator, state), file)
-            self._write(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        try:
+            with memory_file() as file:
+                torch.save(take_snapshot(self._keeper.generator, state), file)
+                snapshot = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            # What was kept before still is; records without this snapshot would not fit it.
+            self._unkept = True
+            self._keeper.refuse(str(error))
+            return
+        self._write(snapshot)
 
     def _write(self, snapshot: memoryview | None) -> None:
         keeper = self._keeper
-        if self._too_large:
+        if self._unkept:
             return
         # Without its snapshot a record is of no use.
         if keeper.memory is not None and (snapshot is not None or not self._stale):
