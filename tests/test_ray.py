@@ -45,7 +45,7 @@ from streaming.engines.link import EngineLink, EngineStatus
 from streaming.engines.pool import EnginePool
 from streaming.engines.process import SupervisorConfig
 from streaming.engines.ray_cluster import RayCluster, check_address
-from streaming.engines.ray_node import GATHER_S, NodeEngine
+from streaming.engines.ray_node import NodeEngine
 from streaming.engines.supervisor import EngineError, Supervisor, supervise
 from streaming.media.metrics import Metrics
 
@@ -276,9 +276,11 @@ async def test_a_node_that_lacks_the_state_folder_is_refused(tmp_path: Path) -> 
 
 
 async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages in order, with their frames, and why the process ended, in answers that are not too many; without Ray,
-    which calls it so."""
+    """Messages in order, with their frames, and why the process ended; at once, or gathered where nobody waits. Without
+    Ray, which calls it so."""
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "default_worker.py", raising=False)
+    monkeypatch.setattr(ray_node, "GATHER_S", 60.0)
+    monkeypatch.setattr(ray_node, "ASKED_S", 60.0)
     node = NodeEngine("fakes:fake_engine", EngineSettings("mini"), CONFIG)
     pid = await node.begin()
     try:
@@ -289,13 +291,16 @@ async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) 
                 for message, frames in (await node.news()).messages:  # noqa: B007 - the last one counts
                     if frames is not None:
                         break
+            monkeypatch.setattr(ray_node, "GATHER_S", 0.1)
+            node._asked.clear()
             for _ in range(3):
                 node._receive(Heartbeat())
                 told_s.append(asyncio.get_running_loop().time())
                 await node.news()
         assert isinstance(message, FramesReady) and message.channel == "main"
         assert len(frames) == message.frames and frames.any()
-        assert min(after - before for before, after in pairwise(told_s)) > 0.9 * GATHER_S
+        assert min(after - before for before, after in pairwise(told_s)) > 0.09
+        monkeypatch.setattr(ray_node, "GATHER_S", 60.0)
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
             while (news := await node.news()).ended is None:

@@ -21,7 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.wire.kept_state import KeptState
-from engine.wire.messages import ChunkDone, FramesReady, FromEngine, Heartbeat, OpenChannel, Ready, ToEngine
+from engine.wire.messages import (
+    ChunkDone,
+    FramesReady,
+    FromEngine,
+    Heartbeat,
+    OpenChannel,
+    Paused,
+    Ready,
+    Shown,
+    ToEngine,
+)
 from engine.wire.priority import go_first
 from engine.wire.ring import RingConfig
 from engine.wire.settings import EngineSettings
@@ -30,7 +40,9 @@ from engine.wire.state_memory import StateMemory, Written
 from streaming.engines.process import EngineProcess, SupervisorConfig
 
 MOST_BATCHES = 8  # of frames in one answer, so that a server that was busy gets no gigabyte at once
-GATHER_S = 0.1  # from one answer to the next: each costs Ray some milliseconds in four processes
+GATHER_S = 0.2  # from one answer to the next where nobody waits: each costs Ray some milliseconds in four processes
+ASKED_S = 2.0  # behind a request, for which all is told at once: its answer, and the first frames under it
+UNANSWERED = Shown, Paused  # what the server tells and nobody waits for
 # For which a state may wait for the next one, so that an engine that makes a chunk faster sends every second one:
 # between nodes its megabytes cost Ray a tenth of the time that `mini` takes for the chunk.
 HOLD_S = 1.0
@@ -87,6 +99,8 @@ class NodeEngine:
         """`target` is the function of the process, as `module:name`."""
         self._target, self._settings, self._config = target, settings, config
         self._news = asyncio.Event()
+        self._asked = asyncio.Event()  # not long ago
+        self._forgets: asyncio.TimerHandle | None = None  # that it was asked
         self._messages: deque[FromEngine] = deque()
         self._areas: dict[int, Told] = {}  # and what the server knows of them
         self._ready: Ready | None = None
@@ -117,12 +131,16 @@ class NodeEngine:
                 if state is not None:
                     state.put(self._memory)
                 self._areas[message.area] = Told(self._memory.written(message.area))
+            if not isinstance(message, UNANSWERED):
+                self._hurry()
             self._engine.send(message)
 
     async def news(self) -> News:
-        """What came since the last call; waits until there is something. What comes alone is told at once."""
+        """What came since the last call; waits until there is something, and gathers it where nobody waits for it."""
         await self._news.wait()
-        await asyncio.sleep(self._told_s + GATHER_S - asyncio.get_running_loop().time())
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._told_s + GATHER_S):
+                await self._asked.wait()
         told = []
         batches = 0
         while self._messages and batches < MOST_BATCHES:
@@ -136,7 +154,8 @@ class NodeEngine:
         ended = None if self._messages else self._ended
         if not self._messages and ended is None:
             self._news.clear()
-        self._told_s = asyncio.get_running_loop().time()
+        # What did not fit follows at once.
+        self._told_s = -GATHER_S if self._messages else asyncio.get_running_loop().time()
         progress = ended is None and all(isinstance(message, PROGRESS) for message, _ in told)
         return News(tuple(self._states(progress)), tuple(told), ended, self._engine.killed)
 
@@ -154,8 +173,15 @@ class NodeEngine:
             self._messages.append(message)
         self._news.set()
 
+    def _hurry(self) -> None:
+        if self._forgets is not None:
+            self._forgets.cancel()
+        self._asked.set()
+        self._forgets = asyncio.get_running_loop().call_later(ASKED_S, self._asked.clear)
+
     async def _wait(self) -> None:
         self._ended = await self._engine.wait()
+        self._hurry()
         self._news.set()
 
     def _states(self, progress: bool) -> list[AreaState]:
