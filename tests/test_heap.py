@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
+import torch
 
 from engine.runtime.heap import FreedMemory, return_memory
 
@@ -43,3 +46,23 @@ async def test_memory_is_given_back_while_nothing_is_to_do(monkeypatch: pytest.M
     assert not waiting.done()
     event.set()
     await waiting
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+def test_few_primitives_are_kept() -> None:
+    """With room for four, a convolution is prepared once more behind those of five other sizes."""
+    program = """
+import torch
+from engine.config import preset
+from engine.loading.options import place
+from engine.runtime import heap
+heap.PRIMITIVES = 4
+place(preset("mini"), None, "cpu")
+for size in (8, 9, 10, 11, 12, 13, 8):
+    torch.nn.functional.conv2d(torch.zeros(1, 16, size, size), torch.zeros(16, 16, 5, 5))
+"""
+    environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"}
+    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    made = [line for line in told.stdout.splitlines() if "cache_miss" in line and ",convolution," in line]
+    assert len(made) == 7, told.stdout

@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.loading.download import HUB_ID, fetch
 from engine.loading.hub_names import snapshot_of
 from engine.loading.weights import SHIPPED, has_component
+from engine.runtime.heap import bound_primitives
 
 # Names of torch.cpu.get_capabilities.
 _BF16_CPUS = ("amx_bf16", "bf16")
@@ -82,6 +83,7 @@ def weights_folder(config: EngineConfig, given: str | None) -> Path:
 def place(config: EngineConfig, weights: str | None, device: str) -> tuple[Path, torch.device, torch.dtype]:
     """Weights folder, device and dtype that the options `--weights` and `--device` stand for; raises as these do."""
     use_cores()
+    bound_primitives()
     where = pick_device(device)
     return weights_folder(config, weights), where, pick_dtype(where)
 
