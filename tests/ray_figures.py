@@ -2,7 +2,8 @@
 
 `python tests/ray_figures.py rate`: frames a second of an engine of this machine and of one on a node, in turn. Both are
 the same process with 4 steps, asked for frames of two channels as fast as it makes them: it works for one while what it
-made for the other is on its way.
+made for the other is on its way. `--apart` gives the node a core, and the server and the cluster's head another one, as
+on two machines; the engine without Ray shares the first one with the server.
 `python tests/ray_figures.py deaths`: a server with four channels on two of three nodes, each with a viewer that checks
 every frame. One of the two is killed, then the other: how long until all channels have new frames.
 """
@@ -42,6 +43,7 @@ WARM, CHUNKS = 4, 60  # chunks before those that are timed, and those
 CHANNELS = ("main", "ball", "fish", "sailboat")
 SETTLED = 48  # frames of each viewer before and behind a death
 LIMIT_S = 120.0
+NODE_CORE, SERVER_CORE = 0, 1  # of `--apart`
 CONFIG = SupervisorConfig()
 
 
@@ -89,6 +91,12 @@ async def rate(place: Engines) -> float:
     return sum(frames for _, frames in timed[1:]) / (timed[-1][0] - timed[0][0])
 
 
+def stay_on(core: int) -> None:
+    """This process, with those that it begins from now on, on that core."""
+    for task in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(task), {core})
+
+
 async def on_node(cluster: Any) -> RayCluster:
     place = RayCluster("server:run_engine", "cpu", CONFIG, 1)
     await place.connect(cluster.address)
@@ -96,25 +104,33 @@ async def on_node(cluster: Any) -> RayCluster:
 
 
 @contextmanager
-def nodes(count: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A cluster whose head has room for no engine, and so many nodes with room for one."""
+def nodes(count: int, apart: bool) -> Iterator[tuple[Any, list[Any]]]:
+    """A cluster whose head has room for no engine, and so many nodes with room for one, on another core if `apart`."""
     with tempfile.TemporaryDirectory() as home:
         # Ray writes there; nodes have no other way to find the engine's code.
         os.environ |= {"HOME": home, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         from ray.cluster_utils import Cluster
 
+        if apart:
+            stay_on(SERVER_CORE)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        if apart:
+            stay_on(NODE_CORE)
         try:
             yield cluster, [cluster.add_node(num_cpus=1) for _ in range(count)]
         finally:
             cluster.shutdown()
 
 
-async def rates(cluster: Any, rounds: int) -> None:
+async def rates(cluster: Any, rounds: int, apart: bool) -> None:
     """Prints both of each round, and the median of their quotients."""
     here, there = [], []
     for _ in range(rounds):
+        if apart:
+            stay_on(NODE_CORE)
         here.append(await rate(LocalEngines(server.run_engine, CONFIG)))
+        if apart:
+            stay_on(SERVER_CORE)
         there.append(await rate(await on_node(cluster)))
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sys.stdout.write(f"here {here[-1]:.1f}, there {there[-1]:.1f} frames a second; {memory_mb:.0f} MB at most\n")
@@ -181,9 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/ray_figures.py", description=__doc__)
     parser.add_argument("what", choices=("rate", "deaths"))
     parser.add_argument("--rounds", type=int, default=3, help="of `rate` (default: 3)")
+    parser.add_argument("--apart", action="store_true", help="of `rate`: the node and the server have a core each")
     arguments = parser.parse_args()
-    with nodes(1 if arguments.what == "rate" else 3) as (cluster, all_nodes):
-        asyncio.run(rates(cluster, arguments.rounds) if arguments.what == "rate" else deaths(cluster, all_nodes))
+    with nodes(1 if arguments.what == "rate" else 3, arguments.apart) as (cluster, all_nodes):
+        if arguments.what == "rate":
+            asyncio.run(rates(cluster, arguments.rounds, arguments.apart))
+        else:
+            asyncio.run(deaths(cluster, all_nodes))
 
 
 if __name__ == "__main__":

@@ -28,17 +28,7 @@ from engine.live.offline import generate_frames
 from engine.loading.model import load
 from engine.loading.options import pick_device, pick_dtype
 from engine.runtime.threads import computing_with
-from engine.wire.kept_state import KeptState
-from engine.wire.messages import (
-    ChannelMessage,
-    ChannelOpened,
-    FramesReady,
-    FromEngine,
-    Heartbeat,
-    OpenChannel,
-    PromptSet,
-    Shown,
-)
+from engine.wire.messages import ChannelMessage, ChannelOpened, FramesReady, Heartbeat, OpenChannel, Shown
 from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings
 from streaming.engines import ray_node
 from streaming.engines.link import EngineLink, EngineStatus
@@ -306,39 +296,6 @@ async def test_a_node_hands_over_all_that_came(monkeypatch: pytest.MonkeyPatch) 
             while (news := await node.news()).ended is None:
                 pass
         assert "SIGKILL" in news.ended and news.killed
-    finally:
-        await node.stop()
-
-
-async def test_a_node_sends_every_second_state_of_a_fast_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One chunk is all that is to be made again; what was answered is kept at once, and so is what an end leaves."""
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "default_worker.py", raising=False)
-    monkeypatch.setattr(ray_node, "HOLD_S", 60.0)
-    node = NodeEngine("fakes:fake_engine", EngineSettings("mini"), CONFIG)
-    pid = await node.begin()
-    node._engine.take(lambda message: None)
-
-    async def told(chunk: int, message: FromEngine) -> list[int]:
-        node._memory.write(2, KeptState("main", "mini", "", "a red ball", 3, None, chunk, 8 * chunk), b"snapshot")
-        node._receive(message)
-        return [state.kept.chunk for state in (await node.news()).states]
-
-    try:
-        await node.send([(OpenChannel("main", SETTINGS, 2), None)])
-        async with asyncio.timeout(30):
-            assert [await told(chunk, Heartbeat()) for chunk in range(5)] == [[0], [], [2], [], [4]]
-            assert await told(5, PromptSet(1, "main", "a fish", 40)) == [5]
-            assert await told(6, Heartbeat()) == []
-            monkeypatch.setattr(ray_node, "HOLD_S", 0.0)
-            assert await told(6, Heartbeat()) == [6]
-            monkeypatch.setattr(ray_node, "HOLD_S", 60.0)
-            assert await told(7, Heartbeat()) == []
-            node._engine.take(node._receive)
-            os.kill(pid, signal.SIGKILL)
-            chunks = list[int]()
-            while not chunks:
-                chunks = [state.kept.chunk for state in (await node.news()).states]
-        assert chunks == [7]
     finally:
         await node.stop()
 

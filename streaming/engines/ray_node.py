@@ -21,17 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.wire.kept_state import KeptState
-from engine.wire.messages import (
-    ChunkDone,
-    FramesReady,
-    FromEngine,
-    Heartbeat,
-    OpenChannel,
-    Paused,
-    Ready,
-    Shown,
-    ToEngine,
-)
+from engine.wire.messages import FramesReady, FromEngine, Heartbeat, OpenChannel, Paused, Ready, Shown, ToEngine
 from engine.wire.priority import go_first
 from engine.wire.ring import RingConfig
 from engine.wire.settings import EngineSettings
@@ -43,10 +33,6 @@ MOST_BATCHES = 8  # of frames in one answer, so that a server that was busy gets
 GATHER_S = 0.2  # from one answer to the next where nobody waits: each costs Ray some milliseconds in four processes
 ASKED_S = 2.0  # behind a request, for which all is told at once: its answer, and the first frames under it
 UNANSWERED = Shown, Paused  # what the server tells and nobody waits for
-# For which a state may wait for the next one, so that an engine that makes a chunk faster sends every second one:
-# between nodes its megabytes cost Ray a tenth of the time that `mini` takes for the chunk.
-HOLD_S = 1.0
-PROGRESS = FramesReady, ChunkDone, Heartbeat  # what is told beside others is answered, and must be kept
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -68,23 +54,8 @@ class AreaState:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the server knows of an area."""
-
-    written: Written
-    kept: KeptState | None = None  # None before the first one that it was told
-    at_s: float = 0.0  # when it got the last snapshot, on the loop's clock
-
-    def is_enough(self, kept: KeptState | None, now_s: float) -> bool:
-        """Whether the server could go on from what it knows instead of `kept`, with one chunk to make once more."""
-        if self.kept is None or kept is None:
-            return False
-        return kept.chunk == self.kept.chunk + 1 and now_s < self.at_s + HOLD_S
-
-
-@dataclass(frozen=True, slots=True)
 class News:
-    """All that came since the last answer: states first, since nothing that was asked for is told before it is kept."""
+    """All that came since the last answer: states first, since nothing is told before it is kept."""
 
     states: tuple[AreaState, ...]
     messages: tuple[tuple[FromEngine, npt.NDArray[np.uint8] | None], ...]  # with frames [F, 3H/2, W] uint8
@@ -102,7 +73,7 @@ class NodeEngine:
         self._asked = asyncio.Event()  # not long ago
         self._forgets: asyncio.TimerHandle | None = None  # that it was asked
         self._messages: deque[FromEngine] = deque()
-        self._areas: dict[int, Told] = {}  # and what the server knows of them
+        self._areas: dict[int, Written] = {}  # and what the server knows of them
         self._ready: Ready | None = None
         self._ended: str | None = None
         self._told_s = -GATHER_S  # when the last answer was given, on the loop's clock
@@ -130,7 +101,7 @@ class NodeEngine:
                 self._memory.forget(message.area)
                 if state is not None:
                     state.put(self._memory)
-                self._areas[message.area] = Told(self._memory.written(message.area))
+                self._areas[message.area] = self._memory.written(message.area)
             if not isinstance(message, UNANSWERED):
                 self._hurry()
             self._engine.send(message)
@@ -156,8 +127,7 @@ class NodeEngine:
             self._news.clear()
         # What did not fit follows at once.
         self._told_s = -GATHER_S if self._messages else asyncio.get_running_loop().time()
-        progress = ended is None and all(isinstance(message, PROGRESS) for message, _ in told)
-        return News(tuple(self._states(progress)), tuple(told), ended, self._engine.killed)
+        return News(tuple(self._states()), tuple(told), ended, self._engine.killed)
 
     async def stop(self) -> None:
         """Ends the process, in good order if it listens; to be called once."""
@@ -184,20 +154,17 @@ class NodeEngine:
         self._hurry()
         self._news.set()
 
-    def _states(self, progress: bool) -> list[AreaState]:
-        """Those that were written since the server was told; with mere progress not those that it can do without."""
-        found, now_s = [], asyncio.get_running_loop().time()
-        for area, told in self._areas.items():
-            while (written := self._memory.written(area)) != told.written:
+    def _states(self) -> list[AreaState]:
+        """Those that were written since the server was told."""
+        found = []
+        for area, known in self._areas.items():
+            while (written := self._memory.written(area)) != known:
                 kept = self._memory.record(area)
-                if progress and told.is_enough(kept, now_s):
-                    break
-                with_snapshot = written.snapshots != told.written.snapshots
-                snapshot = self._memory.snapshot(area) if with_snapshot else None
+                snapshot = None if written.snapshots == known.snapshots else self._memory.snapshot(area)
                 if self._memory.written(area) != written:
                     # The engine wrote meanwhile.
                     continue
-                self._areas[area] = told = Told(written, kept, now_s if with_snapshot else told.at_s)
+                self._areas[area] = known = written
                 if kept is not None:
                     found.append(AreaState.of(area, kept, snapshot))
         return found
