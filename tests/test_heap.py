@@ -50,8 +50,10 @@ async def test_memory_is_given_back_while_nothing_is_to_do(monkeypatch: pytest.M
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
 def test_few_primitives_are_kept() -> None:
-    """With room for four, a convolution is prepared once more behind those of five other sizes."""
+    """With room for four, a convolution is prepared once more behind those of five other sizes. Torch, which does not
+    tell, gets a bound too."""
     program = """
+import os
 import torch
 from engine.config import preset
 from engine.loading.options import place
@@ -60,9 +62,12 @@ heap.PRIMITIVES = 4
 place(preset("mini"), None, "cpu")
 for size in (8, 9, 10, 11, 12, 13, 8):
     torch.nn.functional.conv2d(torch.zeros(1, 16, size, size), torch.zeros(16, 16, 5, 5))
+print("descriptions", os.environ["LRU_CACHE_CAPACITY"])
 """
     environment = os.environ | {"ONEDNN_VERBOSE": "profile_create"}
-    environment.pop("ONEDNN_PRIMITIVE_CACHE_CAPACITY", None)
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        environment.pop(name, None)
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     made = [line for line in told.stdout.splitlines() if "cache_miss" in line and ",convolution," in line]
     assert len(made) == 7, told.stdout
+    assert "descriptions 128" in told.stdout

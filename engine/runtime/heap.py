@@ -11,13 +11,19 @@ EVERY_S = 30.0
 # That oneDNN keeps: each is a product or a convolution of a size, for a number of threads. `mini` uses 300 under one
 # prompt, more under prompts of other lengths; with room for 256 a video of six took 6 to 10 % longer, with 384 no more.
 PRIMITIVES = 512
-_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"  # oneDNN's environment variable, read with its first primitive
+DESCRIPTIONS = 128  # that torch keeps of those, in front of oneDNN; fewer take no more time
+# Environment variables that say so, of oneDNN 3.12 and torch 2.13; both are read with the first product.
+_PRIMITIVES, _DESCRIPTIONS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 
 
 def bound_primitives() -> None:
-    """Lets oneDNN keep PRIMITIVES of them and not 1024, unless the environment says how many; to be called before the
-    first product. One of a product takes 258 kB (oneDNN 3.12, AVX-512): they would grow to 264 MB, for hours."""
+    """Bounds what is prepared for products and convolutions unless the environment does; called before the first one.
+
+    oneDNN and torch keep 1024 each, and of a product either takes 258 kB (AVX-512): a video with prompts and plans of
+    many lengths would grow for hours, up to half a gigabyte.
+    """
     os.environ.setdefault(_PRIMITIVES, str(PRIMITIVES))
+    os.environ.setdefault(_DESCRIPTIONS, str(DESCRIPTIONS))
 
 
 def return_memory() -> None:
