@@ -10,7 +10,7 @@ import time
 EVERY_S = 30.0
 # That oneDNN keeps: each is a product or a convolution of a size, for a number of threads. `mini` uses 300 under one
 # prompt, more under prompts of other lengths; with room for 256 a video of six took 6 to 10 % longer, with 384 no more.
-PRIMITIVES = 512
+PRIMITIVES = 384
 DESCRIPTIONS = 128  # that torch keeps of those, in front of oneDNN; fewer take no more time
 # Environment variables that say so, of oneDNN 3.12 and torch 2.13; both are read with the first product.
 _PRIMITIVES, _DESCRIPTIONS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
