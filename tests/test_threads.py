@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from engine.runtime.threads import BUSY_RETRY_S, JUMP, RETRY_S, ROUNDS, UNITS, ThreadChoice
+from engine.runtime.threads import FIRST_RETRY_S, JUMP, LAST_RETRY_S, RETRY_S, ROUNDS, UNITS, ThreadChoice
 
 
 @pytest.fixture(autouse=True)
@@ -87,21 +87,40 @@ def test_a_jump_of_cost_is_answered_and_free_cores_are_found() -> None:
 
 
 def test_work_that_never_ends_gets_free_cores_too() -> None:
-    """Where there is never time for `retry`, all cores are tried every BUSY_RETRY_S; with all of them nothing is."""
+    """Where there is never time for `retry`, all cores are tried after FIRST_RETRY_S; with all of them nothing is."""
     machine = Machine(2)
     machine.busy = 1
     machine.choice.choose()
     machine.busy = 0
-    machine.now_s += BUSY_RETRY_S - 1
+    machine.now_s += FIRST_RETRY_S - 1
     machine.spend(0.02, 2 * UNITS)
     assert torch.get_num_threads() == 1
     machine.now_s += 1
     machine.spend(0.02, 1)
     assert torch.get_num_threads() == 2
     before = machine.steps
-    machine.now_s += 10 * BUSY_RETRY_S
+    machine.now_s += 10 * LAST_RETRY_S
     machine.spend(0.02, 2 * UNITS)
     assert machine.steps == before
+
+
+def test_cores_that_stay_busy_are_tried_more_and_more_seldom() -> None:
+    """Each time after twice as long, up to LAST_RETRY_S; once they were free it begins anew."""
+    machine = Machine(2)
+    for _ in range(2):
+        machine.busy = 1
+        machine.choice.choose()
+        for wait_s in (5.0, 10.0, 20.0, 40.0, 60.0, 60.0):
+            before = machine.steps
+            machine.now_s += wait_s - 1
+            machine.spend(0.02, UNITS)
+            assert machine.steps == before
+            machine.now_s += 2
+            machine.spend(0.02, 1)
+            assert machine.steps > before and torch.get_num_threads() == 1
+        machine.busy = 0
+        machine.choice.choose()
+        assert torch.get_num_threads() == 2
 
 
 def test_a_few_slow_units_are_no_jump() -> None:

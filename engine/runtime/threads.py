@@ -24,7 +24,8 @@ GAIN = 0.9  # of the time: what another number must stay below to be worth a cha
 UNITS = 6  # units of work in a row, whose median is their cost
 JUMP = 1.6  # times the lowest cost: the number is chosen again
 RETRY_S = 10.0  # between two looks whether all cores are free again, where there is time for one
-BUSY_RETRY_S = 60.0  # and where the work never ends: it costs as much as some steps
+# And where the work never ends: a look costs as much as some steps, so that the next one waits twice as long.
+FIRST_RETRY_S, LAST_RETRY_S = 5.0, 60.0
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class ThreadChoice:
         """`work` is timed with up to `most` threads; with a `most` of 1 nothing is ever changed."""
         self._work, self._most, self._clock = work, most, clock
         self._chosen_s = clock()
+        self._retry_s = FIRST_RETRY_S  # from then to the next look while there is work
         self._units: deque[float] = deque(maxlen=UNITS)  # seconds of the last ones, with this number of threads
         self._lowest_s = float("inf")  # cost of so many of them
 
@@ -71,6 +73,7 @@ class ThreadChoice:
             told = ", ".join(f"{1000 * times[one]:.0f} ms with {one}" for one in sorted(times))
             log.info("computing with %d threads from now on, was %d: a step takes %s", number, now, told)
         self._units.clear()
+        self._retry_s = min(2 * self._retry_s, LAST_RETRY_S) if number == now else FIRST_RETRY_S
         self._chosen_s = self._clock()
 
     def spent(self, seconds: float) -> None:
@@ -80,7 +83,7 @@ class ThreadChoice:
             return
         # Not the mean: choosing costs as much as some steps, and one unit that the system held up is no reason for it.
         cost_s = median(self._units)
-        if cost_s > JUMP * self._lowest_s or self._may_be_more(BUSY_RETRY_S):
+        if cost_s > JUMP * self._lowest_s or self._may_be_more(self._retry_s):
             self.choose()
         else:
             self._lowest_s = min(self._lowest_s, cost_s)
