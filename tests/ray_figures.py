@@ -2,8 +2,8 @@
 
 `python tests/ray_figures.py rate`: frames a second of an engine of this machine and of one on a node, in turn. Both are
 the same process with 4 steps, asked for frames of two channels as fast as it makes them: it works for one while what it
-made for the other is on its way. `--apart` gives the node a core, and the server and the cluster's head another one, as
-on two machines; the engine without Ray shares the first one with the server.
+made for the other is on its way. `--apart` gives the engine a core, with or without a node around it, and the server
+and the cluster's head another one, as on two machines.
 `python tests/ray_figures.py deaths`: a server with four channels on two of three nodes, each with a viewer that checks
 every frame. One of the two is killed, then the other: how long until all channels have new frames.
 """
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import server
 from engine.wire.messages import ChannelMessage, ChunkDone, FramesReady, Shown
+from engine.wire.ring import RingWriter
 from engine.wire.settings import ChannelSettings, EngineSettings
+from engine.wire.state_memory import StateMemory
 from streaming.bench.server_process import ROOT, SERVER
 from streaming.chaos.stage import Stage
 from streaming.chaos.witness import Witness
@@ -97,6 +100,14 @@ def stay_on(core: int) -> None:
         os.sched_setaffinity(int(task), {core})
 
 
+def run_engine_apart(
+    settings: EngineSettings, ring: RingWriter, control: connection.Connection, memory: StateMemory
+) -> None:
+    """Runs in an engine process of this machine, on the core that a node would have."""
+    stay_on(NODE_CORE)
+    server.run_engine(settings, ring, control, memory)
+
+
 async def on_node(cluster: Any) -> RayCluster:
     place = RayCluster("server:run_engine", "cpu", CONFIG, 1)
     await place.connect(cluster.address)
@@ -125,12 +136,10 @@ def nodes(count: int, apart: bool) -> Iterator[tuple[Any, list[Any]]]:
 async def rates(cluster: Any, rounds: int, apart: bool) -> None:
     """Prints both of each round, and the median of their quotients."""
     here, there = [], []
+    if apart:
+        stay_on(SERVER_CORE)
     for _ in range(rounds):
-        if apart:
-            stay_on(NODE_CORE)
-        here.append(await rate(LocalEngines(server.run_engine, CONFIG)))
-        if apart:
-            stay_on(SERVER_CORE)
+        here.append(await rate(LocalEngines(run_engine_apart if apart else server.run_engine, CONFIG)))
         there.append(await rate(await on_node(cluster)))
         memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         sys.stdout.write(f"here {here[-1]:.1f}, there {there[-1]:.1f} frames a second; {memory_mb:.0f} MB at most\n")

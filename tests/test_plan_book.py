@@ -24,7 +24,7 @@ class Clock:
 
 def book() -> tuple[PlanBook, list[Any], PromptBook, Clock]:
     sent, prompts, clock = list[Any](), PromptBook("a fish", 0), Clock()
-    return PlanBook("main", sent.append, prompts, clock), sent, prompts, clock
+    return PlanBook("main", sent.append, lambda: prompts, clock), sent, prompts, clock
 
 
 def picture(number: int) -> PlanPicture:

@@ -13,13 +13,17 @@ from engine.wire.messages import (
     ChannelRefused,
     ChunkDone,
     CloseChannel,
+    DiscardPlan,
     FramesReady,
+    LookAhead,
     OpenChannel,
     Paused,
+    PlanAhead,
+    PlannedPart,
     Ready,
 )
 from engine.wire.ring import MOST_CHANNELS, RingConfig, RingReader
-from engine.wire.settings import ChannelSettings, EngineSettings
+from engine.wire.settings import ChannelSettings, ChannelStart, EngineSettings, Fork
 from engine.wire.state_folder import JOURNAL, SNAPSHOTS, STATE, channel_folder
 from streaming.channels.channel import Channel
 from streaming.channels.prompts import RequestRefused
@@ -201,3 +205,36 @@ async def test_a_channel_that_ends_while_no_engine_runs_stays_gone(house: House,
     house.engine.detach("it crashed", final=False)
     await house.channels.end(channel)
     assert [path.name for path in (tmp_path / "second").iterdir()] == [JOURNAL]
+
+
+async def test_requests_that_wait_for_their_turn_end_with_the_channel(house: House) -> None:
+    """None of them reaches the engine, whose answer would name a channel that is gone and end it for all others."""
+    channel = await house.create("second")
+    asking = [asyncio.create_task(channel.plan.discard(100, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    channel.end()
+    for request in asking:
+        with pytest.raises(Unavailable, match="has ended"):
+            await request
+    ending = asyncio.create_task(house.channels.end(channel))
+    await turns()
+    house.engine.receive(ChannelClosed("second"))
+    await ending
+    with pytest.raises(Unavailable, match="has ended"):
+        await channel.plan.parts()
+    with pytest.raises(Unavailable, match="has ended"):
+        house.engine.ask(channel, LookAhead("second"))
+    assert [type(one) for one in house.sent if isinstance(one, DiscardPlan | LookAhead)] == [DiscardPlan]
+
+
+async def test_a_plan_has_the_prompt_that_the_engine_knew(house: House) -> None:
+    """A fork that is given no prompt of its own goes on under the one that was there."""
+    fork = ChannelSettings(None, None, source=Fork("main", 3))
+    making = asyncio.create_task(house.channels.create("fork", fork))
+    await asyncio.sleep(0)
+    house.engine.receive(ChannelOpened("fork", settings=ChannelSettings("a fish", 5, start=ChannelStart(24, 3))))
+    channel = await making
+    asking = asyncio.create_task(channel.plan.parts())
+    await asyncio.sleep(0)
+    house.engine.receive(PlanAhead("fork", (PlannedPart(24, 8, True, {}, None),)))
+    assert [part.prompt for part in await asking] == ["a fish"]

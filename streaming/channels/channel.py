@@ -66,7 +66,7 @@ class Channel:
         self._prompts = PromptBook.of(settings)
         self._no_journal: str | None = None  # why it is not written
         self.report_text = ReportText(self.report, clock)
-        self.plan = PlanBook(name, lambda message: self.engine.send(message), self._prompts, clock)
+        self.plan = PlanBook(name, lambda message: self.engine.ask(self, message), lambda: self._prompts, clock)
         self.engine_changed()
 
     def settings(self) -> ChannelSettings:
@@ -181,7 +181,7 @@ class Channel:
         self.events.end()
         self._opening.settle(Unavailable("The channel has ended."))
         self._prompts.interrupt("The channel has ended.")
-        self.plan.interrupt("The channel has ended.")
+        self.plan.end()
 
     async def change(self, prompt: str | None, mode: str, seed: int | None = None) -> ChangeAnswer:
         """Changes prompt or seed, where given, and answers with the first frame under them, unless the next took it.
@@ -256,7 +256,7 @@ class Channel:
         request = self._prompts.next() if self.engine.makes(self) else None
         if request is not None:
             assert request.prompt is not None, "what is sent has a prompt"
-            self.engine.send(SetPrompt(request.number, self.id, request.prompt, request.mode, request.seed))
+            self.engine.ask(self, SetPrompt(request.number, self.id, request.prompt, request.mode, request.seed))
 
     def _publish(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -29,6 +29,7 @@ from streaming.errors import Unavailable
 from streaming.media.hub import Picture
 from streaming.media.still import LazyStill, Still
 
+ENDED = "The channel has ended."
 KEPT_S = 0.2  # that an answer is good for all who ask
 
 
@@ -51,10 +52,11 @@ class PlanBook:
         self,
         channel: str,
         send: Callable[[ToEngine], None],
-        prompts: PromptBook,
+        prompts: Callable[[], PromptBook],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`send` raises Unavailable when no engine is warm."""
+        """`send` raises Unavailable when no engine makes the channel; `prompts` are the channel's by now."""
+        self._ended = False
         self._channel, self._send, self._prompts, self._clock = channel, send, prompts, clock
         self._parts: tuple[PlannedPart, ...] = ()
         self._told_s = float("-inf")
@@ -67,13 +69,14 @@ class PlanBook:
     async def parts(self) -> list[ComingPart]:
         """All that is planned, from the frame on air on. Raises Unavailable when no engine answers."""
         if self._asked is None and self._clock() - self._told_s >= KEPT_S:
-            self._send(LookAhead(self._channel))
+            self._ask(LookAhead(self._channel))
             self._asked = asyncio.get_running_loop().create_future()
         if self._asked is not None:
             await asyncio.shield(self._asked)
+        prompts = self._prompts()
         return [
             ComingPart(
-                *(part.frame, part.frames, self._prompts.at(part.frame).prompt, part.rendered),
+                *(part.frame, part.frames, prompts.at(part.frame).prompt, part.rendered),
                 None if part.picture is None else self._names.get(part.picture),
                 part.words,
             )
@@ -91,9 +94,9 @@ class PlanBook:
         Raises Unavailable when the engine stops meanwhile, RequestRefused with its reason.
         """
         async with self._turn:
-            number = self._prompts.number()
+            number = self._prompts().number()
             future: asyncio.Future[PlanDiscarded] = asyncio.get_running_loop().create_future()
-            self._send(DiscardPlan(number, self._channel, frame, seed))
+            self._ask(DiscardPlan(number, self._channel, frame, seed))
             self._discarding = number, future
             try:
                 return await future
@@ -108,7 +111,7 @@ class PlanBook:
             case PlanPicture():
                 self._keep(message)
             case PlanDiscarded():
-                self._prompts.replan(message)
+                self._prompts().replan(message)
                 self._told_s = float("-inf")
                 if (future := self._waiting(message.request)) is not None:
                     future.set_result(message)
@@ -117,6 +120,11 @@ class PlanBook:
         """The engine refused; whoever asked gets RequestRefused."""
         if (future := self._waiting(answer.request)) is not None:
             future.set_exception(RequestRefused(answer.reason))
+
+    def end(self) -> None:
+        """The channel is no more: who waits, and who waits for a turn, gets Unavailable."""
+        self._ended = True
+        self.interrupt(ENDED)
 
     def interrupt(self, reason: str) -> None:
         """The engine is gone, and what it planned: who waits for it gets Unavailable."""
@@ -128,6 +136,11 @@ class PlanBook:
             asked.exception()  # perhaps nobody waits any more
         if self._discarding is not None and (future := self._waiting(self._discarding[0])) is not None:
             future.set_exception(Unavailable(reason))
+
+    def _ask(self, message: ToEngine) -> None:
+        if self._ended:
+            raise Unavailable(ENDED)
+        self._send(message)
 
     def _waiting(self, request: int) -> asyncio.Future[PlanDiscarded] | None:
         """The future of a request that is still waited for."""

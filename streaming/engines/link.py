@@ -162,7 +162,7 @@ class EngineLink:
 
     def release(self, channel: EngineChannel, give: Callable[[EngineChannel], None]) -> None:
         """Asks the process to make a channel no more; when it has answered, `give` gives that to another engine."""
-        self.send(ReleaseChannel(channel.id))
+        self.ask(channel, ReleaseChannel(channel.id))
         late = asyncio.get_running_loop().call_later(RELEASE_S, self._on_released, channel.id)
         self._releasing[channel.id] = late, give
 
@@ -265,10 +265,11 @@ class EngineLink:
             words = {EngineStatus.STARTING: starting, EngineStatus.STALLED: stalled}.get(self.status, restarting)
             raise Unavailable(f"{words} ({self.error})" if self.error else words)
 
-    def send(self, message: ToEngine) -> None:
-        """Sends without blocking. Raises Unavailable when no process is warm."""
+    def ask(self, channel: EngineChannel, message: ToEngine) -> None:
+        """Asks the process something of a channel. Raises Unavailable where none is warm that goes on making it."""
         self.check()
-        assert self._send is not None, "a process is warm"
+        if self._send is None or channel not in self.staying:  # its answer would name a channel that is gone
+            raise Unavailable("The channel has ended, or moves to another engine; try again in a moment.")
         self._send(message)
 
     def tell(self, channel: EngineChannel, message: Shown | Paused) -> None:
