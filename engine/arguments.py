@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from engine.wire.settings import MOST_STEPS, PICTURES, SEED_LIMIT
 
+MOST = 1e9  # of seconds, or of gigabytes
+
 T = TypeVar("T")
 
 
@@ -143,6 +145,6 @@ def _above(text: str, unit: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{text!r} is not a number of {unit} above 0")
+    if not 0 < number <= MOST:
+        raise ValueError(f"{text!r} is not a number of {unit} above 0, {MOST:.0e} at most")
     return number

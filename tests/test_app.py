@@ -23,6 +23,16 @@ def refused(reply: httpx.Response, status: int) -> bool:
     return bool(reply.json()["detail"])
 
 
+async def test_no_page_steers_unasked(running: Serving) -> None:
+    """Without a token: what a browser sends for any page that somebody opens, a POST that is no JSON."""
+    path = "/channels/main/recordings"
+    for kind in ({}, {"content-type": "text/plain"}, {"content-type": "multipart/form-data; boundary=x"}):
+        assert refused(await running.http.post(path, headers={"origin": "https://evil.example", **kind}), 415)
+        # Programs have no origin; there is no folder for recordings.
+        assert refused(await running.http.post(path, headers=kind), 409)
+    assert refused(await running.http.post(path, headers={"origin": "https://ours.example"}, json={}), 409)
+
+
 async def test_channel_report_is_complete(running: Serving) -> None:
     """The report of a warm, unwatched channel has its sizes, an idle state and a filled buffer; the list has it too."""
     report = await running.until(lambda report: report["chunk"] is not None)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.__main__ import main
-from engine.loading.convert import convert
+from engine.loading.convert import check_folder, convert
 from engine.loading.weights import load_weights, text_folders
 from engine.semantic.theia import Theia
 
@@ -105,6 +105,16 @@ def test_what_is_there_is_not_touched(published: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"other.part is left of a conversion"):
         convert(published, tmp_path / "other", checkpoint.TINY)
     assert (tmp_path / "other.part").is_dir()
+
+
+def test_the_folder_of_the_work_is_one(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one is taken under whatever name it has."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    check_folder(Path())
+    (tmp_path / "here" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="here is not empty"):
+        check_folder(Path())
 
 
 def test_a_folder_that_cannot_be_made_is_refused(published: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from fakes import Serving, Watcher, sample_offer, serving, watching
 from streaming.http.whep import NO_MEDIA
 from streaming.media.ice import IceAgent
 from streaming.media.ice_restart import IceRestarts
-from streaming.media.offer import Fragment, IceSession
+from streaming.media.offer import Fragment, IceSession, WhepError
 
 pytestmark = pytest.mark.usefixtures("loopback")
 
@@ -141,6 +141,29 @@ async def test_a_restart_that_is_given_up_at_once_leaves_no_port() -> None:
     assert new._protocols
     await restarts.close()
     assert not new._protocols
+
+
+async def test_a_session_that_ended_restarts_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that ends while the restart before is given up: nothing of the new one stays."""
+    transport = SimpleNamespace(transport=SimpleNamespace(_connection=aioice.Connection(ice_controlling=False)))
+    restarts = IceRestarts("viewer", transport, IceAgent(), 5.0)
+    session = IceSession("new1", "0123456789abcdefghijkl", NO_MEDIA, "0")
+    await restarts.begin(session, Fragment((), session))
+    made, stop, gather = list[aioice.Connection](), restarts._stop, restarts._agent.gather_connection
+
+    async def gather_and_note(connection: aioice.Connection) -> None:
+        made.append(connection)
+        await gather(connection)
+
+    async def end_meanwhile() -> None:
+        restarts._ended = True
+        await stop()
+
+    monkeypatch.setattr(restarts._agent, "gather_connection", gather_and_note)
+    monkeypatch.setattr(restarts, "_stop", end_meanwhile)
+    with pytest.raises(WhepError, match="ended before ICE was restarted"):
+        await restarts.begin(session, Fragment((), session))
+    assert made and not made[0]._protocols
 
 
 async def test_bad_restarts_are_refused_and_the_video_goes_on() -> None:

@@ -343,6 +343,7 @@ async def test_a_channel_that_cannot_be_made_is_refused(published_folder: Path) 
         server.pipe.send(OpenChannel("other", ChannelSettings("the sea", steps=1)))
         refused = await server.receive(ChannelRefused)
         assert refused.channel == "other" and "1 sampling steps" in refused.reason
+        server.pipe.send(Shown("other", 1, ()))
         server.pipe.send(CloseChannel("other"))
         assert await server.receive(ChannelClosed) == ChannelClosed("other")
         assert list(interleaver._channels) == ["main"]

@@ -200,7 +200,16 @@ def test_a_disk_that_hangs_holds_up_nothing(tmp_path: Path) -> None:
         pass
     make(journal, state, 1)
     assert told.reasons == [f"the disk is {MOST_WAITING} records behind; give --state a faster one"]
+    # With any number of places free it ends, as soon as it can.
+    other = JournalWriter(tmp_path / "other", generator(), told)
+    assert other.put(lambda: hung.wait(60) and None)
+    while other._jobs.qsize() < MOST_WAITING - 1:
+        assert other.put(lambda: None)
+    other.close(0.1)
+    assert other._thread.is_alive()
     hung.set()
+    other._thread.join(60)
+    assert not other._thread.is_alive()
     settled(writer)
     make(journal, state, EVERY)
     writer.close(60)

@@ -86,6 +86,11 @@ async def test_the_life_of_a_recording(tmp_path: Path) -> None:
         assert whole.content.startswith(part.content)
         some = await running.http.get(f"{place}.mp4", headers={"range": "bytes=0-99"})
         assert (some.status_code, some.content) == (206, whole.content[:100])
+        behind = await running.http.get(f"{place}.mp4", headers={"range": f"bytes={done['bytes']}-"})
+        assert refused(behind, 416) and behind.headers["content-range"] == f"bytes */{done['bytes']}"
+        for other in ("items=0-5", "bytes=9-2", "bytes=x", "bytes="):
+            passed_over = await running.http.get(f"{place}.mp4", headers={"range": other})
+            assert (passed_over.status_code, passed_over.content) == (200, whole.content)
         assert (await running.http.get(RECORDINGS)).json() == [done]
         assert (await running.http.delete(f"{place}.mp4")).status_code == 204
         for method, path in (("GET", place), ("GET", f"{place}.mp4"), ("DELETE", place), ("DELETE", f"{place}.mp4")):

@@ -264,10 +264,17 @@ def test_the_command_writes_a_part(
     assert command.main([str(path.parent), "--out", str(out), "--start", "1", "--seconds", "2", *weights]) == 0
     with Film(out) as film:
         assert sum(1 for _ in film.frames()) == 16
+    writer = JournalWriter(tmp_path / "lost", generator(), lambda *told: pytest.fail(str(told)))
+    make(generator().open("a red ball", 7), writer, 1)
+    make(generator().open("a red ball", 7, first_chunk=5, first_frame=200), writer, 1, new=False)
+    writer.close(60)
+    with pytest.raises(ValueError, match="has lost all of these frames"):
+        lost = str(tmp_path / "lost" / "main")
+        command.main([lost, "--out", str(tmp_path / "other.mp4"), "--start", "10", "--seconds", "0.5", *weights])
     for wrong, words in ((("--start", "1000"), "behind the end"), (("--seconds", "1000"), "it ends there")):
         with pytest.raises(ValueError, match=words):
             command.main([str(path), "--out", str(tmp_path / "other.mp4"), *wrong, *weights])
-    assert sorted(child.name for child in tmp_path.iterdir()) == ["v.mp4", "weights"]
+    assert sorted(child.name for child in tmp_path.iterdir()) == ["lost", "v.mp4", "weights"]
     assert len(frames) > 24
 
 

@@ -13,7 +13,7 @@ from tiny import tiny_config, write_weights
 from engine.config import PRESETS, preset
 from engine.evaluation.soak import Soak, SoakPlan, growth, main
 from engine.evaluation.soak_engine import SoakError, run_engine
-from engine.live.journal import Journal
+from engine.live.journal import Beginning, Journal
 from engine.semantic.theia import Theia
 from engine.wire.ring import RingWriter
 from engine.wire.settings import EngineSettings
@@ -66,6 +66,8 @@ def test_rows_are_written_and_a_run_goes_on(tmp_path: Path, weights: Path) -> No
     assert report["rows"][-1]["wrong_frames"] == 0
     read = Journal(tmp_path / "r.state" / "soak" / JOURNAL)
     assert read.damage is None
+    # Not from nothing, which would be another video.
+    assert [one.snapshot is not None for one in read.records if isinstance(one, Beginning)] == [False, True]
     with pytest.raises(ValueError, match="is of another plan"):
         soak(tmp_path, SoakPlan())
 

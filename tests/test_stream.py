@@ -28,6 +28,17 @@ def test_mini_yields_pictures_of_its_prompt() -> None:
     assert (red - green > 100).mean() > 0.02 and (green - blue > 30).mean() > 0.1
 
 
+def test_seeds_are_whole_numbers(generator: VideoGenerator) -> None:
+    """Of any library: 1 of numpy is 1. What is no seed, or no prompt, is refused in words."""
+    first, same = (next(generator.stream("a red ball", seed)) for seed in (1, np.int64(1)))
+    assert np.array_equal(first, same)
+    for wrong in (True, 1.0, "1", None, -1, 1 << 32):
+        with pytest.raises(ValueError, match=f"seed {wrong!r} is not a whole number"):
+            generator.stream("a red ball", wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the prompt is None, and no text"):
+        generator.stream(None)  # type: ignore[arg-type]
+
+
 def test_a_stream_has_the_frames_of_a_file(generator: VideoGenerator) -> None:
     """Frames equal those of `generate` with the same seed, and with the same prompt from the chunk after a change."""
     stream = generator.stream("a red ball", seed=3)

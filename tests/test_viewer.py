@@ -9,7 +9,7 @@ from typing import Any
 import av
 import httpx
 import pytest
-from aiortc import RTCPeerConnection, rtp
+from aiortc import RTCPeerConnection, RTCSessionDescription, rtp
 from fakes import FPS, Serving, Watcher, not_understood, sample_offer, serving, watching
 
 from streaming.media import marker
@@ -257,6 +257,28 @@ async def test_sessions_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) ->
                 await asyncio.sleep(0.02)
         assert len(os.listdir("/proc/self/fd")) <= descriptors
         assert (await running.report())["viewers"] == 0
+
+
+async def test_a_session_that_ends_before_its_answer_is_no_bad_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may come again: 503, and not the 400 of an offer that is wrong."""
+    asked, let_go, take = asyncio.Event(), asyncio.Event(), RTCPeerConnection.setRemoteDescription
+
+    async def wait(peer: RTCPeerConnection, description: RTCSessionDescription) -> None:
+        asked.set()
+        await let_go.wait()
+        await take(peer, description)
+
+    async with serving() as running:
+        assert (await running.http.post("/channels", json={"id": "second", "prompt": "x"})).status_code == 201
+        offer = await sample_offer(running)
+        monkeypatch.setattr(RTCPeerConnection, "setRemoteDescription", wait)
+        headers = {"content-type": "application/sdp"}
+        answering = asyncio.create_task(running.http.post("/whep/second", content=offer, headers=headers))
+        await asked.wait()
+        assert (await running.http.delete("/channels/second")).status_code == 204
+        let_go.set()
+        reply = await answering
+        assert reply.status_code == 503 and "retry-after" in reply.headers, reply.text
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:

@@ -41,6 +41,7 @@ from engine.wire.files import check_target, write_atomically
 
 PROOF_SHARE = 0.99  # of true words that the judge must find
 BOX_PX = 48  # side of the box around a subject
+MOST_MINUTES = 1e6  # of a long video
 
 Rows = list[dict[str, bool]]
 
@@ -242,8 +243,10 @@ def main(argv: Sequence[str]) -> int:
             if count < 2:
                 parser.error(f"--{name} must be at least 2")
             return judges(arguments, " ".join(["python -m engine evaluate", *argv]))
-    if arguments.captions < 2 or arguments.drift_videos < 1 or arguments.drift_minutes <= 0:
-        parser.error("--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0")
+    if arguments.captions < 2 or arguments.drift_videos < 1 or not 0 < arguments.drift_minutes <= MOST_MINUTES:
+        parser.error(
+            f"--captions must be at least 2, --drift-videos 1, and --drift-minutes above 0, {MOST_MINUTES:g} at most"
+        )
     sheet_path = arguments.json.with_suffix(".png")
     check_target(arguments.json, ".json")
     check_target(sheet_path)

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Soak:
     def _opening(self, left: Sequence[KeptState]) -> ChannelSettings:
         """The channel, from the beginning or from where the state folder ends."""
         for kept in left:
-            start = ChannelStart(kept.frame, kept.chunk, goes_on=True)
+            start = ChannelStart(kept.frame, kept.chunk, goes_on=True, from_disk=True)
             return ChannelSettings(kept.prompt, kept.seed, kept.steps, start)
         return ChannelSettings(self._plan.prompt(0), self._plan.seed, self._config.steps)
 
@@ -179,8 +179,8 @@ class Soak:
             "rss_most_mb": round(max(stretch.memory_mb), 2),
             "descriptors": descriptors,
             "threads": threads,
-            "journal_bytes": (folder / JOURNAL).stat().st_size,
-            "folder_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+            "journal_bytes": _bytes(folder / JOURNAL),
+            "folder_bytes": sum(map(_bytes, folder.iterdir())),
             "no_journal": engine.no_journal,
             "wrong_frames": engine.wrong_frames,
             "words": judge.share(stretch.right) if seen else None,
@@ -192,6 +192,13 @@ class Soak:
         self._rows.append(row)
         text = json.dumps(self.report(), indent=1) + "\n"
         write_atomically(self._path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _bytes(path: Path) -> int:
+    """Size of a file that the engine may replace or delete meanwhile; 0 where it is not there."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -242,5 +249,8 @@ def main(argv: Sequence[str]) -> int:
     except SoakError as error:
         sys.stderr.write(f"soak: {error}; what was made is in {arguments.json}, and the same command goes on\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"soak: interrupted; whole rows are in {arguments.json}, and the same command goes on\n")
+        return 130
     sys.stdout.write(json.dumps({name: report[name] for name in ("conditions", "plan", "memory")}, indent=1) + "\n")
     return 0

@@ -293,6 +293,7 @@ class Interleaver:
         if channel is not None and message.frame > channel.shown:
             channel.shown = channel.state.open_from = message.frame
             channel.shown_s = time.monotonic()
-        slots = self._released[message.channel] if channel is None else channel.slots
+        # Of one that it refused to go on with there are none.
+        slots = self._released.get(message.channel, set()) if channel is None else channel.slots
         slots.difference_update(message.freed_slots)
         self._ring.release(message.freed_slots)

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import abc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
@@ -70,8 +71,8 @@ class JournalWriter:
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Writes what waits, for a moment at most."""
-        if self.put(lambda: None):
-            self._jobs.put(None)
+        with suppress(queue.Full):
+            self._jobs.put_nowait(None)
         self._thread.join(limit_s)
 
     def _run(self) -> None:

@@ -40,7 +40,9 @@ class StateFiles:
             self._waiting = kept, snapshot
         if not waits and not self._journals.put(self._run):
             # The disk is far behind; the next call tries again.
-            self._take()
+            dropped = self._take()
+            if dropped is not None and dropped[1] is not None:
+                self._failed = True
 
     def remove(self) -> None:
         """The channel is no more. What remains is its journal."""
@@ -81,13 +83,17 @@ class StateFiles:
     def _put(self, kept: KeptState, snapshot: memoryview | None) -> None:
         """The record last: it names the snapshot."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        place = self._place
         if snapshot is not None:
             place = self._free_place()
             _replace(self._folder / SNAPSHOTS[place], snapshot)
+        elif self._failed:
+            # The snapshot that is there is one of another time.
+            return
+        if place is not None:
+            _replace(self._folder / STATE, replace(kept, snapshot=SNAPSHOTS[place]).to_json())
+            # Not before: the next snapshot must not go over the one that the record names.
             self._place, self._failed = place, False
-        # After a failure the snapshot is one of another time.
-        if self._place is not None and not self._failed:
-            _replace(self._folder / STATE, replace(kept, snapshot=SNAPSHOTS[self._place]).to_json())
 
     def _free_place(self) -> int:
         """That which the record on the disk does not name."""

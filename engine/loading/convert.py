@@ -66,6 +66,7 @@ def convert(folder: Path, out: Path, config: EngineConfig, shard_bytes: int = SH
 
 def check_folder(out: Path) -> None:
     """Raises ValueError if a folder to make is there and not empty, or OSError if it cannot be made."""
+    out = out.resolve()
     with explained(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"{out} is not empty: give a new folder")

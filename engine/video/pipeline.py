@@ -28,7 +28,7 @@ from engine.loading.options import place
 from engine.loading.weights import preset_of
 from engine.video.video_file import to_rgb
 from engine.wire.prompt import check_prompt
-from engine.wire.settings import MOST_STEPS, SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, SEED_LIMIT, check_seed
 
 OUTPUT_TYPES = ("np", "pil", "pt")
 FRAMES = 49  # of the published model's window
@@ -130,9 +130,7 @@ def _seeds(count: int, seed: int | None, generator: torch.Generator | Sequence[t
     if seed is not None and generator is not None:
         raise ValueError("seed and generator are both given: leave one out")
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"seed {seed!r} is not 0 to {SEED_LIMIT - 1}")
-        return [(seed + number) % SEED_LIMIT for number in range(count)]
+        return [(check_seed(seed) + number) % SEED_LIMIT for number in range(count)]
     if generator is None or isinstance(generator, torch.Generator):
         return [_drawn(generator) for _ in range(count)]
     if len(generator) != count:

@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
         replay = Replay(Generator(model), journal, arguments.steps)
         start, end = _range(journal, replay, arguments.start, arguments.seconds)
         file.write_batches(replay.frames(start, end), end - start)
+        if not file.frames:
+            raise ValueError("the journal has lost all of these frames: give another --start")
     return 0
 
 

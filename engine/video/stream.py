@@ -17,7 +17,7 @@ from engine.loading.model import load as load_model
 from engine.loading.options import place
 from engine.video.video_file import to_rgb
 from engine.wire.prompt import check_prompt
-from engine.wire.settings import MOST_STEPS, SEED_LIMIT
+from engine.wire.settings import MOST_STEPS, check_seed
 
 
 class VideoGenerator:
@@ -38,9 +38,7 @@ class VideoGenerator:
 
     def stream(self, prompt: str, seed: int = 0) -> VideoStream:
         """A new video. The same prompt, seed and changes give the same frames. Raises ValueError for bad ones."""
-        if not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"seed {seed} is not 0 to {SEED_LIMIT - 1}")
-        return VideoStream(self._generator, self._generator.open(check_prompt(prompt), seed, self._steps))
+        return VideoStream(self._generator, self._generator.open(check_prompt(prompt), check_seed(seed), self._steps))
 
 
 class VideoStream(Iterator[npt.NDArray[np.uint8]]):

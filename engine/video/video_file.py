@@ -49,7 +49,7 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         self._path, self._width, self._height, self._fps = path, width, height, fps
         self._options = LOSSLESS if lossless else OPTIONS
         self._ticks = round(TIME_SCALE_HZ / fps)
-        self._frames = 0
+        self.frames = 0  # that were written
         self._block = self._written()
 
     def __enter__(self) -> VideoFile:
@@ -92,11 +92,11 @@ class VideoFile(AbstractContextManager["VideoFile"]):
         """Appends frames [F, 3H/2, W] uint8. Raises OSError where there is no room for them."""
         for planes in i420:
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            frame.pts, frame.time_base = self._frames * self._ticks, Fraction(1, TIME_SCALE_HZ)
+            frame.pts, frame.time_base = self.frames * self._ticks, Fraction(1, TIME_SCALE_HZ)
             tag(frame)
             with explained(self._path):
                 self._container.mux(self._stream.encode(frame))
-            self._frames += 1
+            self.frames += 1
 
     def write_batches(self, batches: Iterable[FrameBatch], frames: int) -> None:
         """Appends batches of `frames` frames in all, with a progress bar."""

@@ -12,6 +12,8 @@ _INVISIBLE = ("Cf", "Mn", "Me", "Zs", "Zl", "Zp")  # categories: formats, marks 
 
 def check_prompt(text: str) -> str:
     """The prompt, any white space in it one space. Raises ValueError when it is empty, too long or not text."""
+    if not isinstance(text, str):
+        raise ValueError(f"the prompt is {text!r}, and no text")
     prompt = " ".join(text.split())
     if not any(map(_is_visible, prompt)):
         raise ValueError("the prompt is empty")

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 SEED_LIMIT = 1 << 32  # seeds are 32 bit, so that they fit any generator
 PICTURES = ("large", "small")  # sizes of pictures that a preset may have
 MOST_STEPS = 1000
+
+
+def check_seed(seed: SupportsIndex) -> int:
+    """The seed, an int of any library, as Python's: noise is keyed by how it is written. Raises ValueError."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < SEED_LIMIT:
+        raise ValueError(f"seed {seed!r} is not a whole number from 0 to {SEED_LIMIT - 1}")
+    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,11 @@ class Access:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         right = self._tokens.right(scope["method"], route_path(scope)) if scope["type"] == "http" else None
         if right is None:
-            await self._app(scope, receive, send)
+            if scope["type"] == "http" and _any_page_may_send(scope):
+                reply = problem(415, "A page must send this as application/json, even without a body.")
+                await reply(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
             return
         sent = _sent(scope, right)
         if _is_one_of(sent, right.accepted):
@@ -83,6 +87,15 @@ def address_of(request: Request, path: str) -> str:
     token = request.query_params.get("token")
     prefix = str(request.scope["root_path"])
     return prefix + path + (f"?token={quote(token, safe='')}" if token else "")
+
+
+def _any_page_may_send(scope: Scope) -> bool:
+    """Whether it steers, and comes of a browser that asks nobody first, whatever the page's origin (Fetch, 4.1)."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    json = headers.get(b"content-type", b"").split(b";")[0].strip().lower() == b"application/json"
+    return (
+        scope["method"] == "POST" and not route_path(scope).startswith("/whep/") and b"origin" in headers and not json
+    )
 
 
 def _sent(scope: Scope, right: Right) -> bytes:

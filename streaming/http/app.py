@@ -32,6 +32,7 @@ from streaming.http.connection import Connection, TlsConnection
 from streaming.http.cors import Cors
 from streaming.http.openapi import problems
 from streaming.http.paths import Paths
+from streaming.http.ranges import by_range
 from streaming.http.state import RETRY, ServerState
 from streaming.http.whep import Policy
 
@@ -118,7 +119,7 @@ def _add_page(app: FastAPI, root_path: str) -> None:
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers=PAGE_HEADERS)
 
-    app.mount("/page", StaticFiles(directory=PAGE))
+    app.mount("/page", partial(by_range, StaticFiles(directory=PAGE)))
 
 
 def _add_service(app: FastAPI, state: ServerState) -> None:

@@ -18,6 +18,7 @@ from streaming.http.access import address_of
 from streaming.http.connection import Connection
 from streaming.http.growing_file import growing_file
 from streaming.http.openapi import problems
+from streaming.http.ranges import by_range
 from streaming.http.state import RETRY, ServerState
 from streaming.media.reader import Readers
 from streaming.media.recorder import NoRoom, RecordingReport
@@ -70,7 +71,7 @@ def add(app: FastAPI, state: ServerState) -> None:
 def _add_recordings(app: FastAPI, state: ServerState) -> None:
     path = "/channels/{channel_id}/recordings"
 
-    @app.post(path, status_code=201, responses=problems(404, 409, 507))
+    @app.post(path, status_code=201, responses=problems(404, 409, 415, 507))
     async def record(channel_id: str, request: Request, response: Response) -> RecordingReport:
         """Begins a recording of the channel."""
         channel = state.channel(channel_id)
@@ -92,7 +93,7 @@ def _add_recordings(app: FastAPI, state: ServerState) -> None:
         state.channel(channel_id)
         return await _recordings(state).reports(channel_id)
 
-    @app.get(path + "/{recording_id}.mp4", response_class=Response, responses=MP4 | problems(404, 409))
+    @app.get(path + "/{recording_id}.mp4", response_class=Response, responses=MP4 | problems(404, 409, 416))
     async def download(channel_id: str, recording_id: str) -> Response:
         """The file of a recording; of one that runs, what there is until now."""
         state.channel(channel_id)
@@ -145,6 +146,11 @@ class _Live(Response):
             raise HTTPException(503, str(error), RETRY) from error
 
 
+class _Recording(FileResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await by_range(super().__call__, scope, receive, send)
+
+
 def _recordings(state: ServerState) -> Recordings:
     if state.recordings is None:
         raise HTTPException(409, NO_FOLDER)
@@ -164,5 +170,5 @@ async def _file(path: Path, name: str, grows: bool) -> Response:
     except OSError as error:
         raise HTTPException(404, NO_RECORDING) from error
     if not grows:
-        return FileResponse(path, media_type="video/mp4", filename=name, stat_result=facts)
+        return _Recording(path, media_type="video/mp4", filename=name, stat_result=facts)
     return growing_file(path, facts.st_size, "video/mp4")

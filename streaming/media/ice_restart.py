@@ -39,7 +39,8 @@ class IceRestarts:
     async def begin(self, session: IceSession, fragment: Fragment) -> list[str]:
         """Begins one; returns the attributes of this side. One that still connects is given up.
 
-        Raises WhepError 409 while another is being answered, Unavailable where there is no port for it.
+        Raises WhepError 409 while another is being answered and 404 once the session ended, Unavailable where there is
+        no port for it.
         """
         if self._answering:
             raise WhepError(409, "Another ICE restart of this session is being answered; try again.")
@@ -53,9 +54,9 @@ class IceRestarts:
         connection = aioice.Connection(ice_controlling=self._ice._connection.ice_controlling)
         try:
             await self._agent.gather_connection(connection)
+            await self._stop()
             if self._ended:
                 raise WhepError(404, "The session ended before ICE was restarted.")
-            await self._stop()
         except BaseException:
             await connection.close()
             raise

@@ -165,7 +165,7 @@ class Viewer:
     async def answer(self) -> str:
         """Negotiates and returns aiortc's answer to the offer's video, once candidates are gathered.
 
-        Raises WhepError if aiortc cannot take the offer.
+        Raises WhepError if aiortc cannot take the offer, Unavailable where the session ended meanwhile.
         """
         offer, transceiver, feed = self.offer, self._transceiver, self._feed
         assert feed is not None, "candidates are gathered"
@@ -182,7 +182,11 @@ class Viewer:
                 await self._peer.setLocalDescription(await self._peer.createAnswer())
         except TimeoutError as error:
             raise WhepError(400, "The offer could not be answered in time.") from error
+        except Unavailable:
+            raise
         except Exception as error:
+            if self._reason.done():
+                raise Unavailable("The session ended before it was answered; try again.") from error
             # aiortc has no error of its own for bad SDP: anything from ValueError to RuntimeError comes out of it.
             log.info("viewer %s: offer refused: %s", self._name, type(error).__name__)
             raise WhepError(400, "The offer could not be understood.") from error

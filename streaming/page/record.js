@@ -25,7 +25,7 @@ export class Recorder {
     const { id } = this.#running ?? {};
     try {
       if (id) await this.#steer("DELETE", `${this.#url}/${id}`);
-      else await this.#steer("POST", this.#url);
+      else await this.#steer("POST", this.#url, {});
       say(id ? "The recording is in the list." : "Recording.");
     } catch (error) {
       say(error.message);
