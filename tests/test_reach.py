@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -25,6 +26,10 @@ PRIVATE = "10.2.0.2"
 MASQUERADE = 'table ip nat { chain post { type nat hook postrouting priority 100; oifname "eth1" masquerade; }; }'
 SECRET = "north wind"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+PAGE_WAIT_MS = 20_000
+LATE_S = 6.0
+PICTURE = "document.getElementById('video').videoWidth > 0"
+OVER_HTTP = "document.getElementById('connection').textContent.includes('Live over HTTP')"
 COUNT_FRAMES = """() => {
     const video = document.getElementById("video");
     window.shown = 0;
@@ -33,6 +38,14 @@ COUNT_FRAMES = """() => {
 }"""
 KEEP_PEER = """RTCPeerConnection = class extends RTCPeerConnection {
     constructor(configuration) { super(configuration); window.peer = this; }
+}"""
+FIRST_SOURCE_STAYS_SHUT = """
+window.sources = 0;
+MediaSource = class extends MediaSource {
+    constructor() { super(); window.sources += 1; }
+    addEventListener(name, ...rest) {
+        if (name !== "sourceopen" || window.sources > 1) super.addEventListener(name, ...rest);
+    }
 }"""
 OWN_PORT = """async () => {
     const stats = [...(await window.peer.getStats()).values()];
@@ -200,6 +213,15 @@ async def browsing(made: Networks, folder: Path) -> AsyncIterator[Any]:
         await browser.close()
 
 
+async def comes(page: Any, what: str, later_s: float = 0.0) -> None:
+    """Waits until an expression is true in the page, and says what the page shows where it does not become so."""
+    try:
+        await page.wait_for_function(what, timeout=PAGE_WAIT_MS + 1000 * later_s)
+    except Exception as error:
+        error.add_note(f"The page says {await page.inner_text('#stage')!r}.")
+        raise
+
+
 @needs_coturn
 @pytest.mark.browser
 async def test_page_without_udp_sees_through_tcp(internet: Networks, tmp_path: Path) -> None:
@@ -210,7 +232,7 @@ async def test_page_without_udp_sees_through_tcp(internet: Networks, tmp_path: P
     async with browsing(internet, tmp_path) as page:
         began_s = time.monotonic()
         await page.goto(f"http://{SERVER}:8000/")
-        await page.wait_for_function("document.getElementById('video').videoWidth > 0", timeout=20_000)
+        await comes(page, PICTURE)
         took_s = time.monotonic() - began_s
     sys.stderr.write(f"page without UDP: {took_s:.2f} s\n")
     assert took_s < 7
@@ -224,10 +246,34 @@ async def test_page_that_nothing_but_http_reaches(internet: Networks, tmp_path: 
     async with browsing(internet, tmp_path) as page:
         began_s = time.monotonic()
         await page.goto(f"http://{SERVER}:8000/")
-        await page.wait_for_function("document.getElementById('video').videoWidth > 0", timeout=20_000)
+        await comes(page, PICTURE)
         sys.stderr.write(f"page over HTTP: {time.monotonic() - began_s:.2f} s\n")
-        live = "document.getElementById('connection').textContent.includes('Live over HTTP')"
-        await page.wait_for_function(live, timeout=20_000)
+        await comes(page, OVER_HTTP)
+
+
+@pytest.mark.browser
+async def test_page_comes_to_http_where_its_machine_is_slow(internet: Networks, tmp_path: Path) -> None:
+    """An answer that comes late, and a browser's player that never opens the first time, end in the video too."""
+    block_udp(internet)
+    public_server(internet)
+    async with browsing(internet, tmp_path) as page:
+        await page.add_init_script(FIRST_SOURCE_STAYS_SHUT)
+        late: list[str] = []
+
+        async def answer(route: Any) -> None:
+            if route.request.method == "POST" and not late:
+                late.append(route.request.url)
+                reply = await route.fetch()
+                await asyncio.sleep(LATE_S)
+                await route.fulfill(response=reply)
+            else:
+                await route.continue_()
+
+        await page.route("**/whep/main", answer)
+        await page.goto(f"http://{SERVER}:8000/")
+        await comes(page, "window.sources === 1", LATE_S)
+        await comes(page, OVER_HTTP)
+        assert await page.evaluate("window.sources") == 2
 
 
 @pytest.mark.browser
@@ -240,13 +286,13 @@ async def test_page_finds_another_way(internet: Networks, tmp_path: Path) -> Non
         await page.add_init_script(KEEP_PEER)
         await page.goto(f"http://{SERVER}:8000/")
         await page.evaluate(COUNT_FRAMES)
-        await page.wait_for_function("window.shown > 8", timeout=20_000)
+        await comes(page, "window.shown > 8")
         port = await page.evaluate(OWN_PORT)
-        async with page.expect_response(is_restart, timeout=20_000):
+        async with page.expect_response(is_restart, timeout=PAGE_WAIT_MS):
             rule = f"udp sport {port} drop; udp dport {port} drop;"
             internet.nft("home", f"table ip cut {{ chain forward {{ type filter hook forward priority 0; {rule} }}; }}")
         shown = await page.evaluate("window.shown")
-        await page.wait_for_function(f"window.shown > {shown + 16}", timeout=20_000)
+        await comes(page, f"window.shown > {shown + 16}")
         assert await page.evaluate(OWN_PORT) != port
         assert joined == [201], "it joined once"
 

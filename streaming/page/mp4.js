@@ -5,7 +5,7 @@ import { Problem } from "./problem.js";
 const KIND = 'video/mp4; codecs="avc1.42C01F"'; // as the server encodes: Constrained Baseline, level 3.1
 const LAG_S = { most: 1.5, least: 0.4 }; // behind the newest picture
 const KEPT_S = 10; // of what was shown
-const SILENCE_MS = 6000; // without a byte: the server is gone
+const SILENCE_MS = 6000; // without a byte, or without a picture of them: the server or the browser's player is gone
 
 /** Whether this browser can play it. */
 export const canPlay = () => globalThis.MediaSource?.isTypeSupported(KIND) ?? false;
@@ -18,20 +18,28 @@ export async function playMp4(video, url, headers, signal, onPlaying) {
     const opened = happened(source, "sourceopen", signal);
     video.srcObject = null;
     video.src = address;
-    await opened;
+    await soon(opened);
     const buffer = source.addSourceBuffer(KIND);
-    const reply = await fetch(url, { headers, signal }).catch((error) => {
+    const answer = fetch(url, { headers, signal }).catch((error) => {
       throw new Error("The server does not answer.", { cause: error });
     });
+    const reply = await soon(answer);
     if (!reply.ok) throw await Problem.from(reply);
-    video.addEventListener("loadeddata", onPlaying, { once: true, signal });
+    let shown = false;
+    const loaded = () => {
+      shown = true;
+      onPlaying();
+    };
+    video.addEventListener("loadeddata", loaded, { once: true, signal });
     video.play().catch(() => {}); // another stream may take its place
     const reader = reply.body.getReader();
+    const beganMs = performance.now();
     for (;;) {
       const { done, value } = await soon(reader.read());
       if (done) throw new Error("The video ended.");
-      await changed(buffer, signal, () => buffer.appendBuffer(value));
-      await follow(video, buffer, signal);
+      await soon(changed(buffer, signal, () => buffer.appendBuffer(value)));
+      await soon(follow(video, buffer, signal));
+      if (!shown && performance.now() - beganMs > SILENCE_MS) throw new Error("The browser shows no picture.");
     }
   } finally {
     URL.revokeObjectURL(address);

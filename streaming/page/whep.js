@@ -278,7 +278,7 @@ export class WhepPlayer {
         packets = now;
         sinceMs = performance.now();
       } else if (performance.now() - sinceMs > (now > 0 ? SILENCE_MS : ANSWER_MS)) {
-        session.end(new Error("No more video arrives."));
+        session.end(session.connected ? new Error("No more video arrives.") : new NoConnection("No connection."));
       }
       if (session.connected) this.#mend(session, now > 0 && performance.now() - sinceMs > QUIET_MS);
     };
