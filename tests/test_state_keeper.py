@@ -140,6 +140,14 @@ async def _until(engine: Engine, kind: type, count: int = 1) -> Any:
     return [one for one in engine.viewer.others if isinstance(one, kind)][-1]
 
 
+def _buffered_at_begin(engine: Engine) -> int:
+    """Works until the next chunk begins; the frames that are buffered then."""
+    channels = engine.interleaver._channels
+    while "main" not in channels or channels["main"].chunk is None:
+        engine.work()
+    return channels["main"].buffered
+
+
 @pytest.fixture(autouse=True)
 def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "tiny", tiny_config)
@@ -301,6 +309,19 @@ async def test_engines_that_end_while_nothing_is_made_are_no_tries() -> None:
     for _ in range(2 * MOST_TRIES):
         async with viewer.engine() as engine:
             assert (await _until(engine, ChannelOpened)).went_on
+
+
+async def test_behind_an_end_the_first_chunk_begins_earlier() -> None:
+    """Frames are there soon again, in case that the next engine ends too; from then on the buffer is as before."""
+    viewer = Viewer(StateMemory())
+    async with viewer.engine() as engine:
+        await _until(engine, ChunkDone)
+        assert _buffered_at_begin(engine) == 20
+        await _until(engine, ChunkDone)
+    async with viewer.engine() as engine:
+        assert _buffered_at_begin(engine) == 24
+        await _until(engine, ChunkDone)
+        assert _buffered_at_begin(engine) == 20
 
 
 @pytest.mark.parametrize("call", ["pwrite", "memfd_create"])

@@ -49,6 +49,7 @@ from engine.wire.state_memory import StateMemory
 LOOK_AHEAD_S = 3.0  # of video, planned beyond the next chunk
 LOW_MARK_S = 2.5  # of video: a chunk begins only when no more than this is rendered and not shown
 OPENING_MARK_S = 1.5  # of video: a chunk begins then even where a channel is being made of what is there
+EARLIER_S = 0.5  # of video: so much above the mark the first chunk behind an engine's end begins; another may follow
 DEVICE_POLL_S = 0.0005  # between two looks at the device's events, when there is nothing to launch
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Interleaver:
         self._running = self._stopped = False
         self._freed = FreedMemory()  # between what several channels keep: a tenth of all, or more
         self._low_mark = round(low_mark_s * config.fps)  # frames
+        self._earlier = round(EARLIER_S * config.fps)  # frames
         self._opening_mark = round(min(OPENING_MARK_S, low_mark_s) * config.fps)  # frames
         self._look_ahead = config.chunk_length + round(LOOK_AHEAD_S * config.latents_per_s)  # semantic frames
 
@@ -134,9 +136,7 @@ class Interleaver:
     def _render_most_urgent(self, channels: Sequence[LiveChannel]) -> bool:
         """Does a unit for the channel whose buffer runs dry first, of those that render now; False if none does."""
         for channel in sorted(channels, key=lambda one: one.buffered):
-            if not channel.mark.done:
-                continue
-            if channel.batch is None and (channel.chunk is not None or channel.buffered <= self._low_mark):
+            if channel.mark.done and channel.renders(self._low_mark):
                 self._advance(channel)
                 return True
         return False
@@ -242,7 +242,7 @@ class Interleaver:
 
     def _go_on(self, channel: LiveChannel, kept: KeptState) -> None:
         """Goes on as an engine process before would have."""
-        channel.wanted_from, channel.new_from = channel.delivered, kept.frame
+        channel.wanted_from, channel.new_from, channel.earlier = channel.delivered, kept.frame, self._earlier
         self._changes.go_on(channel, began=False)
         if kept.running is not None:
             if kept.costs is not None:

@@ -47,6 +47,7 @@ class LiveChannel:
     shown_s: float = 0.0  # when the last frame went on air
     wanted_from: int = 0  # number of the first frame that is not there yet or was dropped
     new_from: int = 0  # likewise, as far as this video goes: an engine process before may have made more of it
+    earlier: int = 0  # frames above the low mark at which its next chunk begins
     slots: set[int] = field(default_factory=set)  # of the ring, whose frames are not all shown
     chunk: Chunk | None = None  # being made
     batch: FrameBatch | None = None  # finished, and waiting for a slot
@@ -77,6 +78,10 @@ class LiveChannel:
         """The start of the next chunk."""
         return self.chunk.end if self.chunk is not None else self.state.next
 
+    def renders(self, low_mark: int) -> bool:
+        """Whether it renders now: a chunk begins where `low_mark` frames are buffered, or fewer."""
+        return self.batch is None and (self.chunk is not None or self.buffered <= low_mark + self.earlier)
+
     def costs(self) -> Costs | None:
         """What its next chunk will cost; None before anything was measured."""
         return self.meter.costs(self.stretch, slices_again(self.state))
@@ -92,7 +97,7 @@ class LiveChannel:
 
     def begin(self, chunk: Chunk) -> None:
         """Its next chunk begins."""
-        self.chunk, self.planned_under, self.replanned = chunk, None, False
+        self.chunk, self.earlier, self.planned_under, self.replanned = chunk, 0, None, False
         self.spent.begun_s = time.monotonic()
 
     def spend(self, unit: Unit, seconds: float) -> None:
