@@ -47,7 +47,7 @@ class LiveChannel:
     shown_s: float = 0.0  # when the last frame went on air
     wanted_from: int = 0  # number of the first frame that is not there yet or was dropped
     new_from: int = 0  # likewise, as far as this video goes: an engine process before may have made more of it
-    earlier: int = 0  # frames above the low mark at which its next chunk begins
+    earlier: int = 0  # frames above the low mark at which a chunk begins, until there are new frames
     slots: set[int] = field(default_factory=set)  # of the ring, whose frames are not all shown
     chunk: Chunk | None = None  # being made
     batch: FrameBatch | None = None  # finished, and waiting for a slot
@@ -97,7 +97,7 @@ class LiveChannel:
 
     def begin(self, chunk: Chunk) -> None:
         """Its next chunk begins."""
-        self.chunk, self.earlier, self.planned_under, self.replanned = chunk, 0, None, False
+        self.chunk, self.planned_under, self.replanned = chunk, None, False
         self.spent.begun_s = time.monotonic()
 
     def spend(self, unit: Unit, seconds: float) -> None:
@@ -122,6 +122,7 @@ class LiveChannel:
         # Behind a cut a chunk begins where a slice does; what comes before the cut was on air in another version.
         before = max(0, self.wanted_from - batch.index)
         if before < batch.frames:
+            self.earlier = 0
             self.batch = replace(batch, index=batch.index + before, i420=batch.i420[before:])
 
     def finish(self, fps: float) -> ChunkDone:
