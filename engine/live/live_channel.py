@@ -79,7 +79,7 @@ class LiveChannel:
         return self.chunk.end if self.chunk is not None else self.state.next
 
     def renders(self, low_mark: int) -> bool:
-        """Whether it renders now: a chunk begins where `low_mark` frames are buffered, or fewer."""
+        """Whether it renders now: a chunk begins where `low_mark` frames are buffered, and `earlier` more, or fewer."""
         return self.batch is None and (self.chunk is not None or self.buffered <= low_mark + self.earlier)
 
     def costs(self) -> Costs | None:
