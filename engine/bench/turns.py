@@ -53,13 +53,20 @@ class Turns:
     def _load_first(self, name: str, steps: int | None) -> None:
         from importlib import import_module
 
+        import torch
+
         config_module, model, generator_module = map(
             import_module, ("engine.config", "engine.model", "engine.generator")
         )
         model.use_cores()
         config, device = config_module.preset(name), model.pick_device("auto")
         shipped = import_module("engine.weights").SHIPPED
-        made = model.load(config, shipped / name, device, model.pick_dtype(device))
+        dtype = model.pick_dtype(device)
+        if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            # Where ATEN_CPU_CAPABILITY says so, the processor may have bfloat16 instructions all the same, which is all
+            # that the first layout asks: torch would emulate them.
+            dtype = torch.float32
+        made = model.load(config, shipped / name, device, dtype)
         self._config = config
         generator = generator_module.Generator(made, steps)
 
