@@ -68,6 +68,14 @@ def test_this_tree_beside_its_last_commit(monkeypatch: pytest.MonkeyPatch) -> No
         assert all(report[figure][name]["median"] > 0 for name in ("now", "then", "times_less")), figure
 
 
+def test_starts_are_not_measured_where_a_processor_stands_in_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older server would emulate bfloat16; plans and chunks are compared, and the report says what is missing."""
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    report = against.against("HEAD", "mini", steps=1, rounds=1)
+    assert report["chunk_ms"]["times_less"]["median"] > 0 and "ready_s" not in report
+    assert report["not_measured"].startswith("ready_s, engine_mb: ATEN_CPU_CAPABILITY=avx2 is set")
+
+
 def test_ratios_are_taken_turn_by_turn() -> None:
     """A machine that is slow in one round is slow for both."""
     compared = against._compared({"now": [1.0, 10.0, 2.0], "then": [3.0, 30.0, 6.0]})

@@ -122,6 +122,8 @@ def _engine_mb(server: int) -> float:
 def against(commit: str, preset: str, steps: int, rounds: int) -> dict[str, Any]:
     """Figures of both, and how many times less this tree takes, turn by turn.
 
+    Where ATEN_CPU_CAPABILITY is set, starts are not measured, and the report says so.
+
     Args:
         steps: denoising steps of a chunk; 0 for each commit's own.
         rounds: turns of planning and of whole chunks.
@@ -132,8 +134,10 @@ def against(commit: str, preset: str, steps: int, rounds: int) -> dict[str, Any]
     with worktree(commit) as tree:
         trees = {"now": ROOT, "then": tree}
         report = {"against": commit, "steps": steps or "its own"} | _race(trees, preset, steps, rounds)
-        # An older server takes the bfloat16 of a processor that stands in for one without, and emulates it.
-        if preset == "mini" and "ATEN_CPU_CAPABILITY" not in os.environ:
+        if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+            why = f"ATEN_CPU_CAPABILITY={capability} is set: an older server may emulate bfloat16 then"
+            report |= {"not_measured": f"ready_s, engine_mb: {why}"}
+        elif preset == "mini":
             report |= _starts(trees)
     return report
 
