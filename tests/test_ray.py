@@ -249,6 +249,34 @@ async def test_engines_come_with_nodes(
         assert b"landiff_engine_ready 2.0" in (await running.http.get("/metrics")).content
 
 
+async def test_no_channel_waits_for_a_node(cluster: Any, add_node: Add, tmp_path: Path) -> None:
+    """A channel of an engine for which there is no node is made by one that runs."""
+    write_weights(tmp_path)
+    add_node()
+    async with pool_on(cluster, EngineSettings("tiny", str(tmp_path), "cpu"), "tiny:tiny_engine", 2) as (pool, _):
+        await until(lambda: pool.links[0].running)
+        channel = Recording(pool.links[1])
+        pool.links[1].open(channel)
+        await until(lambda: channel.video)
+        assert channel.engine is pool.links[0] and pool.links[1].status is EngineStatus.STARTING
+
+
+async def test_a_node_that_goes_while_it_begins_is_no_end(
+    cluster: Any, add_node: Add, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine begins on the next node that comes, with one warning of the first."""
+    async with pool_on(cluster, EngineSettings("mini"), "fakes:fake_engine", 1) as (pool, place):
+        node = add_node()
+        await until(lambda: place._beginning[node.node_id])
+        cluster.remove_node(node, allow_graceful=False)
+        add_node()
+        await until(lambda: pool.links[0].running)
+        assert place._beginning.total() == 0
+    warnings = [one for one in caplog.messages if "cannot begin" in one]
+    assert len(warnings) == 1
+    assert f"engine 0 cannot begin on node {node.node_ip_address} ({node.node_id[:6]}), and tries again" in warnings[0]
+
+
 async def test_a_node_with_another_version_is_refused(cluster: Any, add_node: Add) -> None:
     """In one line, which names the node and both versions."""
     add_node()

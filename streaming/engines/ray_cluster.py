@@ -22,13 +22,13 @@ from engine.wire.state_memory import StateMemory
 from streaming.engines.link import EngineLink, EngineStatus
 from streaming.engines.pool import EnginePool
 from streaming.engines.process import SupervisorConfig
-from streaming.engines.ray_engine import RayEngine, first_line, kill, lost, reason
+from streaming.engines.ray_engine import RayEngine, UnansweredError, first_line, is_own, kill, lost, reason
 from streaming.engines.ray_node import NodeEngine
 
 LOOK_S = 2.0  # between two looks at the cluster
 CONNECT_S = 30.0  # to join it
 REACH_S = 1.0  # for a TCP connection to a node
-BEGIN_S = 60.0  # for a node to begin a process; a worker of Ray takes some seconds
+BEGIN_S = 30.0  # for a node to begin a process before it is asked anew; a worker of Ray takes some seconds
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class RayCluster:
         self._nodes: dict[str, Node] = {}
         self._engines: dict[RayEngine, tuple[str, int]] = {}  # and the node and the number of each
         self._beginning: Counter[str] = Counter()  # by node
+        self._waiting: set[int] = set()  # numbers of engines for which there is no node
         self._unfit: set[str] = set()  # nodes that cannot run an engine, which was told
         self._alike: set[str] = set()  # nodes with the same package as here
         self._changed = asyncio.Event()
@@ -100,14 +101,22 @@ class RayCluster:
         self._changed.set()
 
     async def begin(self, settings: EngineSettings) -> RayEngine:
-        """A new process on a node with room, which is waited for. Raises OSError where that node cannot run it."""
-        node = await self._free_node(settings.number)
-        try:
-            engine = await self._begin_on(node, settings)
-        finally:
-            self._beginning[node.id] -= 1
-        self._engines[engine] = node.id, settings.number
-        return engine
+        """A new process on a node with room, which is waited for; another one where that node goes or does not answer.
+        Raises OSError where it cannot run it."""
+        while True:
+            node = await self._free_node(settings.number)
+            try:
+                engine = await self._begin_on(node, settings)
+            except UnansweredError as error:
+                log.warning("engine %d cannot begin on node %s, and tries again: %s", settings.number, node.name, error)
+                # Whether that node is still there is known with the next look.
+                self._changed.clear()
+                await self._changed.wait()
+            else:
+                self._engines[engine] = node.id, settings.number
+                return engine
+            finally:
+                self._beginning[node.id] -= 1
 
     async def watch(self, pool: EnginePool, begin: Callable[[EngineLink], object]) -> None:
         """Looks at the cluster until cancelled: engines leave nodes that drain, and come to nodes that are new."""
@@ -125,6 +134,9 @@ class RayCluster:
                     pool.drain(link)
                     if not link.channels or not pool.others_run(link):
                         engine.end("it drains")
+            for number in self._waiting:
+                # Perhaps for ever: engines that run take its channels.
+                pool.lost(pool.links[number])
             engines = sum(link.status is not EngineStatus.FAILED for link in pool.links)
             for _ in range(min(self._rooms - engines, self._most - len(pool.links))):
                 begin(pool.add())
@@ -155,7 +167,6 @@ class RayCluster:
 
     async def _free_node(self, number: int) -> Node:
         """The node with the most room, which counts as one where an engine begins; waits until there is one."""
-        told = False
         while True:
             self._changed.clear()
             self._forget_ended()
@@ -164,11 +175,12 @@ class RayCluster:
                 if self._used(node.id) < self._room(node):
                     self._beginning[node.id] += 1
                     if await _reached(node):
+                        self._waiting.discard(number)
                         return node
                     self._beginning[node.id] -= 1
-            if not told:
+            if number not in self._waiting:
                 log.warning("engine %d waits for a node of the Ray cluster with room for it", number)
-            told = True
+            self._waiting.add(number)
             await self._changed.wait()
 
     async def _begin_on(self, node: Node, settings: EngineSettings) -> RayEngine:
@@ -177,6 +189,7 @@ class RayCluster:
 
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         actor: Any = None
+        begun = False
         failures: tuple[type[Exception], ...] = (OSError, ValueError, *lost())
         try:
             async with asyncio.timeout(BEGIN_S):
@@ -189,15 +202,18 @@ class RayCluster:
                 options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": there, "max_restarts": 0}
                 actor = ray.remote(NodeEngine).options(**options).remote(self._target, settings, self._config)
                 pid = await actor.begin.remote()
+                begun = True
+        except TimeoutError as error:
+            raise UnansweredError(f"nothing for {BEGIN_S:.0f} s") from error
         except failures as error:
+            if not is_own(error):
+                raise UnansweredError(reason(error)) from error
             if isinstance(error, ValueError):
                 self._unfit.add(node.id)
-            why = f"nothing for {BEGIN_S:.0f} s" if isinstance(error, TimeoutError) else _explained(error)
-            raise OSError(errno.EHOSTUNREACH, f"node {node.name}: {why}") from error
-        except BaseException:
-            if actor is not None:
+            raise OSError(errno.EHOSTUNREACH, f"node {node.name}: {_explained(error)}") from error
+        finally:
+            if actor is not None and not begun:
                 kill(actor)
-            raise
         return RayEngine(actor, pid, node.name, self._memory, self._config)
 
 

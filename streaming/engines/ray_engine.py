@@ -23,6 +23,10 @@ STOOD_S = 1.0  # between two questions how long it was silent: then it was we wh
 log = logging.getLogger(__name__)
 
 
+class UnansweredError(Exception):
+    """A node went, or did not answer in time."""
+
+
 class TakenFrames:
     """Frames that came and nobody has asked for yet, by slot: memory of Ray, which goes with the last view of it."""
 
@@ -193,6 +197,15 @@ def is_gone(error: Exception) -> bool:
     from ray.exceptions import RayActorError, RayTaskError
 
     return isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+
+
+def is_own(error: Exception) -> bool:
+    """Whether that is of what ran on the node, and not of the node or of the way to it."""
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+
+    if isinstance(error, RayActorError):
+        return error.actor_init_failed or isinstance(error, RayTaskError)
+    return isinstance(error, RayTaskError) or not isinstance(error, RayError)
 
 
 def reason(error: Exception) -> str:
