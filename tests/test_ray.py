@@ -264,7 +264,7 @@ async def test_no_channel_waits_for_a_node(cluster: Any, add_node: Add, tmp_path
 async def test_a_node_that_goes_while_it_begins_is_no_end(
     cluster: Any, add_node: Add, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The engine begins on the next node that comes, with one warning: that the first went, or that none is there."""
+    """The engine begins on the next node that comes, with at most one warning of the first."""
     async with pool_on(cluster, EngineSettings("mini"), "fakes:fake_engine", 1) as (pool, place):
         await until(lambda: "engine 0 waits for a node" in caplog.text)
         node = add_node()
