@@ -59,7 +59,6 @@ class RayCluster:
         self._nodes: dict[str, Node] = {}
         self._engines: dict[RayEngine, tuple[str, int]] = {}  # and the node and the number of each
         self._beginning: Counter[str] = Counter()  # by node
-        self._waiting: set[int] = set()  # numbers of engines for which there is no node
         self._unfit: set[str] = set()  # nodes that cannot run an engine, which was told
         self._alike: set[str] = set()  # nodes with the same package as here
         self._changed = asyncio.Event()
@@ -83,7 +82,7 @@ class RayCluster:
                 # In a thread: from the main one it would take our signals.
                 await asyncio.to_thread(join)
         except failures as error:
-            raise ValueError(f"cannot use the Ray cluster at {address}: {_explained(error)}") from error
+            raise ValueError(f"cannot use the Ray cluster at {address}: {reason(error)}") from error
         await self.look()
 
     @property
@@ -134,9 +133,14 @@ class RayCluster:
                     pool.drain(link)
                     if not link.channels or not pool.others_run(link):
                         engine.end("it drains")
-            for number in self._waiting:
-                # Perhaps for ever: engines that run take its channels.
-                pool.lost(pool.links[number])
+            begun = {number for _, number in self._engines.values()}
+            for link in pool.links:
+                if (
+                    link.status in (EngineStatus.STARTING, EngineStatus.RESTARTING)
+                    and link.settings.number not in begun
+                ):
+                    # Perhaps for ever: engines that run take its channels.
+                    pool.lost(link)
             engines = sum(link.status is not EngineStatus.FAILED for link in pool.links)
             for _ in range(min(self._rooms - engines, self._most - len(pool.links))):
                 begin(pool.add())
@@ -167,6 +171,7 @@ class RayCluster:
 
     async def _free_node(self, number: int) -> Node:
         """The node with the most room, which counts as one where an engine begins; waits until there is one."""
+        told = False
         while True:
             self._changed.clear()
             self._forget_ended()
@@ -175,12 +180,11 @@ class RayCluster:
                 if self._used(node.id) < self._room(node):
                     self._beginning[node.id] += 1
                     if await _reached(node):
-                        self._waiting.discard(number)
                         return node
                     self._beginning[node.id] -= 1
-            if number not in self._waiting:
+            if not told:
                 log.warning("engine %d waits for a node of the Ray cluster with room for it", number)
-            self._waiting.add(number)
+            told = True
             await self._changed.wait()
 
     async def _begin_on(self, node: Node, settings: EngineSettings) -> RayEngine:
@@ -189,7 +193,7 @@ class RayCluster:
 
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         actor: Any = None
-        begun = False
+        pid = 0
         failures: tuple[type[Exception], ...] = (OSError, ValueError, *lost())
         try:
             async with asyncio.timeout(BEGIN_S):
@@ -202,7 +206,6 @@ class RayCluster:
                 options = {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": there, "max_restarts": 0}
                 actor = ray.remote(NodeEngine).options(**options).remote(self._target, settings, self._config)
                 pid = await actor.begin.remote()
-                begun = True
         except TimeoutError as error:
             raise UnansweredError(f"nothing for {BEGIN_S:.0f} s") from error
         except failures as error:
@@ -210,9 +213,9 @@ class RayCluster:
                 raise UnansweredError(reason(error)) from error
             if isinstance(error, ValueError):
                 self._unfit.add(node.id)
-            raise OSError(errno.EHOSTUNREACH, f"node {node.name}: {_explained(error)}") from error
+            raise OSError(errno.EHOSTUNREACH, f"node {node.name}: {reason(error)}") from error
         finally:
-            if actor is not None and not begun:
+            if actor is not None and not pid:
                 kill(actor)
         return RayEngine(actor, pid, node.name, self._memory, self._config)
 
@@ -286,10 +289,6 @@ async def _reached(node: Node) -> bool:
         return False
     writer.close()
     return True
-
-
-def _explained(error: Exception) -> str:
-    return reason(error) if isinstance(error, lost()) else first_line(error)
 
 
 def name_of(target: Callable[..., object]) -> str:

@@ -209,7 +209,7 @@ def is_own(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """What Ray says, in one line."""
+    """What Ray or another library says, in one line."""
     from ray.exceptions import RayTaskError
 
     if isinstance(error, RayTaskError):
