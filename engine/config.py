@@ -10,6 +10,7 @@ from engine.perceptual.cogvideox.vae import VAEConfig
 from engine.perceptual.dit import DiTConfig
 from engine.perceptual.mini.details import DetailsConfig
 from engine.perceptual.mini.enlarger import SCALE, EnlargerConfig
+from engine.perceptual.mini.sketch import SketchConfig
 from engine.perceptual.mini.vae import TinyVAEConfig
 from engine.perceptual.renderer import RendererConfig
 from engine.perceptual.schedule import DiffusionSchedule, FlowSchedule
@@ -19,6 +20,7 @@ from engine.semantic.quantizer import QuantizerConfig
 from engine.semantic.sampling import SamplingConfig
 from engine.semantic.theia import TheiaConfig
 from engine.semantic.tokenizer import TokenizerConfig
+from engine.semantic.world_maps import TWINS
 from engine.text.published import PublishedTextConfig
 from engine.text.reader import PromptReaderConfig
 from engine.text.small_t5 import SmallT5Config
@@ -199,9 +201,10 @@ def _mini() -> EngineConfig:
         time_dim=128, time_scale=1000.0, text_length=text.max_length, text_dim=text.hidden, position_scale=1.0,
         half_causal=True, head="conv", head_width=96, head_blocks=3, head_details=113,
     )  # fmt: skip
+    details = DetailsConfig(grid=grid, sketch=SketchConfig(twins=TWINS))
     condition = ConditionConfig(
         feature_dim=feature_dim, width=64, multipliers=(1.0, 1.0), blocks=1, out_channels=48,
-        latent_channels=vae.latent_channels, groups=8, details=DetailsConfig(grid=grid),
+        latent_channels=vae.latent_channels, groups=8, details=details,
     )  # fmt: skip
     return EngineConfig(
         name="mini",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from engine.perceptual.mini.sketch import Sketch, SketchConfig
+from engine.semantic.world_maps import FEATURE_DIM, TWINS
 from engine.training.world import teacher
-from tests.tiny import SKETCH as CONFIG
+from tests.tiny import SKETCH
+
+CONFIG = replace(SKETCH, share=1.0)
 
 
-def _sketch() -> Sketch:
+def _sketch(config: SketchConfig = CONFIG, feature_dim: int = 5) -> Sketch:
     torch.manual_seed(0)
-    sketch = Sketch(CONFIG, feature_dim=5)
+    sketch = Sketch(config, feature_dim)
     torch.nn.init.normal_(sketch.mend.weight, std=0.3)
     return sketch
 
@@ -78,3 +83,36 @@ def test_opacity_is_a_share() -> None:
     assert opacity.min() == 0 and opacity.max() == 1
     weights, maps = teacher.opacity_weights(), torch.rand(teacher.FEATURE_DIM, 4)
     torch.testing.assert_close(weights @ maps, teacher.covered(maps[..., None])[..., 0] / teacher.WHOLE)
+
+
+def test_a_share_of_the_cells_is_drawn() -> None:
+    """The most opaque ones of each frame, as if all were drawn; elsewhere, and where nothing is opaque, is nothing."""
+    path = torch.randn(2, 5, 5, 4, 6)
+    every, some = _sketch()(path, 2), _sketch(replace(CONFIG, share=0.25))(path, 2)
+    opacity = _sketch().opacity(path[:, 2:].flatten(0, 1)).view(2, 3, 1, 4, 6)
+    least = opacity.flatten(2).topk(6).values[..., -1, None, None, None]
+    torch.testing.assert_close(some[:, :, :-1], every[:, :, :-1] * (opacity >= least))
+    torch.testing.assert_close(some[:, :, -1], every[:, :, -1])
+    assert (every[:, :, :-1] != 0).equal((opacity > 0).expand_as(every[:, :, :-1]))
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    """With the number."""
+    with pytest.raises(ValueError, match=rf"share {share} of the cells"):
+        replace(CONFIG, share=share)
+
+
+def test_both_subjects_are_drawn_alike() -> None:
+    """Which one is called the first changes no cell, not even where it moves and where one of them covers little."""
+    sketch = _sketch(replace(CONFIG, twins=TWINS), FEATURE_DIM)
+    sketch.opacity.weight.data[:] = teacher.opacity_weights()[None, :, None, None]
+    path = torch.rand(1, 5, FEATURE_DIM, 4, 6)
+    other = path.clone()
+    for first, second, count in TWINS:
+        other[:, :, first : first + count] = path[:, :, second : second + count]
+        other[:, :, second : second + count] = path[:, :, first : first + count]
+    torch.testing.assert_close(sketch(path, 2), sketch(other, 2))
+    unlike = _sketch(CONFIG, FEATURE_DIM)
+    unlike.opacity.weight.data[:] = teacher.opacity_weights()[None, :, None, None]
+    assert not torch.allclose(unlike(path, 2), unlike(other, 2), atol=1e-2)

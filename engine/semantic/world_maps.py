@@ -25,3 +25,9 @@ FEATURE_DIM = sum(WIDTHS.values())
 def channel(name: str) -> slice:
     """The feature channels of a map of the table."""
     return slice(ENDS[name] - WIDTHS[name], ENDS[name])
+
+
+# Maps that both subjects have: where those of the first and of the second one begin, and how many there are.
+TWINS = tuple(
+    (channel(name).start, channel(f"{name}2").start, WIDTHS[name]) for name in ("mask", "class", "colour", "offset")
+)

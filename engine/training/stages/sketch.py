@@ -63,8 +63,8 @@ class SketchStage(RendererStage):
         chosen = torch.randint(len(inputs), (CELLS,), device=self.device)
         inputs, targets, weights = inputs[chosen], targets[chosen], self.pixels.flatten()
         with autocast(self.device):
-            drawn = self.sketch.draw(inputs.T[None, :, :, None])[0, :, :, 0].float()
-        loss = ((drawn.T - targets).square() * weights).mean()
+            drawn = self.sketch.draw(inputs).float()
+        loss = ((drawn - targets).square() * weights).mean()
         return loss, {"ratio": float(loss.detach() / (targets.square() * weights).mean())}
 
     def fresh_pool(self, step: int, rng: random.Random, batch: int, held_out: bool) -> LatentPool:
