@@ -43,6 +43,19 @@ def test_what_is_saved_is_loaded(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["part.safetensors"]
 
 
+def test_large_components_are_in_several_files(folder: Path) -> None:
+    """None above the limit; those of an earlier save are gone."""
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    save_component(folder, "part", other, file_bytes=20)
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"part-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    loaded = module()
+    load_component(folder, "part", loaded)
+    assert len(files) > 2 and torch.equal(loaded[0].weight, other[0].weight.bfloat16().float())
+    save_component(folder, "part", other)
+    assert [path.name for path in folder.iterdir()] == ["part.safetensors"]
+
+
 @pytest.mark.parametrize(
     "names",
     [

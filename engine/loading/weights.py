@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from engine.wire.files import write_atomically
 SHIPPED = Path(__file__).parent.parent / "data"  # one folder a preset
 DESCRIPTION = "config.json"
 FORMAT = 1
+SHIPPED_BYTES, SHIPPED_FILE = 60 << 20, 14 << 20  # of weights in all, and of a file's tensors
+LARGE_FILE = 1 << 30
 _WEIGHTS = (".safetensors", ".pt")
 _SAMPLE_BYTES = 1 << 16
 _PUBLISHED_PRESET = "landiff"
@@ -32,15 +35,32 @@ _PUBLISHED_NAMES = (*(file.name for file in FILES), EXTRACTOR)
 _OWN_PLANNER_TEXT, _OWN_RENDERER_TEXT = "planner_text", "renderer_text"
 
 
-def save_component(folder: Path, name: str, module: nn.Module) -> None:
-    """Writes `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are."""
+def save_component(folder: Path, name: str, module: nn.Module, file_bytes: int | None = None) -> None:
+    """Writes `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are.
+
+    Where that would be above `file_bytes` (default: SHIPPED_FILE for what may be shipped, which is no more than
+    SHIPPED_BYTES, else LARGE_FILE) there are numbered files, each whole or not at all.
+    """
+    # Who loads weights does without it.
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {key for key, _ in module.named_parameters()}
     tensors = {
         key: value.detach().to("cpu", torch.bfloat16 if key in parameters else value.dtype).contiguous()
         for key, value in module.state_dict().items()
     }
-    write_atomically(folder / f"{name}.safetensors", lambda path: write_safetensors(path, tensors))
+    if file_bytes is None:
+        small = sum(tensor.nbytes for tensor in tensors.values()) <= SHIPPED_BYTES
+        file_bytes = SHIPPED_FILE if small else LARGE_FILE
+    pattern = name + "{suffix}.safetensors"
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=file_bytes)
+    before = set(_shards(folder, name))
+    files = {folder / file: names for file, names in split.filename_to_tensors.items()}
+    for file, names in files.items():
+        write_atomically(file, partial(write_safetensors, tensors={key: tensors[key] for key in names}))
+    for file in before - files.keys():
+        file.unlink(missing_ok=True)
 
 
 def load_component(folder: Path, name: str, module: nn.Module) -> None:
