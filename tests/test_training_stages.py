@@ -49,7 +49,7 @@ def narrow() -> EngineConfig:
     )  # fmt: skip
     details = mini.renderer.condition.details
     assert details is not None
-    details = dataclasses.replace(details, sketch=dataclasses.replace(details.sketch, channels=6))
+    details = dataclasses.replace(details, sketch=dataclasses.replace(details.sketch, channels=6, waves=details.waves))
     condition = dataclasses.replace(
         mini.renderer.condition, width=16, out_channels=8, latent_channels=6, details=details
     )
