@@ -55,7 +55,7 @@ def save_component(folder: Path, name: str, module: nn.Module, file_bytes: int |
         file_bytes = SHIPPED_FILE if small else LARGE_FILE
     pattern = name + "{suffix}.safetensors"
     split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=file_bytes)
-    before = set(_shards(folder, name))
+    before = set(component_files(folder, name))
     files = {folder / file: names for file, names in split.filename_to_tensors.items()}
     for file, names in files.items():
         write_atomically(file, partial(write_safetensors, tensors={key: tensors[key] for key in names}))
@@ -78,7 +78,7 @@ def load_component(folder: Path, name: str, module: nn.Module) -> None:
 
 def has_component(folder: Path, name: str) -> bool:
     """Whether a folder of our own layout holds any of a component."""
-    return any(path.is_file() for path in _shards(folder, name))
+    return any(path.is_file() for path in component_files(folder, name))
 
 
 def write_description(folder: Path, preset: str, made_by: str) -> None:
@@ -190,7 +190,7 @@ def open_own(folder: Path, components: Mapping[str, nn.Module]) -> list[Source]:
     sources, faults = [], []
     for component, module in components.items():
         try:
-            files = [open_tensors(path) for path in _shards(folder, component)]
+            files = [open_tensors(path) for path in component_files(folder, component)]
         except ValueError as error:
             faults.append(str(error))
             continue
@@ -231,8 +231,8 @@ def _check_description(path: Path, preset: str) -> None:
         )
 
 
-def _shards(folder: Path, component: str) -> list[Path]:
-    """The files of a component that must be there."""
+def component_files(folder: Path, component: str) -> list[Path]:
+    """The files of a component that must be there, one or numbered ones."""
     variant = rf"(?:\.(?:{'|'.join(VARIANTS)}))?"
     pattern = re.compile(rf"{re.escape(component)}{variant}-(\d+)-of-(\d+){variant}\.safetensors")
     numbered = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.loading.options import autocast
-from engine.loading.weights import load_component, save_component
+from engine.loading.weights import component_files, load_component, save_component
 from engine.perceptual.schedule import FlowSchedule
 from engine.training.setup import StageSetup
 from engine.training.stages.renderer import RendererBatch, RendererStage
@@ -81,8 +81,8 @@ class DistillStage(RendererStage):
     def export(self) -> None:
         """Writes a complete folder of weights: the student's renderer and copies of all other components."""
         self.student.mkdir(parents=True, exist_ok=True)
-        for path in self.weights.iterdir():
+        for path in set(self.weights.iterdir()).difference(component_files(self.weights, "renderer")):
             copied = self.student / path.name
-            if path.name != "renderer.safetensors" and not copied.exists():
+            if not copied.exists():
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copied)
         save_component(self.student, "renderer", self.renderer)
