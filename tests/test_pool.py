@@ -127,6 +127,26 @@ async def test_a_lost_engine_s_channels_go_on_elsewhere(site: Site) -> None:
     assert b"landiff_engine_ready 1.0" in site.metrics.text()
 
 
+async def test_an_engine_that_loads_keeps_its_channels(site: Site) -> None:
+    """Its process was told of them: another engine, warm before it, gets them only if it ends."""
+    channel = site.begin("a")
+    site.ready(0)
+    loading = site.pool.links[0]
+    for _ in range(2):
+        loading.detach("it crashed", final=False)
+        site.pool.lost(loading)
+        loading.attach(site.rings[0], site.sent[0].append)
+    site.ready(1)
+    assert site.made() == [["a"], []] and site.opened(1) == []
+    loading.receive(READY)
+    site.pool.came(loading)
+    loading.receive(ChannelOpened("a"))
+    assert site.made() == [["a"], []] and channel.report().state == "idle"
+    loading.detach("it crashed", final=False)
+    site.pool.lost(loading)
+    assert site.made() == [[], ["a"]] and site.opened(1) == ["a"]
+
+
 async def test_an_engine_that_is_given_up_keeps_no_channel(site: Site) -> None:
     """Its channels wait for an engine that starts rather than stay with it."""
     site.begin("a")

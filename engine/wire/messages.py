@@ -117,6 +117,11 @@ class Ready:
     steps: int  # denoising steps of a chunk, where a channel's settings name none
     picture: str = "small"  # one of PICTURES
 
+    @property
+    def video(self) -> tuple[int, int, float]:
+        """Width, height and frames a second: what viewers notice if it changes."""
+        return self.width, self.height, self.fps
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelOpened:

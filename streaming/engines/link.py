@@ -94,8 +94,7 @@ class EngineChannel(Protocol):
         ...
 
     def interrupted(self, released: bool = False, killed: bool = False) -> None:
-        """The process ended, `killed` from outside, or `released` it: its slots and its answers are gone.
-        `engine_changed` follows."""
+        """The process ended or was `killed`, or `released` it: slots and answers are gone; `engine_changed` follows."""
         ...
 
 
@@ -218,7 +217,7 @@ class EngineLink:
                 self._tell()
             case Ready():
                 known = self.ready or self._picture()
-                if known is not None and _picture(known) != _picture(message):
+                if known is not None and known.video != message.video:
                     raise ValueError(f"the engine came back as {message}; viewers watch {known}")
                 self.ready = message
                 # Those that come later must not choose anew.
@@ -255,6 +254,11 @@ class EngineLink:
     def running(self) -> bool:
         """True while a process is there and warm."""
         return self.status is EngineStatus.RUNNING
+
+    @property
+    def attached(self) -> bool:
+        """Whether a process is there, warm or not: it was told of the channels."""
+        return self._send is not None
 
     def check(self) -> None:
         """Raises Unavailable when no process is warm."""
@@ -294,7 +298,3 @@ class EngineLink:
     def _tell(self) -> None:
         for channel in self._channels.values():
             channel.engine_changed()
-
-
-def _picture(ready: Ready) -> tuple[int, int, float]:
-    return ready.width, ready.height, ready.fps

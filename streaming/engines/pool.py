@@ -77,7 +77,8 @@ class EnginePool:
         for other in self.links:
             other.settings = replace(other.settings, picture=link.settings.picture)
         for other in self.links:
-            if other is not link and other.status in (EngineStatus.RESTARTING, EngineStatus.FAILED):
+            # A process that is not warm yet may name its channels, and go on with what is kept of them.
+            if other.status in (EngineStatus.RESTARTING, EngineStatus.FAILED) and not other.attached:
                 self.lost(other)
         makes = len(link.channels)
         while len((fullest := max(self._running(), key=lambda one: len(one.staying))).staying) >= makes + 2:

@@ -133,12 +133,8 @@ class RayCluster:
                     pool.drain(link)
                     if not link.channels or not pool.others_run(link):
                         engine.end("it drains")
-            begun = {number for _, number in self._engines.values()}
             for link in pool.links:
-                if (
-                    link.status in (EngineStatus.STARTING, EngineStatus.RESTARTING)
-                    and link.settings.number not in begun
-                ):
+                if link.status in (EngineStatus.STARTING, EngineStatus.RESTARTING) and not link.attached:
                     # Perhaps for ever: engines that run take its channels.
                     pool.lost(link)
             engines = sum(link.status is not EngineStatus.FAILED for link in pool.links)
