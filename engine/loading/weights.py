@@ -39,7 +39,8 @@ def save_component(folder: Path, name: str, module: nn.Module, file_bytes: int |
     """Writes `folder/name.safetensors`, whole or not at all: parameters in bfloat16, buffers as they are.
 
     Where that would be above `file_bytes` (default: SHIPPED_FILE for what may be shipped, which is no more than
-    SHIPPED_BYTES, else LARGE_FILE) there are numbered files, each whole or not at all. Those of an earlier save go last.
+    SHIPPED_BYTES, else LARGE_FILE) there are numbered files, each whole or not at all. Files of an earlier
+    save go last.
     """
     # Who loads weights does without it.
     from huggingface_hub import split_torch_state_dict_into_shards
