@@ -17,6 +17,7 @@ from engine.loading.modules import build as build_modules
 from engine.loading.weights import SHIPPED, load_component, save_component, write_description
 from engine.perceptual.mini.enlarger import Enlarger, EnlargerConfig
 from engine.perceptual.mini.vae import TinyVAE, TinyVAEConfig
+from engine.perceptual.mini.waves import WavesConfig
 from engine.semantic.theia import Theia
 from engine.semantic.tokenizer import SemanticTokenizer
 from engine.text.small_t5 import SmallT5, load_vocabulary
@@ -49,7 +50,8 @@ def narrow() -> EngineConfig:
     )  # fmt: skip
     details = mini.renderer.condition.details
     assert details is not None
-    details = dataclasses.replace(details, sketch=dataclasses.replace(details.sketch, channels=6, waves=details.waves))
+    sketch = dataclasses.replace(details.sketch, channels=6, waves=WavesConfig(count=208))
+    details = dataclasses.replace(details, sketch=sketch)
     condition = dataclasses.replace(
         mini.renderer.condition, width=16, out_channels=8, latent_channels=6, details=details
     )
