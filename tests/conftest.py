@@ -8,10 +8,19 @@ import aioice.ice
 import openmp  # noqa: F401 - sets OMP_WAIT_POLICY, which must stand before anything imports torch
 import pytest
 import tolerances  # noqa: F401 - sets TRITON_INTERPRET, which must stand before anything imports Triton
+import torch
 
 # A shell that starts the tests behind `nohup` or `&` has them ignored, and the processes that tests signal inherit it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Gives torch its threads back: an engine of a test chooses their number, and bits depend on it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

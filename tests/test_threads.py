@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from engine.runtime.threads import FIRST_RETRY_S, JUMP, LAST_RETRY_S, RETRY_S, ROUNDS, UNITS, ThreadChoice
-
-
-@pytest.fixture(autouse=True)
-def _same_threads_after() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 class Machine:
